@@ -1,0 +1,119 @@
+"""Batch norm, activation and max-pool as one differentiable op over a batch of tasks."""
+
+import torch
+from torch import Tensor
+
+from metasparse_ext.reference.norm_act_pool import norm_act_pool as _reference
+
+ACTIVATIONS = ("relu", "none")
+ORDERS = ("norm_act_pool", "norm_pool_act", "act_pool_norm")
+
+
+def norm_act_pool(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    activation: str = "relu",
+    pool: bool | int = False,
+    order: str = "norm_act_pool",
+) -> Tensor:
+    r"""Applies the block that follows a convolution, with the batch statistics of each task.
+
+    With :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`, where the mean and the biased
+    variance are those of one task's channel over its samples and positions, the block is
+
+    * ``"norm_act_pool"``: ``pool(act(weight * x̂ + bias))``, the order of MAML and MetaDOCK;
+    * ``"norm_pool_act"``: ``act(pool(weight * x̂ + bias))``, the order of Reptile, and of CAVIA when
+      ``activation="none"`` leaves room for the modulation that CAVIA puts before its ReLU. A ReLU
+      and a max-pool commute, so this order equals the first one, derivatives included;
+    * ``"act_pool_norm"``: ``weight * û + bias`` of ``u = pool(act(x))``, whose statistics are
+      taken over ``u``: the order of hypertorch.
+
+    An odd last row or column belongs to no pooling window, but in the first two orders it does
+    count in the statistics. Ties of a window go to its first element and the derivative of ReLU
+    at 0 is 0, as in PyTorch; a NaN spreads to its task and channel. Statistics are never kept from
+    one call to the next. Differentiable to any order in x, weight and bias, in reverse and in
+    forward mode.
+
+    Args:
+        x: ``(N, C, H, W)``, or ``(T, N, C, H, W)`` for T tasks; float32 or float64. Under autocast
+            every floating-point dtype is accepted and float32 computed.
+        weight: Scale, ``(C,)`` or per task ``(T, C)``, of x's dtype. None means 1.
+        bias: Shift, ``(C,)`` or per task ``(T, C)``, of x's dtype. None means 0.
+        eps: Added to the variance.
+        activation: ``"relu"`` or ``"none"``.
+        pool: ``True`` or 2: max over 2x2 windows with stride 2. ``False`` or 0: no pooling.
+        order: One of the three above.
+
+    Returns:
+        ``(T, N, C, H', W')`` if any argument has a task axis, else ``(N, C, H', W')``;
+        ``H' = H // 2`` and ``W' = W // 2`` with pooling.
+
+    Raises:
+        TypeError: An argument is not a tensor, or dtypes are unsupported or differ.
+        ValueError: A shape, option or eps that does not fit.
+    """
+    _check(x, weight, bias, eps, activation, pool, order)
+    return _reference(x, weight, bias, eps=eps, activation=activation, pool=pool, order=order)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str,
+    pool: bool | int,
+    order: str,
+) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"norm_act_pool: expected activation to be one of {ACTIVATIONS}, got {activation!r}"
+        )
+    if order not in ORDERS:
+        raise ValueError(f"norm_act_pool: expected order to be one of {ORDERS}, got {order!r}")
+    if pool not in (False, True, 2):
+        raise ValueError(f"norm_act_pool: expected pool to be False, True, 0 or 2, got {pool!r}")
+    if not eps >= 0:
+        raise ValueError(f"norm_act_pool: expected eps >= 0, got {eps!r}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"norm_act_pool: expected x to be a Tensor, got {type(x).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"norm_act_pool: expected x of float32 or float64, got {x.dtype}")
+    if x.dim() not in (4, 5):
+        raise ValueError(
+            "norm_act_pool: expected x of shape (N, C, H, W) or (T, N, C, H, W), "
+            f"got {tuple(x.shape)}"
+        )
+    smallest = 2 if pool else 1
+    if x.size(-4) < 1 or x.size(-2) < smallest or x.size(-1) < smallest:
+        raise ValueError(
+            f"norm_act_pool: expected x with N >= 1 and H, W >= {smallest}"
+            f"{' (pool)' if pool else ''}, got {tuple(x.shape)}"
+        )
+    tasks = x.size(0) if x.dim() == 5 else None
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            tasks = _check_affine(name, value, x, tasks)
+
+
+def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int | None:
+    """Checks weight or bias; returns the number of tasks that the arguments agree on so far."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"norm_act_pool: expected {name} to be a Tensor or None, got {type(value).__name__}"
+        )
+    if value.dtype != x.dtype:
+        raise TypeError(f"norm_act_pool: expected {name} of x's dtype {x.dtype}, got {value.dtype}")
+    channels = x.size(-3)
+    if value.dim() == 1 and value.size(0) == channels:
+        return tasks
+    if value.dim() == 2 and value.size(1) == channels and tasks in (None, value.size(0)):
+        return value.size(0)
+    shape = "(T, C)" if tasks is None else f"({tasks}, {channels})"
+    raise ValueError(
+        f"norm_act_pool: expected {name} of shape ({channels},) or {shape}, "
+        f"got {tuple(value.shape)}"
+    )
