@@ -1,0 +1,74 @@
+#pragma once
+// What the autograd kernels share. They are written the way PyTorch's own code generator writes
+// them: a Node per op that saves variables and whose backward goes back through the dispatcher, so
+// that it is itself differentiable (any order), visible to torch.func and to torch.compile. An
+// autograd::Function would be none of these.
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/library.h>
+
+#include <memory>
+#include <optional>
+
+namespace metasparse {
+
+// torch 2.13 holds Nodes in c10::intrusive_ptr, earlier versions in std::shared_ptr
+// (pytorch/pytorch#181139). The pointer type of an Edge tells which.
+template <class EdgePointer>
+struct NodePointer;
+
+template <class Base>
+struct NodePointer<std::shared_ptr<Base>> {
+  template <class N>
+  static std::shared_ptr<N> make() {
+    // found by argument-dependent lookup on Base, hence only where that version declares it
+    return std::shared_ptr<N>(new N(), [](Base* node) { deleteNode(node); });
+  }
+};
+
+template <class Base>
+struct NodePointer<c10::intrusive_ptr<Base>> {
+  template <class N>
+  static c10::intrusive_ptr<N> make() {
+    return c10::make_intrusive<N>();
+  }
+};
+
+template <class N>
+auto make_node() {
+  return NodePointer<decltype(torch::autograd::Edge::function)>::template make<N>();
+}
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// The forward-mode tangent of a variable, undefined where there is none.
+inline at::Tensor tangent_of(const at::Tensor& t) {
+  return t.defined() ? t._fw_grad(/*level=*/0) : at::Tensor();
+}
+
+inline at::Tensor primal_of(const at::Tensor& t) {
+  return t.defined() ? t._fw_primal(/*level=*/0) : at::Tensor();
+}
+
+inline at::Tensor or_undefined(const std::optional<at::Tensor>& t) {
+  return t.has_value() ? *t : at::Tensor();
+}
+
+inline std::optional<at::Tensor> or_none(const at::Tensor& t) {
+  return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+}
+
+// a + b where either may be absent.
+inline at::Tensor add_defined(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.defined()) return b;
+  return b.defined() ? a + b : a;
+}
+
+}  // namespace metasparse

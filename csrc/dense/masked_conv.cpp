@@ -1,0 +1,114 @@
+#include "masked_conv.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "../masked_conv_checks.h"
+
+namespace metasparse::dense {
+namespace {
+
+constexpr std::array<bool, 3> kInputGrad = {true, false, false};
+constexpr std::array<bool, 3> kWeightGrad = {false, true, false};
+
+Tensor masked(const Tensor& dense, const OptionalTensor& mask) {
+  if (!mask.has_value()) return dense;
+  const auto m = mask->unsqueeze(-1).unsqueeze(-1);
+  // where, not a product alone: a pruned kernel may hold anything, NaN included
+  return at::where(m != 0, dense * m, at::zeros({}, dense.options()));
+}
+
+bool shared_by_tasks(const Tensor& t) { return t.size(0) == 1 || t.stride(0) == 0; }
+
+bool shared_by_tasks(const OptionalTensor& t) { return !t.has_value() || shared_by_tasks(*t); }
+
+OptionalTensor first_task(const OptionalTensor& t) {
+  return t.has_value() ? OptionalTensor((*t)[0]) : std::nullopt;
+}
+
+Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                IntArrayRef stride, IntArrayRef padding) {
+  return at::convolution(x, weight, bias, stride, padding, /*dilation=*/{1, 1},
+                         /*transposed=*/false, /*output_padding=*/{0, 0}, /*groups=*/1);
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolve_backward(const Tensor& grad, const Tensor& x,
+                                                     const Tensor& weight, IntArrayRef stride,
+                                                     IntArrayRef padding,
+                                                     std::array<bool, 3> wanted) {
+  return at::convolution_backward(grad, x, weight, std::nullopt, stride, padding, {1, 1}, false,
+                                  {0, 0}, 1, wanted);
+}
+
+template <class PerTask>
+Tensor stack_over_tasks(int64_t tasks, PerTask&& per_task) {
+  std::vector<Tensor> results;
+  results.reserve(tasks);
+  for (int64_t t = 0; t < tasks; ++t) results.push_back(per_task(t));
+  return at::stack(results);
+}
+
+}  // namespace
+
+Tensor masked_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
+                   const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv(x, weight, mask, bias, stride, padding);
+  const auto tasks = x.size(0);
+  if (shared_by_tasks(weight) && shared_by_tasks(mask) && shared_by_tasks(bias)) {
+    // One network for all tasks: their samples form one batch.
+    const auto y = convolve(x.flatten(0, 1), masked(weight[0], first_task(mask)), first_task(bias),
+                            stride, padding);
+    return y.unflatten(0, {tasks, x.size(1)}).contiguous();
+  }
+  const auto effective = masked(weight, mask);
+  return stack_over_tasks(tasks, [&](int64_t t) {
+    const auto b = bias.has_value() ? OptionalTensor((*bias)[t]) : std::nullopt;
+    return convolve(x[t], effective[t], b, stride, padding);
+  });
+}
+
+Tensor masked_conv_input_grad(const Tensor& grad, const Tensor& weight, const OptionalTensor& mask,
+                              IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
+  const auto tasks = grad.size(0), samples = grad.size(1), channels = weight.size(2);
+  if (shared_by_tasks(weight) && shared_by_tasks(mask)) {
+    const auto like =
+        at::empty({tasks * samples, channels, input_size[0], input_size[1]}, grad.options());
+    const auto gx =
+        std::get<0>(convolve_backward(grad.flatten(0, 1), like, masked(weight[0], first_task(mask)),
+                                      stride, padding, kInputGrad));
+    return gx.unflatten(0, {tasks, samples}).contiguous();
+  }
+  const auto like = at::empty({samples, channels, input_size[0], input_size[1]}, grad.options());
+  const auto effective = masked(weight, mask);
+  return stack_over_tasks(tasks, [&](int64_t t) {
+    return std::get<0>(convolve_backward(grad[t], like, effective[t], stride, padding, kInputGrad));
+  });
+}
+
+Tensor masked_conv_weight_grad(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
+                               IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
+  const auto like =
+      at::empty({grad.size(2), x.size(2), kernel_size[0], kernel_size[1]}, grad.options());
+  const auto dense = stack_over_tasks(grad.size(0), [&](int64_t t) {
+    return std::get<1>(convolve_backward(grad[t], x[t], like, stride, padding, kWeightGrad));
+  });
+  return masked(dense, mask);
+}
+
+Tensor masked_conv_mask_grad(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                             IntArrayRef stride, IntArrayRef padding) {
+  const auto dense = masked_conv_weight_grad(grad, x, std::nullopt,
+                                             {weight.size(3), weight.size(4)}, stride, padding);
+  return (dense * weight).sum({-2, -1});
+}
+
+}  // namespace metasparse::dense
+
+TORCH_LIBRARY_IMPL(metasparse, CUDA, m) {
+  m.impl("masked_conv", metasparse::dense::masked_conv);
+  m.impl("masked_conv_input_grad", metasparse::dense::masked_conv_input_grad);
+  m.impl("masked_conv_weight_grad", metasparse::dense::masked_conv_weight_grad);
+  m.impl("masked_conv_mask_grad", metasparse::dense::masked_conv_mask_grad);
+}

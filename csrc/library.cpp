@@ -1,0 +1,41 @@
+// Every schema of the package. Kernels register themselves per device (csrc/cpu, csrc/dense,
+// csrc/cuda), autograd per op family (csrc/autograd); fake tensors, vmap and autocast are
+// registered from Python (metasparse_ext/ops). Tensor letters: T task, N sample, I in, O out, H, W.
+#include <Python.h>
+#include <torch/library.h>
+
+#include "build_info.h"
+
+TORCH_LIBRARY(metasparse, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+
+  // What the library was compiled with: "key=value" lines.
+  m.def("build_info() -> str", metasparse::build_info);
+
+  // y (T,N,O,Ho,Wo) = conv(x, weight * mask) + bias
+  m.def(
+      "masked_conv(Tensor x, Tensor weight, Tensor? mask, Tensor? bias, int[2] stride, int[2] "
+      "padding)"
+      " -> Tensor",
+      tags);
+  // The derivatives of <grad, conv(x, weight * mask)> in x, weight and mask.
+  m.def(
+      "masked_conv_input_grad(Tensor grad, Tensor weight, Tensor? mask, SymInt[2] input_size,"
+      " int[2] stride, int[2] padding) -> Tensor",
+      tags);
+  m.def(
+      "masked_conv_weight_grad(Tensor grad, Tensor x, Tensor? mask, SymInt[2] kernel_size,"
+      " int[2] stride, int[2] padding) -> Tensor",
+      tags);
+  m.def(
+      "masked_conv_mask_grad(Tensor grad, Tensor x, Tensor weight, int[2] stride, int[2] padding)"
+      " -> Tensor",
+      tags);
+}
+
+// Importing metasparse_ext._C runs the static registrations above; the module itself is empty,
+// which keeps the library free of Python's unstable ABI.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&module);
+}

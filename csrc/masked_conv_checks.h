@@ -1,0 +1,27 @@
+#pragma once
+// Arguments of the masked convolution family, checked once for every device.
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace metasparse {
+
+void check_masked_conv(const at::Tensor& x, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& bias,
+                       at::IntArrayRef stride, at::IntArrayRef padding);
+
+void check_masked_conv_input_grad(const at::Tensor& grad, const at::Tensor& weight,
+                                  const std::optional<at::Tensor>& mask, at::IntArrayRef input_size,
+                                  at::IntArrayRef stride, at::IntArrayRef padding);
+
+void check_masked_conv_weight_grad(const at::Tensor& grad, const at::Tensor& x,
+                                   const std::optional<at::Tensor>& mask,
+                                   at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                   at::IntArrayRef padding);
+
+// Positions of a sliding window of `kernel` over `size` padded by `padding` on both sides.
+inline int64_t conv_out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding) {
+  return (size + 2 * padding - kernel) / stride + 1;
+}
+
+}  // namespace metasparse

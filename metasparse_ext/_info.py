@@ -1,0 +1,55 @@
+"""What this installation is made of and which backends it can use."""
+
+import importlib.util
+import platform
+
+import torch
+
+from metasparse_ext import _library
+
+
+def _cuda() -> str:
+    record = _library.build_record()
+    if torch.version.cuda is None:
+        return "no (torch was built without CUDA)"
+    if not torch.cuda.is_available():
+        return f"no (torch has CUDA {torch.version.cuda}, but no GPU is visible)"
+    kernels = (
+        "with" if record.get("cuda") else f"without ({record.get('cuda_reason', 'no library')})"
+    )
+    return f"yes ({torch.cuda.get_device_name()}, {kernels} compiled CUDA kernels)"
+
+
+def _triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "no (not installed)"
+    import triton
+
+    return f"yes ({triton.__version__})"
+
+
+def info() -> dict[str, str]:
+    """Versions and backends in use, as printed by ``metasparse info``.
+
+    Returns:
+        Ordered names and values: ``metasparse_ext``, ``python``, ``torch``, ``library`` (whether the
+        compiled library is loaded, or why not), ``cpu`` (the instruction set of the CPU kernels),
+        ``threads``, ``cuda`` and ``triton`` (yes or no, and why).
+    """
+    from metasparse_ext import __version__
+
+    record = _library.build_record()
+    if _library.problem is None:
+        library = f"loaded (built with torch {record['torch']}, {record['compiler']})"
+    else:
+        library = f"not loaded: {_library.problem}"
+    return {
+        "metasparse_ext": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "library": library,
+        "cpu": record.get("cpu_isa", "reference ops only"),
+        "threads": str(torch.get_num_threads()),
+        "cuda": _cuda(),
+        "triton": _triton(),
+    }

@@ -1,0 +1,36 @@
+"""What the ops share when they register vmap rules: one mapped axis folds into the task axis."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def fold(tensor: Tensor | None, in_dim: int | None, batch: int) -> Tensor | None:
+    """(…, B, …) with its mapped axis at ``in_dim``, or an unmapped (T, …) -> (B * T, …)."""
+    if tensor is None:
+        return None
+    if in_dim is None:
+        tensor = tensor.unsqueeze(0).expand(batch, *tensor.shape)
+    else:
+        tensor = tensor.movedim(in_dim, 0)
+    return tensor.flatten(0, 1)
+
+
+def fold_into_tasks(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """The vmap rule of an op whose tensor arguments and result all lead with the task axis."""
+
+    def rule(info, in_dims: Sequence[int | None], *args) -> tuple[Tensor, int]:
+        batch = info.batch_size
+        folded = [
+            fold(arg, dim, batch) if arg is None or isinstance(arg, Tensor) else arg
+            for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        return op(*folded).unflatten(0, (batch, -1)), 0
+
+    return rule
+
+
+def register_vmap(name: str, op: Callable[..., Tensor]) -> None:
+    """Registers :func:`fold_into_tasks` for ``metasparse::name``."""
+    torch.library.register_vmap(f"metasparse::{name}", fold_into_tasks(op))

@@ -1,0 +1,130 @@
+"""Masked 2-D convolution, batched over tasks."""
+
+import torch
+from torch import Tensor
+from torch.nn.modules.utils import _pair
+
+from metasparse_ext import _library, reference
+from metasparse_ext.ops._register import register_vmap
+
+_OP = "masked_conv2d"
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
+    """Convolves with the kernels that a mask leaves, for many tasks in one call.
+
+    Computes ``conv2d(x, weight * mask[..., None, None], bias, stride, padding)`` and skips every kernel
+    (o, i) whose mask is zero: its weights are not read. Each argument may lead with a task axis T; one
+    without it is shared by the tasks. Differentiable to any order, in reverse and forward mode, in ``x``,
+    ``weight``, ``mask`` and ``bias``; the gradient of the mask is that of the product ``weight * mask``
+    and is dense, which is how a pruned kernel can come back.
+
+    Args:
+        x: (N, I, H, W) or (T, N, I, H, W), float32 or float64.
+        weight: (O, I, kh, kw) or (T, O, I, kh, kw), dtype of ``x``.
+        mask: (O, I) or (T, O, I), zeros and ones in the dtype of ``x`` or bool; any real is multiplied in.
+            None leaves every kernel.
+        bias: (O,) or (T, O), added to every output channel, also to one without kernels.
+        stride: Step of the window, one integer or (vertical, horizontal).
+        padding: Zeros around the image, one integer or (vertical, horizontal).
+
+    Returns:
+        (T, N, O, Ho, Wo), or (N, O, Ho, Wo) when no argument has a task axis;
+        Ho = floor((H + 2 * padding - kh) / stride) + 1.
+
+    Raises:
+        ValueError: A shape does not fit; the message names the argument.
+        TypeError: Dtypes differ, or an argument is not a tensor.
+
+    The kernel-wise gate is that of MetaDOCK (Chavan et al., "Dynamic Kernel Selection for Improved
+    Generalization and Memory Efficiency in Meta-learning", CVPR 2022).
+    """
+    args = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
+    tasks = _task_count(args)
+    if mask is not None and mask.dtype == torch.bool:
+        args["mask"] = (mask.to(x.dtype), 2)
+    x, weight, mask, bias = (
+        _with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values()
+    )
+    run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
+    y = run(x, weight, mask, bias, _pair(stride), _pair(padding))
+    return y if tasks is not None else y.squeeze(0)
+
+
+def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
+    """T, or None when no argument has a task axis; ranks and T are checked."""
+    tasks, leader = None, None
+    for name, (tensor, rank) in args.items():
+        if tensor is None and name in ("mask", "bias"):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{_OP}: expected {name} to be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() not in (rank, rank + 1):
+            raise ValueError(
+                f"{_OP}: expected {name} of {rank} dimensions, or {rank + 1} with a leading task axis, "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        if tensor.dim() == rank:
+            continue
+        if tasks is not None and tensor.shape[0] != tasks:
+            raise ValueError(
+                f"{_OP}: expected {name} for T = {tasks} tasks like {leader}, "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        tasks, leader = tensor.shape[0], name
+    return tasks
+
+
+def _with_tasks(tensor: Tensor | None, rank: int, tasks: int) -> Tensor | None:
+    """A view with a leading task axis; a shared tensor is repeated by a zero stride."""
+    if tensor is None or tensor.dim() == rank + 1:
+        return tensor
+    return tensor.unsqueeze(0).expand(tasks, *tensor.shape)
+
+
+def _out_size(size, kernel, stride: int, padding: int):
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def _fake_conv(x, weight, mask, bias, stride, padding):
+    sizes = zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
+    return x.new_empty(*x.shape[:2], weight.shape[1], *(_out_size(*size) for size in sizes))
+
+
+def _fake_input_grad(grad, weight, mask, input_size, stride, padding):
+    return grad.new_empty(*grad.shape[:2], weight.shape[2], *input_size)
+
+
+def _fake_weight_grad(grad, x, mask, kernel_size, stride, padding):
+    return grad.new_empty(grad.shape[0], grad.shape[2], x.shape[2], *kernel_size)
+
+
+def _fake_mask_grad(grad, x, weight, stride, padding):
+    return grad.new_empty(grad.shape[0], grad.shape[2], x.shape[2])
+
+
+def _register() -> None:
+    fakes = {
+        "masked_conv": _fake_conv,
+        "masked_conv_input_grad": _fake_input_grad,
+        "masked_conv_weight_grad": _fake_weight_grad,
+        "masked_conv_mask_grad": _fake_mask_grad,
+    }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"metasparse::{name}", fake)
+        register_vmap(name, getattr(torch.ops.metasparse, name))
+        # The kernels compute in float32 and float64: lower precisions of a surrounding autocast region
+        # come in as float32.
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+
+
+if _library.problem is None:
+    _register()
