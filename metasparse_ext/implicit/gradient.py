@@ -1,0 +1,103 @@
+"""The implicit meta-gradient of proximally regularised adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metasparse_ext.implicit.cg import CGResult, CGStatus, cg
+from metasparse_ext.implicit.linearize import Curvature, linearize
+from metasparse_ext.implicit.operators import Kind, damped
+
+
+class ImplicitGradient(NamedTuple):
+    """Outcome of :func:`implicit_gradient`.
+
+    Attributes:
+        gradient: (T, P) every task's meta-gradient.
+        query_loss: (T,) outer losses at the adapted parameters.
+        support_loss: (T,) inner losses there, without the proximal term.
+        solve: the conjugate-gradient solve: iterations, residuals and status per task.
+    """
+
+    gradient: Tensor
+    query_loss: Tensor
+    support_loss: Tensor
+    solve: CGResult
+
+
+def implicit_gradient(
+    support_loss: Callable[[Tensor], Tensor],
+    query_loss: Callable[[Tensor], Tensor],
+    params: Tensor,
+    *,
+    lam: float | Tensor,
+    kind: Kind = "paper",
+    damping: float | None = None,
+    curvature: Curvature = "hessian",
+    model: Callable[[Tensor], Tensor] | None = None,
+    iterations: int = 5,
+    tolerance: float | None = None,
+    x0: Tensor | None = None,
+    preconditioner: Tensor | None = None,
+) -> ImplicitGradient:
+    """Differentiates T adapted networks' outer losses with respect to where they started.
+
+    For phi* = argmin L_support(phi) + lambda/2 ||phi - theta||^2, the gradient of L_query(phi*)
+    in theta is (I + H/lambda)^-1 grad L_query(phi*), H the curvature of L_support at phi*
+    (Rajeswaran et al., Meta-Learning with Implicit Gradients, 2019, lemma 1). How phi* was found
+    does not enter: neither its time nor its memory.
+
+    A task whose first direction already shows no positive curvature gets the solution of A
+    without H, that is, the first-order meta-gradient up to the operator's scale.
+
+    Args:
+        support_loss: maps parameters (T, P) to inner losses (T,) without the proximal term. With
+            ``model`` given, maps ``model``'s outputs to them, as in :func:`linearize`.
+        query_loss: maps parameters (T, P) to outer losses (T,).
+        params: (T, P) adapted parameters phi*.
+        lam, kind, damping: the operator, see :func:`damped`.
+        curvature, model: the matrix H, see :func:`linearize`.
+        iterations, tolerance, x0, preconditioner: the solve, see :func:`cg`.
+
+    Example:
+        Any module will do. Four tasks of a network that is not of this package::
+
+            net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), ...)
+            layout = Layout.of(net)
+            support = task_losses(net, layout, x_support, y_support)     # images (4, N, 3, H, W)
+            query = task_losses(net, layout, x_query, y_query)
+            result = implicit_gradient(support, query, phi, lam=0.5)     # phi (4, P): adapted
+            for p, g in zip(net.parameters(), layout.unflatten(result.gradient.mean(0)).values()):
+                p.grad = g
+    """
+    loss, gradient = _value_and_gradient(query_loss, params)
+    inner = linearize(support_loss, params, model=model, curvature=curvature)
+    operator = damped(inner.hvp, kind, lam=lam, damping=damping)
+    solve = cg(
+        operator,
+        gradient,
+        iterations=iterations,
+        tolerance=tolerance,
+        x0=x0,
+        preconditioner=preconditioner,
+    )
+    stuck = (solve.status == CGStatus.NOT_POSITIVE) & (solve.iterations == 0)
+    solution = torch.where(stuck[:, None], gradient / operator.shift, solve.solution)
+    return ImplicitGradient(operator.gain * solution, loss, inner.loss, solve)
+
+
+def _value_and_gradient(loss: Callable[[Tensor], Tensor], params: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        point = params.detach().requires_grad_()
+        losses = loss(point)
+        if losses.shape != params.shape[:1]:
+            raise ValueError(
+                f"implicit_gradient: expected query_loss to return shape ({params.shape[0]},), "
+                f"got {tuple(losses.shape)}"
+            )
+        (gradient,) = torch.autograd.grad(losses.sum(), point)
+    return losses.detach(), gradient

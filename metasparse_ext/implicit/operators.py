@@ -1,0 +1,93 @@
+"""The named linear operators of implicit meta-gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["paper", "imaml_dev", "ridge"]
+KINDS: tuple[Kind, ...] = ("paper", "imaml_dev", "ridge")
+
+_DEFAULT_DAMPING: dict[Kind, float] = {"paper": 0.0, "imaml_dev": 1.0, "ridge": 0.0}
+
+# Added to lambda by the official iMAML code (its `lam_damping`), whatever the damping asked for.
+_IMAML_DEV_OFFSET = 10.0
+
+
+@dataclass(frozen=True)
+class DampedOperator:
+    """A v = shift v + scale H v, with H given by its products.
+
+    Attributes:
+        hvp: maps (T, P) to (T, P).
+        shift: multiple of the identity: a number, or a tensor that broadcasts to (T, P).
+        scale: multiple of the curvature: a number, or a tensor (T, 1).
+        gain: what the solution of A x = b is multiplied by to give the implicit gradient.
+    """
+
+    hvp: Callable[[Tensor], Tensor]
+    shift: float | Tensor
+    scale: float | Tensor
+    gain: float | Tensor
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.shift * v + self.scale * self.hvp(v)
+
+
+def damped(
+    hvp: Callable[[Tensor], Tensor],
+    kind: Kind = "paper",
+    *,
+    lam: float | Tensor,
+    damping: float | None = None,
+) -> DampedOperator:
+    """Makes the operator of an implicit meta-gradient from curvature products.
+
+    =============  ==============================  ====================================
+    kind           A                               implicit gradient
+    =============  ==============================  ====================================
+    ``paper``      (1 + d) I + H / lambda          A^-1 b          (iMAML, equation 6)
+    ``imaml_dev``  (1 + d) I + H / (lambda + 10)   A^-1 b          (iMAML's official code)
+    ``ridge``      H + (lambda + d) I              lambda A^-1 b   (``paper`` times lambda)
+    =============  ==============================  ====================================
+
+    Numbers of ``imaml_dev`` do not compare with the others': its matrix is another one.
+
+    Args:
+        hvp: maps directions (T, P) to curvature products (T, P), e.g. ``linearize(...).hvp``.
+        kind: ``"paper"``, ``"imaml_dev"`` or ``"ridge"``.
+        lam: strength lambda > 0 of the proximal term: a number, or a tensor () or (T, 1).
+            ``"ridge"`` also takes one per parameter, (P,) or (T, P); the other two would not be
+            symmetric then.
+        damping: d >= 0, default 0 (``imaml_dev``: 1).
+
+    Raises:
+        ValueError: an unknown kind, a lambda that is not positive, a negative damping, or a
+            lambda per parameter where it would break symmetry.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"damped: expected kind to be one of {KINDS}, got {kind!r}")
+    damping = _DEFAULT_DAMPING[kind] if damping is None else damping
+    if damping < 0:
+        raise ValueError(f"damped: expected damping >= 0, got {damping}")
+    _check_lambda(kind, lam)
+    if kind == "paper":
+        return DampedOperator(hvp, shift=1 + damping, scale=1 / lam, gain=1.0)
+    if kind == "imaml_dev":
+        return DampedOperator(hvp, shift=1 + damping, scale=1 / (lam + _IMAML_DEV_OFFSET), gain=1.0)
+    return DampedOperator(hvp, shift=lam + damping, scale=1.0, gain=lam)
+
+
+def _check_lambda(kind: Kind, lam: float | Tensor) -> None:
+    if isinstance(lam, Tensor):
+        # The values stay unread: looking at them would stop the device.
+        if kind != "ridge" and lam.dim() > 0 and lam.shape[-1] != 1:
+            raise ValueError(
+                f"damped: kind {kind!r} expected lam as a number or of shape (T, 1), got "
+                f"{tuple(lam.shape)}; only 'ridge' takes one lambda per parameter"
+            )
+    elif not lam > 0:
+        raise ValueError(f"damped: expected lam > 0, got {lam}")

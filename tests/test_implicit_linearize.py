@@ -1,0 +1,145 @@
+"""Curvature products and named operators against explicit matrices."""
+
+import pytest
+import torch
+from implicit_problems import dense_ggn, dense_hessian, mask_problem
+from torch.nn import functional as F
+
+from metasparse_ext.implicit import KINDS, damped, linearize
+
+mean_loss = torch.func.vmap(F.cross_entropy)
+
+
+def linearized(problem, curvature):
+    if curvature == "hessian":
+        return linearize(problem.losses(), problem.params)
+    return linearize(
+        lambda z: mean_loss(z, problem.labels),
+        problem.params,
+        model=problem.outputs(),
+        curvature="ggn",
+    )
+
+
+def dense(problem, curvature):
+    if curvature == "hessian":
+        return dense_hessian(problem.losses(), problem.params)
+    return dense_ggn(problem.outputs(), lambda z: mean_loss(z, problem.labels), problem.params)
+
+
+@pytest.mark.parametrize("masks", ["learned", "frozen"])
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_products_are_those_of_the_explicit_matrix(masks, curvature):
+    problem = mask_problem(masks)
+    at = linearized(problem, curvature)
+    matrix = dense(problem, curvature)
+    for seed in range(3):
+        v = torch.randn(
+            problem.params.shape, generator=torch.Generator().manual_seed(seed)
+        ).double()
+        torch.testing.assert_close(
+            at.hvp(v), (matrix @ v[..., None])[..., 0], rtol=1e-10, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("masks", ["learned", "frozen"])
+def test_loss_and_gradient_are_each_tasks_own(masks):
+    problem = mask_problem(masks)
+    at = linearized(problem, "hessian")
+    also = linearized(problem, "ggn")
+    for t in range(problem.params.shape[0]):
+        point = problem.params.clone().requires_grad_()
+        loss = problem.losses()(point)[t]
+        loss.backward()
+        torch.testing.assert_close(at.loss[t], loss.detach())
+        for result in (at, also):
+            torch.testing.assert_close(result.gradient[t], point.grad[t], rtol=1e-12, atol=1e-14)
+    assert not at.gradient.requires_grad
+    assert not at.loss.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+@pytest.mark.parametrize("damping", [None, 0.3])
+@pytest.mark.parametrize("per_task", [False, True], ids=["number", "per-task"])
+def test_named_operators(kind, curvature, damping, per_task):
+    problem = mask_problem("learned")
+    lam = torch.tensor([[0.5], [1.0], [3.0]]).double() if per_task else 0.7
+    operator = damped(linearized(problem, curvature).hvp, kind, lam=lam, damping=damping)
+    eye = torch.eye(problem.layout.numel, dtype=torch.float64)
+    h = dense(problem, curvature)
+    d = {"paper": 0.0, "imaml_dev": 1.0, "ridge": 0.0}[kind] if damping is None else damping
+    value = lam[..., None] if per_task else lam
+    expected = {
+        "paper": (1 + d) * eye + h / value,
+        "imaml_dev": (1 + d) * eye + h / (value + 10),
+        "ridge": h + (value + d) * eye,
+    }[kind]
+    v = torch.randn_like(problem.params)
+    torch.testing.assert_close(
+        operator(v), (expected @ v[..., None])[..., 0], rtol=1e-10, atol=1e-12
+    )
+
+
+def test_lambda_per_parameter():
+    problem = mask_problem("frozen")
+    lam = torch.rand(problem.layout.numel, dtype=torch.float64) + 0.1
+    at = linearized(problem, "hessian")
+    v = torch.randn_like(problem.params)
+    torch.testing.assert_close(damped(at.hvp, "ridge", lam=lam)(v), at.hvp(v) + lam * v)
+    with pytest.raises(ValueError, match="only 'ridge' takes one lambda per parameter"):
+        damped(at.hvp, "paper", lam=lam)
+
+
+def test_products_record_nothing_and_build_no_graph():
+    problem = mask_problem("learned")
+    saved = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with hooks:
+        at = linearized(problem, "hessian")
+        built = len(saved)
+        results = [at.hvp(torch.randn_like(problem.params)) for _ in range(4)]
+    assert built > 0
+    assert len(saved) == built
+    assert not any(result.requires_grad for result in results)
+
+
+def test_point_keeps_no_graph_of_how_it_was_reached():
+    problem = mask_problem("frozen")
+    reached = problem.params.requires_grad_() * 1
+    at = linearize(problem.losses(), reached)
+    at.hvp(torch.ones_like(reached))
+    assert problem.params.grad is None
+    with torch.no_grad():
+        again = linearize(problem.losses(), reached)
+    torch.testing.assert_close(again.gradient, at.gradient)
+
+
+def test_flat_losses_have_zero_curvature():
+    flat = linearize(lambda p: p.sum(-1), torch.randn(2, 3))
+    assert torch.equal(flat.gradient, torch.ones(2, 3))
+    assert torch.equal(flat.hvp(torch.ones(2, 3)), torch.zeros(2, 3))
+    constant = linearize(lambda p: torch.ones(2), torch.randn(2, 3))
+    assert torch.equal(constant.gradient, torch.zeros(2, 3))
+
+
+def test_bad_input():
+    p = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match="floating tensor, got"):
+        linearize(lambda p: p.sum(-1), p.long())
+    with pytest.raises(ValueError, match=r"shape \(T, P\), got \(3,\)"):
+        linearize(lambda p: p.sum(-1), p[0])
+    with pytest.raises(ValueError, match=r"return shape \(2,\), got \(\)"):
+        linearize(lambda p: p.sum(), p)
+    with pytest.raises(ValueError, match="'hessian' or 'ggn', got 'fisher'"):
+        linearize(lambda p: p.sum(-1), p, curvature="fisher")
+    with pytest.raises(ValueError, match="expected model"):
+        linearize(lambda p: p.sum(-1), p, curvature="ggn")
+    with pytest.raises(ValueError, match=r"direction of shape \(2, 3\), got \(3,\)"):
+        linearize(lambda p: p.square().sum(-1), p).hvp(p[0])
+    with pytest.raises(ValueError, match=r"kind to be one of .* got 'pap'"):
+        damped(torch.clone, "pap", lam=1.0)
+    with pytest.raises(ValueError, match="lam > 0, got 0"):
+        damped(torch.clone, lam=0)
+    with pytest.raises(ValueError, match="damping >= 0, got -1"):
+        damped(torch.clone, lam=1.0, damping=-1)
