@@ -1,0 +1,295 @@
+"""The protocol of every meta-learner, and what they share.
+
+All tasks of a meta-batch live on a leading axis T. Their adapted parameters are the rows of one
+flat buffer (T, P), laid out by :class:`~metasparse_ext.implicit.Layout`. Tasks do not interact, so
+the gradient of the sum of their losses holds every task's own gradient, and no learner ever loops
+over tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metasparse_ext.implicit import Layout
+from metasparse_ext.nn import MaskedConv2d, is_task_aware
+
+if TYPE_CHECKING:
+    from metasparse_ext.data import Samples, TaskBatch
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one meta-step measured: a value per task, without a graph, on the learner's device.
+
+    Attributes:
+        loss: (T,) query cross-entropy after adaptation.
+        accuracy: (T,) query accuracy after adaptation, in [0, 1].
+        active: (T,) fraction of the kernels of all masked convolutions that the adapted task uses.
+        support_loss: (T,) support cross-entropy before the last inner step.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    active: Tensor
+    support_loss: Tensor
+
+
+class AdaptedTasks:
+    """T task networks: a model and its adapted parameters.
+
+    Calling it with images (T, N, C, H, W) returns the logits (T, N, ways); each task's images pass
+    through its own network, with batch statistics over the N images of that task.
+
+    Attributes:
+        model: The network, whose own parameters play no part where ``parameters`` has another.
+        parameters: Name to tensor (T, ...), without a graph.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.parameters = dict(parameters)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return task_call(self.model, self.parameters, images)
+
+    @property
+    def tasks(self) -> int:
+        return next(iter(self.parameters.values())).shape[0]
+
+    @torch.no_grad()
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by layer name: (T, O, I), or (T, O, I, kh, kw) with one entry a weight."""
+        return task_masks(self.model, self.parameters, self.tasks)
+
+    def active(self) -> Tensor:
+        """(T,) fraction of all masked convolutions' kernels in use; 1 where there are none."""
+        masks = self.masks()
+        if masks:
+            return active_fraction(masks)
+        parameter = next(iter(self.parameters.values()))
+        return parameter.new_ones(self.tasks)
+
+
+class MetaLearner(nn.Module):
+    """A meta-learner: its parameters are the meta-parameters, its state dict is its whole state.
+
+    A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimiser is left
+    to the caller::
+
+        for batch in episodes(...):
+            optimiser.zero_grad()
+            metrics = learner.meta_backward(batch)
+            optimiser.step()
+
+    Args:
+        model: A network from images to logits. Parameters that do not require grad are shared by
+            all tasks and stay as they are. Models that do not understand the task axis
+            (``nn.is_task_aware``) run through ``torch.func.vmap`` and must not update buffers in
+            their forward.
+        inner_lr: Learning rate of the inner loop.
+        inner_steps: Gradient steps of the inner loop.
+        adapt_steps: Steps that :meth:`adapt` takes; as many as ``inner_steps`` by default.
+
+    Attributes:
+        iteration: Buffer that counts the calls of :meth:`meta_backward`.
+
+    Raises:
+        TypeError: if model is not an ``nn.Module``.
+        ValueError: if no parameter requires grad, or a number is out of range.
+    """
+
+    iteration: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: float,
+        inner_steps: int,
+        adapt_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{self.name}: model must be an nn.Module, got {type(model).__name__}")
+        self._require(inner_lr > 0, "inner_lr", "above 0", inner_lr)
+        self._require(inner_steps >= 0, "inner_steps", "at least 0", inner_steps)
+        adapt_steps = inner_steps if adapt_steps is None else adapt_steps
+        self._require(adapt_steps >= 0, "adapt_steps", "at least 0", adapt_steps)
+        self._refuse_running_statistics(model)
+        self.model = model
+        self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
+        self.layout = Layout.of(self._adapted_parameters())
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+
+    def adapt(self, support: Samples) -> AdaptedTasks:
+        """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state."""
+        raise NotImplementedError
+
+    def meta_backward(self, batch: TaskBatch) -> Metrics:
+        """Adds the meta-gradient, the mean over the tasks, to ``.grad`` of the meta-parameters.
+
+        Raises:
+            FloatingPointError: if a loss or the meta-gradient is NaN or infinite; ``.grad`` and
+                ``iteration`` are then as they were.
+        """
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def extra_repr(self) -> str:
+        return f"inner_lr={self.inner_lr:g}, inner_steps={self.inner_steps}"
+
+    # What learners are made of.
+
+    def start(self, tasks: int) -> Tensor:
+        """(T, P): the meta-parameters as the starting point of every task; one row in memory."""
+        with torch.no_grad():
+            return self.layout.flatten(self._adapted_parameters()).expand(tasks, -1)
+
+    def logits(self, phi: Tensor, images: Tensor) -> Tensor:
+        """(T, N, ways): each task's network, at row t of phi (T, P), on its own images."""
+        return task_call(self.model, self.layout.unflatten(phi), images)
+
+    def losses(self, phi: Tensor, samples: Samples) -> Tensor:
+        """(T,): each task's mean cross-entropy at row t of phi (T, P)."""
+        return cross_entropy(self.logits(phi, samples.images), samples.labels)
+
+    def gradient(self, phi: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (T,), each task's own gradient (T, P), and the logits (T, N, ways); no graph."""
+        with torch.enable_grad():
+            phi = phi.detach().requires_grad_()
+            logits = self.logits(phi, samples.images)
+            losses = cross_entropy(logits, samples.labels)
+            (gradient,) = torch.autograd.grad(losses.sum(), phi)
+        return losses.detach(), gradient, logits.detach()
+
+    def adapted(self, phi: Tensor) -> AdaptedTasks:
+        """The task networks whose parameters are the rows of phi (T, P)."""
+        return AdaptedTasks(self.model, self.layout.unflatten(phi.detach()))
+
+    def finish(
+        self, gradient: Tensor, phi: Tensor, trace: list[Tensor], query: Samples, logits: Tensor
+    ) -> Metrics:
+        """Ends a meta-step: checks the losses, accumulates the meta-gradient, counts, and measures.
+
+        Args:
+            gradient: (T, P) each task's meta-gradient.
+            phi: (T, P) the adapted parameters.
+            trace: The per-task losses (T,) of every inner step, and last of the query set.
+            query: The query sets, and ``logits`` (T, N, ways) for them.
+        """
+        mean = gradient.mean(0)
+        self._require_finite(trace, mean)
+        parameters = self._adapted_parameters()
+        for name, part in self.layout.unflatten(mean).items():
+            parameter = parameters[name]
+            parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+        self.iteration += 1
+        return Metrics(
+            loss=trace[-1],
+            accuracy=(logits.argmax(-1) == query.labels).to(logits.dtype).mean(-1),
+            active=self.adapted(phi).active(),
+            support_loss=trace[-2] if len(trace) > 1 else torch.full_like(trace[-1], torch.nan),
+        )
+
+    def _adapted_parameters(self) -> dict[str, Tensor]:
+        """The meta-parameters that the inner loop adapts, in the order of the flat buffer."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def _refuse_running_statistics(self, model: nn.Module) -> None:
+        """Tracked statistics would be shared by all tasks, and vmap cannot update them."""
+        for name, module in model.named_modules():
+            if module.training and getattr(module, "track_running_stats", False):
+                raise ValueError(
+                    f"{self.name}: {name!r} updates its running statistics in its forward, which "
+                    "tasks would share; use metasparse_ext.nn.BatchNorm2d, or pass the model "
+                    "through torch.func.replace_all_batch_norm_modules_ first"
+                )
+
+    def _require_finite(self, trace: list[Tensor], gradient: Tensor) -> None:
+        """The host's one look at a meta-step; left out where it is impossible, in a CUDA graph."""
+        if gradient.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        losses = torch.stack(trace)
+        if bool(losses.isfinite().all() & gradient.isfinite().all()):
+            return
+        advice = "a smaller inner_lr or meta learning rate usually helps"
+        broken = (~losses.isfinite()).nonzero()
+        if len(broken) == 0:
+            raise FloatingPointError(
+                f"{self.name}: the meta-gradient is not finite in iteration {int(self.iteration)} "
+                f"although every loss is; {advice}"
+            )
+        step, task = broken[0].tolist()
+        where = "on the query set" if step == len(trace) - 1 else f"at inner step {step}"
+        raise FloatingPointError(
+            f"{self.name}: the loss of task {task} is {losses[step, task].item()} {where} "
+            f"in iteration {int(self.iteration)}; {advice}"
+        )
+
+    def _require(self, holds: bool, argument: str, expected: str, got: object) -> None:
+        if not holds:
+            raise ValueError(f"{self.name}: {argument} must be {expected}, got {got!r}")
+
+
+def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Runs T task networks, each with its own parameters on its own images.
+
+    A model that understands the task axis runs once on everything; any other runs through
+    ``torch.func.vmap`` over T.
+
+    Args:
+        model: From images to logits.
+        parameters: Name to (T, ...). Parameters and buffers that are not named are the model's own,
+            shared.
+        images: (T, N, C, H, W).
+
+    Returns:
+        (T, N, ways).
+    """
+    if is_task_aware(model):
+        return functional_call(model, dict(parameters), (images,))
+
+    def one_task(own: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(model, own, (x,))
+
+    return torch.func.vmap(one_task, randomness="different")(dict(parameters), images)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(T,): mean cross-entropy of each task, for logits (T, N, ways) and labels (T, N)."""
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return losses.unflatten(0, labels.shape).mean(1)
+
+
+def task_masks(model: nn.Module, parameters: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
+    """The mask of every masked convolution, with a task axis, by the name of its layer."""
+    masks = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, MaskedConv2d):
+            prefix = f"{name}." if name else ""
+            weight = parameters.get(f"{prefix}weight", layer.weight)
+            own = {
+                key.removeprefix(f"{prefix}masker."): value
+                for key, value in parameters.items()
+                if key.startswith(f"{prefix}masker.")
+            }
+            mask = functional_call(layer.masker, own, (weight,))
+            shared = mask.dim() in (2, 4)
+            masks[name] = mask.expand(tasks, *mask.shape) if shared else mask
+    return masks
+
+
+def active_fraction(masks: Mapping[str, Tensor]) -> Tensor:
+    """(T,) fraction of kernels in use, those with at least one active weight, over all layers."""
+    kernels = [(m if m.dim() == 3 else m.flatten(-2).amax(-1)).flatten(1) for m in masks.values()]
+    return torch.cat(kernels, 1).ne(0).float().mean(1)

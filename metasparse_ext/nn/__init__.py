@@ -1,0 +1,31 @@
+"""Task-aware layers, masks, and networks: ordinary modules that also work on a task axis.
+
+Each module takes images (N, C, H, W) like any other, or (T, N, C, H, W) for T tasks at once; then
+every parameter may have a leading T as well, installed by ``torch.func.functional_call``.
+"""
+
+from metasparse_ext.nn.conv4 import Conv4, ConvBlock
+from metasparse_ext.nn.cost import Cost, LayerCost, cost
+from metasparse_ext.nn.linear import Linear
+from metasparse_ext.nn.masked_conv import MaskedConv2d
+from metasparse_ext.nn.masks import FixedMask, ScoreMask, TopKMask
+from metasparse_ext.nn.norm import BatchNorm2d, NormActPool
+from metasparse_ext.nn.sparsify import sparsify
+from metasparse_ext.nn.task_axis import is_task_aware
+
+__all__ = [
+    "BatchNorm2d",
+    "Conv4",
+    "ConvBlock",
+    "Cost",
+    "FixedMask",
+    "LayerCost",
+    "Linear",
+    "MaskedConv2d",
+    "NormActPool",
+    "ScoreMask",
+    "TopKMask",
+    "cost",
+    "is_task_aware",
+    "sparsify",
+]

@@ -1,0 +1,198 @@
+"""What a model costs: parameters and multiply-accumulates, dense and with its masks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.nn.masked_conv import MaskedConv2d
+
+Count = int | Tensor
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer: its parameters and the multiply-accumulates it spends on one image.
+
+    ``kernels`` are the (out, in) pairs of a masked convolution and 0 for any other layer. Active
+    counts are integers, or int64 tensors (T,) where the masks have a task axis.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    active_parameters: Count
+    macs: int
+    active_macs: Count
+    kernels: int = 0
+    active_kernels: Count = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a model: one entry a layer, and the sums as attributes.
+
+    Active parameters are what a pruned model has to store: the weights of active kernels, biases,
+    norms and heads. The scores of learned masks are not counted, for they are not needed once the
+    mask is known.
+    """
+
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def active_parameters(self) -> Count:
+        return sum(layer.active_parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def active_macs(self) -> Count:
+        return sum(layer.active_macs for layer in self.layers)
+
+    @property
+    def kernels(self) -> int:
+        return sum(layer.kernels for layer in self.layers)
+
+    @property
+    def active_kernels(self) -> Count:
+        return sum(layer.active_kernels for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = ("layer", "kind", "kernels", "active", "parameters", "active", "MACs", "active")
+        total = ("total", "", *_counts(self))
+        rows = [header, *((c.name, c.kind, *_counts(c)) for c in self.layers), total]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        )
+
+
+def cost(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    masks: Mapping[str, Tensor] | None = None,
+) -> Cost:
+    """Counts a model's parameters and the multiply-accumulates of one image, dense and active.
+
+    Runs the model once on a zero image. Convolutions (also grouped and dilated ones) and linear
+    layers count their multiply-accumulates; batch norm, activations and pooling are not counted.
+    A kernel with every entry masked costs nothing; under a mask with one entry a weight, each
+    active weight costs one multiply-accumulate a position.
+
+    Args:
+        model: Any module that takes images (N, C, H, W).
+        input_shape: (C, H, W) of one image.
+        masks: Masks to count instead of the model's own, by the name of the layer, with or without
+            a leading task axis: what ``AdaptedTasks.masks()`` returns.
+
+    Returns:
+        A :class:`Cost`; ``print`` it for a table.
+
+    Raises:
+        ValueError: if input_shape is not (C, H, W), or a mask names no masked layer.
+    """
+    if len(input_shape) != 3:
+        raise ValueError(f"cost: input_shape must be (C, H, W), got {tuple(input_shape)}")
+    masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedConv2d)}
+    if unknown := set(masks or ()) - masked.keys():
+        raise ValueError(f"cost: no masked convolution is named {sorted(unknown)}")
+    maskers = {m.masker for m in masked.values()}
+    positions = _positions(model, input_shape)
+    layers, counted = [], set()
+    for name, module in model.named_modules():
+        parameters = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted |= {id(p) for p in parameters}
+        if module in maskers or not (parameters or module in positions):
+            continue
+        size = sum(p.numel() for p in parameters)
+        layers.append(_layer(name, module, size, positions.get(module, 0), (masks or {}).get(name)))
+    return Cost(tuple(layers))
+
+
+def _layer(
+    name: str, module: nn.Module, parameters: int, positions: int, mask: Tensor | None
+) -> LayerCost:
+    """One row; ``positions`` counts what a single weight is multiplied with in one image."""
+    kind = type(module).__name__
+    if not isinstance(module, MaskedConv2d):
+        macs = positions * module.weight.numel() if positions else 0
+        return LayerCost(name, kind, parameters, parameters, macs, macs)
+    with torch.no_grad():
+        mask = module.masker(module.weight) if mask is None else mask
+    weights, area = module.weight.numel(), math.prod(module.kernel_size)
+    if mask.shape[-2:] == module.weight.shape[:2]:
+        kernels = mask != 0
+        active_weights = _ones(kernels, 2) * area
+    else:
+        kernels = (mask != 0).flatten(-2).any(-1)
+        active_weights = _ones(mask != 0, 4)
+    active_kernels = _ones(kernels, 2)
+    if mask.dim() in (2, 4):
+        active_weights, active_kernels = int(active_weights), int(active_kernels)
+    return LayerCost(
+        name,
+        kind,
+        parameters,
+        parameters - (weights if parameters else 0) + active_weights * bool(parameters),
+        weights * positions,
+        active_weights * positions,
+        math.prod(module.weight.shape[:2]),
+        active_kernels,
+    )
+
+
+def _ones(mask: Tensor, rank: int) -> Tensor:
+    """How many entries are set: (), or (T,) for a mask with a task axis."""
+    return mask.flatten(mask.dim() - rank).sum(-1)
+
+
+def _positions(model: nn.Module, input_shape: Sequence[int]) -> dict[nn.Module, int]:
+    """How many outputs per output channel each convolution and linear layer makes of an image."""
+    positions: dict[nn.Module, int] = {}
+
+    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        channels = module.weight.shape[0]
+        positions[module] = positions.get(module, 0) + output.numel() // channels
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    training = {module: module.training for module in model.modules()}
+    parameter = next(model.parameters(), torch.empty(0))
+    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
+    return positions
+
+
+def _counts(c: Cost | LayerCost) -> tuple[str, ...]:
+    numbers = (
+        *((c.kernels, c.active_kernels) if c.kernels else ("", "")),
+        c.parameters,
+        c.active_parameters,
+        c.macs,
+        c.active_macs,
+    )
+    return tuple(n if isinstance(n, str) else _readable(n) for n in numbers)
+
+
+def _readable(count: Count) -> str:
+    """An integer, or the mean over tasks."""
+    return f"{count.double().mean():,.1f}" if isinstance(count, Tensor) else f"{count:,}"

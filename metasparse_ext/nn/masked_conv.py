@@ -1,0 +1,115 @@
+"""The masked convolution as a layer."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metasparse_ext.nn.masks import FixedMask
+from metasparse_ext.ops import masked_conv2d
+
+
+class MaskedConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` with a mask that switches kernels on and off; pruned ones are skipped.
+
+    Takes ``nn.Conv2d``'s arguments and is one, so initialisers, ``isinstance`` checks and state
+    dicts work as usual.
+    It also works on a task axis: images (N, I, H, W) or (T, N, I, H, W), and through
+    ``torch.func.functional_call`` each parameter with or without a leading T.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, bias, device, dtype: As in
+        ``nn.Conv2d``;
+            padding may be "same" or "valid".
+        dilation, groups, padding_mode: Accepted for ``nn.Conv2d``'s signature; only its defaults
+            are supported.
+        mask: Which kernels are active: a tensor of zeros and ones, (O, I) or (O, I, kh, kw), or a
+            maker of masks such as :class:`~metasparse_ext.nn.ScoreMask`. All of them by default.
+
+    Attributes:
+        masker: The maker of masks, called with the weight at every forward; assign another to
+            change it.
+
+    Raises:
+        ValueError: for dilation, groups or a padding mode, and for a mask whose shape does not fit
+            the weight.
+    """
+
+    task_aware = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        mask: Tensor | nn.Module | None = None,
+    ) -> None:
+        if reason := unsupported(dilation=dilation, groups=groups, padding_mode=padding_mode):
+            raise ValueError(f"MaskedConv2d: {reason}")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.masker = mask if isinstance(mask, nn.Module) else self._fixed(mask)
+
+    def _fixed(self, mask: Tensor | None) -> FixedMask:
+        if mask is None:
+            return FixedMask(self.weight.new_ones(self.weight.shape[:2]))
+        shape = tuple(self.weight.shape)
+        if tuple(mask.shape) not in (shape[:2], shape):
+            raise ValueError(
+                f"MaskedConv2d: mask must be {shape[:2]}, one entry a kernel, or {shape}, "
+                f"one entry a weight, got {tuple(mask.shape)}"
+            )
+        return FixedMask(mask.to(self.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, mask = self.weight, self.masker(self.weight)
+        if mask.dim() >= 4:
+            weight, mask = _masked_weights(weight, mask)
+        x, padding = self._pad(x)
+        return masked_conv2d(x, weight, mask, self.bias, self.stride, padding)
+
+    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The padding as two numbers; what is uneven (an even kernel, "same") is added to x."""
+        if not isinstance(self.padding, str):
+            return x, self.padding
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        if left == right and top == bottom:
+            return x, (top, left)
+        return F.pad(x, (left, right, top, bottom)), (0, 0)
+
+
+def unsupported(*, dilation: int | tuple[int, int], groups: int, padding_mode: str) -> str | None:
+    """Why a masked convolution cannot have these arguments, or None if it can."""
+    if dilation not in (1, (1, 1)):
+        return f"dilation must be 1, got {dilation}"
+    if groups != 1:
+        return f"groups must be 1, got {groups}"
+    if padding_mode != "zeros":
+        return f"padding_mode must be 'zeros', got {padding_mode!r}"
+    return None
+
+
+def _masked_weights(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A mask with one entry a weight, as the masked weight and the mask of its non-zero kernels.
+
+    A mask that is learned needs the gradient of every weight, those of the skipped kernels too, so
+    nothing is skipped.
+    """
+    kernels = None if mask.requires_grad else mask.detach().flatten(-2).amax(-1)
+    return weight * mask, kernels

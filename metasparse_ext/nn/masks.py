@@ -1,0 +1,131 @@
+"""Makers of masks: small modules that turn a layer's weight into the mask of its kernels.
+
+A maker is called with the weight of its layer, (O, I, kh, kw) or (T, O, I, kh, kw), and returns a
+tensor of zeros and ones: one number a kernel, (O, I) or (T, O, I), or one number a weight, in the
+weight's shape. What a maker learns is an ordinary parameter, so learners adapt it per task like any
+other.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext import ops
+
+
+class FixedMask(nn.Module):
+    """A mask that is given, not learned, and kept in the state dict.
+
+    Args:
+        mask: (O, I), one entry a kernel, or (O, I, kh, kw), one entry a weight; zeros and ones of
+            any dtype.
+
+    Raises:
+        ValueError: if the mask has another number of dimensions or other values than 0 and 1.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        if mask.dim() not in (2, 4):
+            raise ValueError(
+                "FixedMask: mask must be (O, I), one entry a kernel, or (O, I, kh, kw), "
+                f"one entry a weight, got shape {tuple(mask.shape)}"
+            )
+        if not mask.is_meta and not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("FixedMask: mask must hold zeros and ones only")
+        self.register_buffer("mask", mask.detach().clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.mask.to(weight.dtype)
+
+    def extra_repr(self) -> str:
+        active = "on meta" if self.mask.is_meta else f"{self.mask.float().mean().item():.1%} active"
+        return f"{tuple(self.mask.shape)}, {active}"
+
+
+class ScoreMask(nn.Module):
+    """MetaDOCK's gate: a kernel is active where the logistic of its learned score exceeds one half.
+
+    The forward value is ``1[sigmoid(score) > 0.5]``. The gradient passes straight through the
+    threshold and truly through the logistic, so a pruned kernel keeps a gradient and can come back.
+
+    Args:
+        out_channels: O.
+        in_channels: I.
+        low, high: Scores start uniform in [low, high); the default of MetaDOCK's code starts with
+            every kernel active.
+        device, dtype: Of the scores.
+
+    Source: MetaDOCK (Chavan et al., CVPR 2022), section "Dynamic kernel selection", and its public
+        code.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        in_channels: int,
+        low: float = 0.0,
+        high: float = 0.01,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.scores = nn.Parameter(
+            torch.empty(out_channels, in_channels, device=device, dtype=dtype)
+        )
+        self.reset_parameters()
+
+    @classmethod
+    def like(cls, weight: Tensor, low: float = 0.0, high: float = 0.01) -> "ScoreMask":
+        """Scores for a weight (O, I, kh, kw), on its device and of its dtype."""
+        return cls(
+            weight.shape[0], weight.shape[1], low, high, device=weight.device, dtype=weight.dtype
+        )
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.scores, self.low, self.high)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return ops.binary_mask(self.scores.sigmoid() - 0.5)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.scores.shape)}, init=U({self.low:g}, {self.high:g})"
+
+
+class TopKMask(nn.Module):
+    """Keeps the largest weights of its layer, ``round(density * n)`` of n, chosen at every call.
+
+    Because the mask follows the weight, a task whose weights were adapted gets its own mask. The
+    weight is detached before it is ranked: the mask passes no gradient back to it.
+
+    Args:
+        density: Kept fraction, in [0, 1].
+        granularity: ``"weight"`` ranks single weights, ``"kernel"`` ranks kernels by the mean of
+            their scores, ``"channel"`` ranks output channels in the same way.
+        signed: Rank by the value instead of the magnitude.
+
+    Source: the supermask of GEMS (WACV 2023), supplement, listings 3 and 4.
+    """
+
+    def __init__(
+        self, density: float, granularity: str = "weight", *, signed: bool = False
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= density <= 1.0:
+            raise ValueError(f"TopKMask: density must lie in [0, 1], got {density}")
+        if granularity not in ("weight", "kernel", "channel"):
+            raise ValueError(
+                "TopKMask: granularity must be 'weight', 'kernel' or 'channel', "
+                f"got {granularity!r}"
+            )
+        self.density, self.granularity, self.signed = density, granularity, signed
+
+    def forward(self, weight: Tensor) -> Tensor:
+        ranked = weight.detach() if self.signed else weight.detach().abs()
+        return ops.topk_mask(ranked, self.density, granularity=self.granularity)
+
+    def extra_repr(self) -> str:
+        return f"density={self.density:g}, granularity={self.granularity!r}, signed={self.signed}"

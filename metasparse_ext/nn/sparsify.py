@@ -1,0 +1,102 @@
+"""From any model to a masked one."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from metasparse_ext.nn.masked_conv import MaskedConv2d, unsupported
+
+
+def sparsify(
+    model: nn.Module,
+    masker: Callable[[Tensor], nn.Module] | None = None,
+    *,
+    inplace: bool = False,
+    keep_unsupported: bool = False,
+) -> nn.Module:
+    """Turns every ``nn.Conv2d`` of a model into a :class:`~metasparse_ext.nn.MaskedConv2d`.
+
+    Weights and biases stay the same parameters (of the copy, unless in place), so the model
+    computes what it did until a mask prunes something. Layers that are masked already get the new
+    masker, if one is given, and else stay as they are.
+
+    Args:
+        model: Any module; a lone ``nn.Conv2d`` too.
+        masker: Makes the maker of masks of a layer from its weight, for example
+            ``ScoreMask.like`` or ``lambda weight: TopKMask(0.5)``. All kernels active by default.
+        inplace: Change the model itself instead of a deep copy.
+        keep_unsupported: Leave convolutions that cannot be masked (dilated, grouped, with another
+            padding mode, parametrised, lazy) as they are and warn, naming them, instead of raising.
+
+    Returns:
+        The masked model.
+
+    Raises:
+        ValueError: naming every convolution that cannot be masked and why.
+    """
+    convolutions = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    reasons = {name: reason for name, conv in convolutions.items() if (reason := _refusal(conv))}
+    if reasons:
+        listed = "; ".join(f"{name or 'the model'}: {why}" for name, why in reasons.items())
+        if not keep_unsupported:
+            raise ValueError(
+                f"sparsify: these convolutions cannot be masked: {listed} "
+                "(keep_unsupported=True leaves them dense)"
+            )
+        warnings.warn(f"sparsify left these convolutions dense: {listed}", stacklevel=2)
+    if not inplace:
+        model = copy.deepcopy(model)
+    return _replace(model, masker, {})
+
+
+def _refusal(conv: nn.Conv2d) -> str | None:
+    if isinstance(conv, MaskedConv2d):
+        return None
+    if type(conv) is not nn.Conv2d:
+        return f"it is a {type(conv).__name__}, whose forward may do more than a convolution"
+    if parametrize.is_parametrized(conv):
+        return "its parameters are parametrised"
+    return unsupported(dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode)
+
+
+def _replace(
+    module: nn.Module,
+    masker: Callable[[Tensor], nn.Module] | None,
+    done: dict[nn.Module, nn.Module],
+) -> nn.Module:
+    """The masked form of a module; one that appears in several places is converted once."""
+    if module not in done:
+        done[module] = module
+        if isinstance(module, MaskedConv2d):
+            if masker is not None:
+                module.masker = masker(module.weight)
+        elif isinstance(module, nn.Conv2d) and _refusal(module) is None:
+            done[module] = _masked(module, masker)
+        else:
+            # Not named_children(), which leaves out the second name of a shared module.
+            for name, child in module._modules.items():
+                if child is not None:
+                    module._modules[name] = _replace(child, masker, done)
+    return done[module]
+
+
+def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> MaskedConv2d:
+    masked = MaskedConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        bias=conv.bias is not None,
+        device="meta",
+        mask=masker(conv.weight) if masker else None,
+    )
+    masked.weight, masked.bias = conv.weight, conv.bias
+    if masker is None:
+        masked.masker = masked._fixed(None)
+    return masked.train(conv.training)

@@ -1,0 +1,165 @@
+"""The task-aware layers: each task's slice equals the layer run on that task alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from metasparse_ext.nn import (
+    BatchNorm2d,
+    FixedMask,
+    Linear,
+    MaskedConv2d,
+    NormActPool,
+    is_task_aware,
+)
+
+T, N = 3, 4
+DOUBLE = {"dtype": torch.float64}
+
+
+def with_tasks(module, only=None):
+    """Random parameters with a task axis; those not named in ``only`` stay shared."""
+    return {
+        name: torch.randn(T, *p.shape, **DOUBLE)
+        for name, p in module.named_parameters()
+        if only is None or name in only
+    }
+
+
+def assert_tasks_are_alone(module, x, parameters):
+    result = functional_call(module, parameters, (x,))
+    assert result.shape[0] == T
+    for t in range(T):
+        own = {name: p[t] for name, p in parameters.items()}
+        alone = functional_call(module, own, (x[t] if x.dim() == 5 else x,))
+        torch.testing.assert_close(result[t], alone)
+
+
+LAYERS = {
+    "conv": lambda: MaskedConv2d(3, 5, 3, 2, 1, **DOUBLE),
+    "conv-masked": lambda: MaskedConv2d(
+        3, 5, (3, 1), padding=(1, 0), mask=(torch.rand(5, 3) > 0.4), **DOUBLE
+    ),
+    "conv-weight-mask": lambda: MaskedConv2d(
+        3, 5, 3, bias=False, mask=(torch.rand(5, 3, 3, 3) > 0.7).double(), **DOUBLE
+    ),
+    "conv-same-even": lambda: MaskedConv2d(3, 5, 2, padding="same", **DOUBLE),
+    "batch-norm": lambda: BatchNorm2d(3, **DOUBLE),
+    "norm-act-pool": lambda: NormActPool(3, pool=2, order="act_pool_norm", **DOUBLE),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shared", ["none", "weight", "bias"])
+def test_tasks_do_not_interact(name, shared):
+    layer = LAYERS[name]()
+    only = [n for n, _ in layer.named_parameters() if n != shared] or ["weight"]
+    assert_tasks_are_alone(layer, torch.randn(T, N, 3, 7, 6, **DOUBLE), with_tasks(layer, only))
+
+
+@pytest.mark.parametrize("only", [None, ["weight"], ["bias"], []], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_on_tasks(only, bias):
+    layer = Linear(6, 5, bias=bias, **DOUBLE)
+    x, parameters = torch.randn(T, N, 6, **DOUBLE), with_tasks(layer, only)
+    result = functional_call(layer, parameters, (x,))
+    for t in range(T):
+        own = {**dict(layer.named_parameters()), **{n: p[t] for n, p in parameters.items()}}
+        torch.testing.assert_close(result[t], F.linear(x[t], own["weight"], own.get("bias")))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": (2, 4), "padding": "same", "bias": False},
+        {"kernel_size": (3, 2), "padding": "valid", "stride": (2, 1)},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_dense_masked_conv_is_conv2d(arguments):
+    masked = MaskedConv2d(3, 4, **arguments, **DOUBLE)
+    conv = nn.Conv2d(3, 4, **arguments, **DOUBLE)
+    conv.load_state_dict({k: v for k, v in masked.state_dict().items() if "masker" not in k})
+    x = torch.randn(N, 3, 9, 8, **DOUBLE)
+    torch.testing.assert_close(masked(x), conv(x))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 3, 3)], ids=["kernel", "weight"])
+def test_mask_multiplies_the_weight(shape):
+    mask = (torch.rand(shape) > 0.6).double()
+    layer, x = MaskedConv2d(3, 4, 3, mask=mask, **DOUBLE), torch.randn(N, 3, 7, 7, **DOUBLE)
+    expected = F.conv2d(x, layer.weight * mask.reshape(4, 3, *shape[2:] or (1, 1)), layer.bias)
+    result = layer(x)
+    torch.testing.assert_close(result, expected)
+    wanted = torch.autograd.grad(expected.square().sum(), layer.weight)
+    torch.testing.assert_close(torch.autograd.grad(result.square().sum(), layer.weight), wanted)
+
+
+class LearnedWeightMask(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = nn.Parameter(mask)
+
+    def forward(self, weight):
+        return self.mask
+
+
+def test_learned_weight_mask_gets_a_gradient_where_it_is_zero():
+    mask = (torch.rand(4, 3, 3, 3) > 0.9).double()
+    layer = MaskedConv2d(3, 4, 3, mask=LearnedWeightMask(mask), **DOUBLE)
+    x = torch.randn(N, 3, 7, 7, **DOUBLE)
+    expected = F.conv2d(x, layer.weight * layer.masker.mask, layer.bias).square().sum()
+    wanted = torch.autograd.grad(expected, layer.masker.mask)
+    torch.testing.assert_close(
+        torch.autograd.grad(layer(x).square().sum(), layer.masker.mask), wanted
+    )
+
+
+@pytest.mark.parametrize("layer", [BatchNorm2d, NormActPool])
+def test_batch_norm_is_that_of_the_batch_in_both_modes(layer):
+    norm = layer(3, **DOUBLE)
+    x = torch.randn(N, 3, 5, 5, **DOUBLE)
+    expected = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)
+    expected = expected.relu() if layer is NormActPool else expected
+    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(norm.eval()(x), expected)
+    assert "weight" not in dict(layer(3, affine=False).named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dilation": 2}, "dilation must be 1"),
+        ({"groups": 3}, "groups must be 1"),
+        ({"padding_mode": "reflect"}, "padding_mode must be 'zeros'"),
+        ({"mask": torch.ones(3, 6)}, r"mask must be \(6, 3\)"),
+        ({"mask": torch.full((6, 3), 0.5)}, "zeros and ones only"),
+    ],
+    ids=["dilation", "groups", "padding_mode", "mask-shape", "mask-values"],
+)
+def test_masked_conv_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MaskedConv2d(3, 6, 3, **arguments)
+
+
+def test_fixed_mask_refuses_a_vector():
+    with pytest.raises(ValueError, match="FixedMask: mask must be"):
+        FixedMask(torch.ones(3))
+
+
+def test_state_dict_keeps_the_mask():
+    mask = (torch.rand(4, 3) > 0.5).float()
+    source, target = MaskedConv2d(3, 4, 3, mask=mask), MaskedConv2d(3, 4, 3)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target.masker.mask, mask)
+
+
+def test_task_awareness():
+    assert is_task_aware(nn.Sequential(MaskedConv2d(3, 4, 3), BatchNorm2d(4), nn.ReLU()))
+    assert not is_task_aware(nn.Sequential(MaskedConv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert not is_task_aware(nn.Linear(3, 4))

@@ -1,0 +1,153 @@
+"""Conv4, sparsify and cost."""
+
+import pytest
+import torch
+from torch import nn
+
+from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, cost, sparsify
+
+
+@pytest.mark.parametrize(
+    ("size", "strided", "head", "features"),
+    [
+        (28, True, "flatten", 64 * 2 * 2),
+        (32, True, "flatten", 64 * 2 * 2),
+        (84, True, "flatten", 64 * 6 * 6),
+        (28, True, "mean", 64),
+        (28, False, "flatten", 64),
+        (84, False, "flatten", 64 * 5 * 5),
+        ((40, 33), False, "flatten", 64 * 2 * 2),
+    ],
+    ids=str,
+)
+def test_conv4_sizes(size, strided, head, features):
+    net = Conv4(3, size, 64, 5, strided=strided, head=head)
+    assert net.head.in_features == features
+    shape = (size, size) if isinstance(size, int) else size
+    assert net(torch.randn(2, 3, *shape)).shape == (2, 5)
+    assert net(torch.randn(3, 2, 3, *shape)).shape == (3, 2, 5)
+
+
+def test_conv4_names_what_does_not_fit():
+    with pytest.raises(ValueError, match="too small for 4 blocks"):
+        Conv4(1, 8, strided=False)
+    with pytest.raises(ValueError, match="head must be"):
+        Conv4(1, 28, head="max")
+    with pytest.raises(ValueError, match=r"C, H, W = \(1, 28, 28\), got shape \(2, 1, 32, 32\)"):
+        Conv4(1, 28)(torch.zeros(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "parameters", "mega_macs"),
+    [(64, 32, 114, 3.54), (128, 32, 449, 13.3), (64, 84, 124, 25.1), (128, 84, 470, 94.3)],
+)
+@pytest.mark.parametrize("kept", [1.0, 0.5])
+def test_cost_of_the_published_backbones(width, size, parameters, mega_macs, kept):
+    """Thousands of parameters and millions of MACs, as derived for MetaDOCK's networks."""
+    net = Conv4(3, size, width, 5)
+    convolutions = sum(block.conv.weight.numel() for block in net.blocks)
+    for block in net.blocks:
+        mask = torch.zeros(block.conv.weight.shape[:2])
+        mask.view(-1)[: round(kept * mask.numel())] = 1
+        block.conv.masker = FixedMask(mask)
+    counted = cost(net, (3, size, size))
+    assert counted.parameters // 1000 == parameters
+    assert counted.macs / 1e6 == pytest.approx(mega_macs, rel=5e-3)
+    assert counted.active_parameters == counted.parameters - round((1 - kept) * convolutions)
+    head = counted.layers[-1].macs
+    assert counted.active_macs - head == pytest.approx(kept * (counted.macs - head))
+    assert counted.active_kernels == round(kept * counted.kernels)
+    assert f"{counted.macs:,}" in str(counted)
+
+
+def test_cost_of_per_task_and_weight_masks():
+    net = nn.Sequential(MaskedConv2d(2, 3, 3, padding=1), nn.Conv2d(3, 6, 3, groups=3))
+    masks = torch.zeros(2, 3, 2)
+    masks[0, 0], masks[1] = 1, 1
+    tasks = cost(net, (2, 5, 5), {"0": masks})
+    assert tasks.layers[0].active_kernels.tolist() == [2, 6]
+    grouped = 6 * 9 * 9
+    assert tasks.active_macs.tolist() == [2 * 9 * 25 + grouped, 6 * 9 * 25 + grouped]
+    assert "4.0" in str(tasks)
+    net[0].masker = FixedMask(torch.eye(3).repeat(3, 2, 1, 1))
+    assert cost(net, (2, 5, 5)).layers[0].active_macs == 6 * 3 * 25
+    with pytest.raises(ValueError, match="no masked convolution is named"):
+        cost(net, (2, 5, 5), {"1": masks})
+    with pytest.raises(ValueError, match="input_shape must be"):
+        cost(net, (5, 5))
+
+
+def test_cost_leaves_the_model_as_it_was():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout())
+    net[2].eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    cost(net, (1, 5, 5))
+    assert [m.training for m in net] == [True, True, False]
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not net[0]._forward_hooks
+
+
+class Branches(nn.Module):
+    """A user's model with a convolution used twice under two names."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding="same")
+        self.twice = nn.ModuleList([nn.Conv2d(4, 4, 1, bias=False)] * 2)
+        self.last = nn.Conv2d(4, 4, 3, 2, 1, **options)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        for conv in self.twice:
+            x = conv(x).relu()
+        return self.last(x)
+
+
+def test_sparsify_keeps_what_the_model_computes():
+    model, x = Branches(), torch.randn(2, 2, 6, 7)
+    masked = sparsify(model.eval())
+    torch.testing.assert_close(masked(x), model(x))
+    assert isinstance(model.first, nn.Conv2d)
+    assert not isinstance(model.first, MaskedConv2d)
+    assert isinstance(masked.first, MaskedConv2d)
+    assert not masked.first.training
+    assert masked.twice[0] is masked.twice[1]
+    assert masked.last.weight is not model.last.weight
+
+
+def test_sparsify_in_place_keeps_the_parameters():
+    model = Branches()
+    parameters = list(model.parameters())
+    assert sparsify(model, inplace=True) is model
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    lone = nn.Conv2d(2, 3, 3)
+    assert sparsify(lone, inplace=True).weight is lone.weight
+
+
+def test_sparsify_gives_each_layer_its_masker():
+    def half(weight):
+        return FixedMask((torch.arange(weight.shape[0])[:, None] % 2).expand(weight.shape[:2]))
+
+    masked = sparsify(Branches(), half)
+    assert cost(masked, (2, 6, 6)).active_kernels == (8 + 16 + 16) // 2
+    again = sparsify(masked)
+    assert torch.equal(again.first.masker.mask, masked.first.masker.mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"groups": 2}, "last: groups must be 1, got 2"),
+        ({"dilation": 2}, r"last: dilation must be 1, got \(2, 2\)"),
+        ({"padding_mode": "circular"}, "last: padding_mode must be 'zeros'"),
+    ],
+    ids=["groups", "dilation", "padding_mode"],
+)
+def test_sparsify_refuses_or_reports(options, reason):
+    model = Branches(**options)
+    with pytest.raises(ValueError, match=reason):
+        sparsify(model)
+    with pytest.warns(UserWarning, match=reason):
+        masked = sparsify(model, keep_unsupported=True)
+    assert not isinstance(masked.last, MaskedConv2d)
+    assert isinstance(masked.first, MaskedConv2d)
