@@ -1,7 +1,8 @@
 """Builds metasparse_ext._C against the torch of the running interpreter.
 
-C++ always; CUDA where torch has CUDA and a toolkit is found (``METASPARSE_FORCE_CUDA=1/0`` overrides). The
-decision depends on torch and the toolkit alone, never on a GPU being visible, and is printed in one line.
+C++ always; CUDA where torch has CUDA and a toolkit is found (``METASPARSE_FORCE_CUDA=1/0``
+overrides). The decision depends on torch and the toolkit alone, never on a GPU being visible, and
+is printed in one line.
 """
 
 import json
@@ -54,9 +55,7 @@ def decide_cuda() -> tuple[bool, str]:
         return False, "METASPARSE_FORCE_CUDA=0"
     if torch.version.cuda is None:
         if forced == "1":
-            sys.exit(
-                f"METASPARSE_FORCE_CUDA=1, but torch {torch.__version__} was built without CUDA"
-            )
+            sys.exit(f"METASPARSE_FORCE_CUDA=1, but torch {torch.__version__} has no CUDA")
         return False, f"torch {torch.__version__} was built without CUDA"
     if cpp_extension.CUDA_HOME is None:
         if forced == "1":
@@ -119,16 +118,14 @@ def make_build_ext():
 
         def copy_extensions_to_source(self):
             super().copy_extensions_to_source()
-            package = Path("metasparse_ext")
-            self.copy_file(
-                str(Path(self.build_lib) / package / RECORD), str(ROOT / package / RECORD)
-            )
+            record = Path("metasparse_ext") / RECORD
+            self.copy_file(str(Path(self.build_lib) / record), str(ROOT / record))
 
     return BuildExt
 
 
-# -fopenmp at compile time only: its symbols then resolve to the OpenMP runtime that torch itself loads.
-# Linking another one would put two thread pools on the same cores.
+# -fopenmp at compile time only: its symbols then resolve to the OpenMP runtime that torch itself
+# loads. Linking another one would put two thread pools on the same cores.
 CXX_FLAGS = ["-O2", "-std=c++20", "-fvisibility=hidden", "-fopenmp", "-DNDEBUG", "-Wall", "-g0"]
 # Kernels may contract a * b + c and assume no trapping, but keep NaN, infinities and signed zeros.
 KERNEL_FLAGS = [

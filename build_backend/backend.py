@@ -1,8 +1,9 @@
 """PEP 517 backend: setuptools, building against the torch of the environment it installs into.
 
-A torch extension must be compiled with the torch it will run with. Under build isolation the interpreter is
-the target's own and only its site-packages are hidden: they are put back at the end of ``sys.path``, so that
-the isolated build tools still win. Where there is no torch to find, the front end is asked for one.
+A torch extension must be compiled with the torch it will run with. Under build isolation the
+interpreter is the target's own and only its site-packages are hidden: they are put back at the end
+of ``sys.path``, so that the isolated build tools still win. Where there is no torch to find, the
+front end is asked for one.
 """
 
 import importlib

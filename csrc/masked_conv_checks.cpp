@@ -16,6 +16,11 @@ void check_window(const char* op, IntArrayRef stride, IntArrayRef padding) {
                     ": expected padding to be two integers >= 0, got ", padding);
 }
 
+void check_floating(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble, op,
+                   ": expected ", name, " of dtype float32 or float64, got ", t.scalar_type());
+}
+
 void check_mask(const char* op, const OptionalTensor& mask, int64_t tasks, int64_t out, int64_t in,
                 const char* like_name, const Tensor& like) {
   if (!mask.has_value()) return;
@@ -47,6 +52,7 @@ void check_masked_conv(const Tensor& x, const Tensor& weight, const OptionalTens
   constexpr auto op = "masked_conv";
   check_window(op, stride, padding);
   check_rank(op, "x", x, 5, "(T, N, I, H, W)");
+  check_floating(op, "x", x);
   check_rank(op, "weight", weight, 5, "(T, O, I, kh, kw)");
   check_same_kind(op, "weight", weight, "x", x);
   check_size(op, "weight", weight, 0, x.size(0), "T");
@@ -72,6 +78,7 @@ void check_masked_conv_input_grad(const Tensor& grad, const Tensor& weight,
   constexpr auto op = "masked_conv_input_grad";
   check_window(op, stride, padding);
   check_rank(op, "grad", grad, 5, "(T, N, O, Ho, Wo)");
+  check_floating(op, "grad", grad);
   check_rank(op, "weight", weight, 5, "(T, O, I, kh, kw)");
   check_same_kind(op, "weight", weight, "grad", grad);
   check_size(op, "weight", weight, 0, grad.size(0), "T");
@@ -87,6 +94,7 @@ void check_masked_conv_weight_grad(const Tensor& grad, const Tensor& x, const Op
   constexpr auto op = "masked_conv_weight_grad";
   check_window(op, stride, padding);
   check_rank(op, "grad", grad, 5, "(T, N, O, Ho, Wo)");
+  check_floating(op, "grad", grad);
   check_rank(op, "x", x, 5, "(T, N, I, H, W)");
   check_same_kind(op, "x", x, "grad", grad);
   check_size(op, "x", x, 0, grad.size(0), "T");

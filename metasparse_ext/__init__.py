@@ -1,4 +1,4 @@
-"""Sparse meta-learning for PyTorch: task-batched masked ops, implicit differentiation, and learners."""
+"""Sparse meta-learning for PyTorch: task-batched ops, implicit differentiation, and learners."""
 
 __version__ = "0.1.0"
 

@@ -14,10 +14,9 @@ def _cuda() -> str:
         return "no (torch was built without CUDA)"
     if not torch.cuda.is_available():
         return f"no (torch has CUDA {torch.version.cuda}, but no GPU is visible)"
-    kernels = (
-        "with" if record.get("cuda") else f"without ({record.get('cuda_reason', 'no library')})"
-    )
-    return f"yes ({torch.cuda.get_device_name()}, {kernels} compiled CUDA kernels)"
+    reason = record.get("cuda_reason", "no library")
+    kernels = "CUDA kernels compiled" if record.get("cuda") else f"no CUDA kernels: {reason}"
+    return f"yes ({torch.cuda.get_device_name()}; {kernels})"
 
 
 def _triton() -> str:
@@ -32,9 +31,9 @@ def info() -> dict[str, str]:
     """Versions and backends in use, as printed by ``metasparse info``.
 
     Returns:
-        Ordered names and values: ``metasparse_ext``, ``python``, ``torch``, ``library`` (whether the
-        compiled library is loaded, or why not), ``cpu`` (the instruction set of the CPU kernels),
-        ``threads``, ``cuda`` and ``triton`` (yes or no, and why).
+        Ordered names and values: ``metasparse_ext``, ``python``, ``torch``, ``library`` (whether
+        the compiled library is loaded, or why not), ``cpu`` (the instruction set of the CPU
+        kernels), ``threads``, ``cuda`` and ``triton`` (yes or no, and why).
     """
     from metasparse_ext import __version__
 

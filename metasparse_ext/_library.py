@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 
 _RECORD = Path(__file__).with_name("_build.json")
-_MEND = "reinstall it in this environment: pip install --no-build-isolation --force-reinstall --no-deps metasparse_ext"
+_MEND = (
+    "reinstall it in this environment: "
+    "pip install --no-build-isolation --force-reinstall --no-deps metasparse_ext"
+)
 
 
 def _release(version: str) -> str:
-    """``"2.13.0+cpu"`` -> ``"2.13"``: the part of a torch version that its C++ interface follows."""
+    """``"2.13.0+cpu"`` -> ``"2.13"``: the part of torch's version that its C++ ABI follows."""
     return ".".join(version.split("+")[0].split(".")[:2])
 
 

@@ -20,17 +20,17 @@ def masked_conv2d(
 ) -> Tensor:
     """Convolves with the kernels that a mask leaves, for many tasks in one call.
 
-    Computes ``conv2d(x, weight * mask[..., None, None], bias, stride, padding)`` and skips every kernel
-    (o, i) whose mask is zero: its weights are not read. Each argument may lead with a task axis T; one
-    without it is shared by the tasks. Differentiable to any order, in reverse and forward mode, in ``x``,
-    ``weight``, ``mask`` and ``bias``; the gradient of the mask is that of the product ``weight * mask``
-    and is dense, which is how a pruned kernel can come back.
+    Computes ``conv2d(x, weight * mask[..., None, None], bias, stride, padding)`` and skips every
+    kernel (o, i) whose mask is zero: its weights are not read. Each argument may lead with a task
+    axis T; one without it is shared by the tasks. Differentiable to any order, in reverse and
+    forward mode, in ``x``, ``weight``, ``mask`` and ``bias``; the gradient of the mask is that of
+    the product ``weight * mask`` and is dense, which is how a pruned kernel can come back.
 
     Args:
         x: (N, I, H, W) or (T, N, I, H, W), float32 or float64.
         weight: (O, I, kh, kw) or (T, O, I, kh, kw), dtype of ``x``.
-        mask: (O, I) or (T, O, I), zeros and ones in the dtype of ``x`` or bool; any real is multiplied in.
-            None leaves every kernel.
+        mask: (O, I) or (T, O, I), zeros and ones in the dtype of ``x`` or bool; other reals
+            multiply the kernels. None keeps every kernel.
         bias: (O,) or (T, O), added to every output channel, also to one without kernels.
         stride: Step of the window, one integer or (vertical, horizontal).
         padding: Zeros around the image, one integer or (vertical, horizontal).
@@ -41,7 +41,7 @@ def masked_conv2d(
 
     Raises:
         ValueError: A shape does not fit; the message names the argument.
-        TypeError: Dtypes differ, or an argument is not a tensor.
+        TypeError: Dtypes differ or are not supported, or an argument is not a tensor.
 
     The kernel-wise gate is that of MetaDOCK (Chavan et al., "Dynamic Kernel Selection for Improved
     Generalization and Memory Efficiency in Meta-learning", CVPR 2022).
@@ -59,17 +59,20 @@ def masked_conv2d(
 
 
 def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
-    """T, or None when no argument has a task axis; ranks and T are checked."""
+    """T, or None when no argument has a task axis; types, devices, ranks and T are checked."""
     tasks, leader = None, None
     for name, (tensor, rank) in args.items():
         if tensor is None and name in ("mask", "bias"):
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{_OP}: expected {name} to be a tensor, got {type(tensor).__name__}")
+        if tensor.device != args["x"][0].device:
+            device = args["x"][0].device
+            raise ValueError(f"{_OP}: expected {name} on {device} like x, got {tensor.device}")
         if tensor.dim() not in (rank, rank + 1):
             raise ValueError(
-                f"{_OP}: expected {name} of {rank} dimensions, or {rank + 1} with a leading task axis, "
-                f"got shape {tuple(tensor.shape)}"
+                f"{_OP}: expected {name} of {rank} dimensions, or {rank + 1} with a leading task "
+                f"axis, got shape {tuple(tensor.shape)}"
             )
         if tensor.dim() == rank:
             continue
@@ -120,8 +123,8 @@ def _register() -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"metasparse::{name}", fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
-        # The kernels compute in float32 and float64: lower precisions of a surrounding autocast region
-        # come in as float32.
+        # The kernels compute in float32 and float64: lower precisions of a surrounding autocast
+        # region come in as float32.
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
 

@@ -1,0 +1,29 @@
+# Everything a fresh machine needs goes into .venv; PYTHON chooses the interpreter it is made from.
+PYTHON ?= python3
+# The torch to install where .venv has none. A version pin keeps the build small and repeatable.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := setup.py pyproject.toml $(shell find build_backend csrc -type f)
+
+.PHONY: demo test bench sanitize clean
+
+demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
+	$(BIN)/metasparse demo --out runs/demo
+
+test: $(INSTALLED)  ## every test
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+bench: $(INSTALLED)  ## the benchmarks of the ops; writes benchmarks/results
+	$(BIN)/python -m benchmarks.ops
+
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" ninja
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf build $(VENV) metasparse_ext/_C*.so metasparse_ext/_build.json
