@@ -1,0 +1,91 @@
+"""Loading of the compiled library, and what happens without it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import metasparse_ext as ms
+from metasparse_ext import _library
+
+PACKAGE = Path(ms.__file__).parent
+
+USE_AN_OP = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, metasparse_ext as ms
+    at_import = len(caught)
+    for _ in range(3):
+        y = ms.masked_conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), torch.ones(1, 1))
+    assert y.item() == 9.0
+print(at_import, len(caught))
+print(ms.info()["library"])
+print(caught[0].message)
+"""
+
+
+def run_without_library(folder: Path, record: dict | None) -> list[str]:
+    """Runs an op on a copy of the package that lacks its library; the lines it prints."""
+    copy = folder / "metasparse_ext"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("_C*", "_build.json", "*.pyc"))
+    if record is not None:
+        (copy / "_build.json").write_text(json.dumps(record))
+    result = subprocess.run(
+        [sys.executable, "-c", USE_AN_OP], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (None, "is missing"),
+        ({"torch": torch.__version__}, "could not be loaded"),
+        ({"torch": "1.0.0"}, f"was built for torch 1.0.0, but torch {torch.__version__} is running"),
+    ],
+    ids=["no library", "no library beside its record", "another torch"],
+)
+def test_without_library_the_reference_runs_and_says_so_once(tmp_path, record, reason):
+    counts, library, warning = run_without_library(tmp_path, record)
+    assert counts == "1 2"  # one warning at import, one at the first op
+    assert reason in warning
+    assert "pip install" in warning
+    assert library == f"not loaded: {warning}"
+
+
+def test_the_library_is_in_use_here():
+    """Every other test would quietly test the reference against itself."""
+    assert _library.problem is None
+    assert ms.info()["library"].startswith("loaded")
+
+
+def test_info_names_every_backend():
+    info = ms.info()
+    assert info["torch"] == torch.__version__
+    assert info["cuda"].split()[0] in ("yes", "no")
+    assert "(" in info["cuda"]
+    assert info["triton"].split()[0] in ("yes", "no")
+    assert info["cpu"]
+
+
+def test_the_stable_abi_is_what_the_library_uses():
+    names = [path.name for path in PACKAGE.glob("_C*")]
+    assert names == ["_C.abi3.so"]
+
+
+def test_only_one_openmp_runtime():
+    """A second one would double the threads; the library takes the one torch loads."""
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf is not installed")
+    output = subprocess.run(
+        ["readelf", "-d", str(PACKAGE / "_C.abi3.so")], capture_output=True, text=True, check=True
+    ).stdout
+    needed = [line for line in output.splitlines() if "NEEDED" in line]
+    assert needed
+    assert not [line for line in needed if "omp" in line]
