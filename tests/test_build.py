@@ -47,7 +47,7 @@ def run_without_library(folder: Path, record: dict | None) -> list[str]:
     [
         (None, "is missing"),
         ({"torch": torch.__version__}, "could not be loaded"),
-        ({"torch": "1.0.0"}, f"was built for torch 1.0.0, but torch {torch.__version__} is running"),
+        ({"torch": "1.0.0"}, f"for torch 1.0.0, but torch {torch.__version__} is running"),
     ],
     ids=["no library", "no library beside its record", "another torch"],
 )
