@@ -1,0 +1,19 @@
+"""Few-shot image data: data sets by name, and reproducible N-way K-shot tasks from them."""
+
+from metasparse_ext.data.batch import Samples, TaskBatch
+from metasparse_ext.data.episodes import EpisodeSampler, episodes
+from metasparse_ext.data.errors import DataError, DataNotFoundError
+from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.registry import DATASETS, load
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "DataNotFoundError",
+    "EpisodeSampler",
+    "ImageClasses",
+    "Samples",
+    "TaskBatch",
+    "episodes",
+    "load",
+]

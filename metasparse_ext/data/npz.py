@@ -1,0 +1,154 @@
+"""Image sets kept as ``.npz`` files, each with any part of the images.
+
+A file has ``images`` uint8 (n, H, W) or (n, H, W, 3), ``labels`` (n,) integers that index
+``class_names`` (classes,), and ``split`` (classes,): the split of each class.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from metasparse_ext.data.errors import DataError, DataNotFoundError
+from metasparse_ext.data.images import ImageClasses
+
+_ARRAYS = frozenset({"images", "labels", "class_names", "split"})
+
+
+def find_npz(folder: Path, pattern: str, name: str) -> list[Path]:
+    """The files of a data set in a folder, sorted by name.
+
+    Raises:
+        DataNotFoundError: the folder is missing, or nothing in it matches.
+    """
+    if not folder.is_dir():
+        raise DataNotFoundError(f"{name}: no folder {folder} (looked for {pattern} in it)")
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise DataNotFoundError(f"{name}: no file {pattern} in {folder}")
+    return paths
+
+
+def read_npz(paths: Sequence[Path], name: str, split: str) -> ImageClasses:
+    """Reads one split, joining the files; images of one class may be in several of them.
+
+    Args:
+        paths: the files.
+        name: the data set, for messages and for the result.
+        split: the split to read.
+
+    Returns:
+        The classes of the split in the order of their names.
+
+    Raises:
+        DataError: a file is damaged or not of this format, files contradict each other, or no
+            class belongs to the split.
+    """
+    class_splits: dict[str, str] = {}
+    parts = []
+    for path in paths:
+        with _opened(path, name) as arrays:
+            _merge_splits(class_splits, arrays, f"{name}: {path}")
+            parts.append(_rows_of_split(arrays, split, f"{name}: {path}"))
+    return _join(parts, class_splits, name, split)
+
+
+def classes_from_arrays(arrays: Mapping[str, np.ndarray], name: str, split: str) -> ImageClasses:
+    """Selects one split of arrays that have the form of a file."""
+    class_splits: dict[str, str] = {}
+    _merge_splits(class_splits, arrays, name)
+    return _join([_rows_of_split(arrays, split, name)], class_splits, name, split)
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[Mapping[str, np.ndarray]]:
+    """Opens a file; whatever a damaged one makes numpy or zipfile raise becomes a DataError."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{name}: {path} is not an .npz file, or is cut short")
+        with np.load(path, allow_pickle=False) as arrays:
+            if missing := _ARRAYS - arrays.keys():
+                raise DataError(f"{name}: {path} lacks the arrays {', '.join(sorted(missing))}")
+            yield arrays
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{name}: cannot read {path}: {error}") from error
+
+
+def _merge_splits(
+    class_splits: dict[str, str], arrays: Mapping[str, np.ndarray], source: str
+) -> None:
+    names, splits = arrays["class_names"], arrays["split"]
+    if names.ndim != 1 or names.shape != splits.shape:
+        raise DataError(
+            f"{source}: expected class_names and split of one shape (classes,), "
+            f"got {names.shape} and {splits.shape}"
+        )
+    for class_name, split in zip(names.tolist(), splits.tolist(), strict=True):
+        if (other := class_splits.setdefault(class_name, split)) != split:
+            raise DataError(f"{source}: class {class_name!r} is in splits {other!r} and {split!r}")
+
+
+def _rows_of_split(
+    arrays: Mapping[str, np.ndarray], split: str, source: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images, labels, class names of the whole file) of the rows whose class is in the split."""
+    names, labels = arrays["class_names"], arrays["labels"]
+    wanted = arrays["split"] == split
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{source}: expected labels of shape (n,) and an integer type, "
+            f"got {labels.shape} and {labels.dtype}"
+        )
+    if labels.size and (labels.min() < 0 or labels.max() >= len(names)):
+        raise DataError(
+            f"{source}: expected labels from 0 to {len(names) - 1}, "
+            f"got {labels.min()} to {labels.max()}"
+        )
+    rows = np.flatnonzero(wanted[labels])
+    # Images are read last and only where needed: they are all but the whole of the file.
+    if not rows.size:
+        return np.empty((0,), np.uint8), labels[rows], names
+    images = arrays["images"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+        raise DataError(
+            f"{source}: expected images of shape ({len(labels)}, H, W) or "
+            f"({len(labels)}, H, W, 3) and type uint8, got {images.shape} and {images.dtype}"
+        )
+    return images[rows], labels[rows], names
+
+
+def _join(
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    class_splits: Mapping[str, str],
+    name: str,
+    split: str,
+) -> ImageClasses:
+    class_names = sorted(key for key, value in class_splits.items() if value == split)
+    if not class_names:
+        there = ", ".join(sorted(set(class_splits.values()))) or "none"
+        raise DataError(f"{name}: no class in split {split!r}; splits there: {there}")
+    parts = [part for part in parts if len(part[0])]
+    shapes = sorted({images.shape[1:] for images, _, _ in parts})
+    if len(shapes) > 1:
+        raise DataError(f"{name}: files have images of different shapes: {shapes}")
+    if not parts:
+        raise DataError(f"{name}/{split}: class {class_names[0]!r} has no images")
+    index = {class_name: position for position, class_name in enumerate(class_names)}
+    labels = [
+        np.array([index.get(class_name, -1) for class_name in names.tolist()])[rows]
+        for _, rows, names in parts
+    ]
+    return ImageClasses.from_labels(
+        np.concatenate([images for images, _, _ in parts]),
+        np.concatenate(labels),
+        class_names,
+        name=name,
+        split=split,
+    )
