@@ -1,0 +1,155 @@
+"""What every benchmark shares: a fair process, interleaved timing, verification, raw results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import metasparse_ext as ms
+
+RESULTS = Path(__file__).parent / "results"
+
+# Page faults flatter whoever happens to reuse memory: with these, both sides keep theirs.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
+
+
+def fair_process(threads: int) -> None:
+    """Restarts the process once, with the allocator and the number of threads of both sides set."""
+    wanted = {**_ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        command = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **wanted})
+    torch.set_num_threads(threads)
+
+
+def environment() -> dict[str, str]:
+    """Versions, processor, threads and revision, to lie beside every figure."""
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    ).stdout.strip()
+    return {
+        **ms.info(),
+        "processor": f"{model}, {os.cpu_count()} cores",
+        "revision": revision,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, over the interleaved rounds: median and quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+    rounds: int
+
+
+def interleave(
+    variants: dict[str, Callable[[], object]],
+    *,
+    budget: float = 0.5,
+    least: int = 5,
+    most: int = 100,
+) -> dict[str, Timing]:
+    """Times the variants in turn, A B C A B C …, so that a slow phase of the machine hits all.
+
+    Args:
+        variants: Calls by name; each is warmed up twice before.
+        budget: Seconds to spend, as far as ``least`` rounds and at most ``most`` allow.
+
+    At one thread the clock is the thread's own processor time, which other processes do not
+    disturb; at several it is the wall's.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    for _ in range(2):
+        start = time.perf_counter()
+        for call in variants.values():
+            call()
+        once = time.perf_counter() - start
+    rounds = max(least, min(most, int(budget / max(once, 1e-9))))
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, call in variants.items():
+            start = clock()
+            call()
+            seconds[name].append(clock() - start)
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _summary(values: list[float]) -> Timing:
+    lower, median, upper = statistics.quantiles(values, n=4)
+    return Timing(median, lower, upper, len(values))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest error, relative to the largest entry of what is expected."""
+    scale = expected.abs().max().item()
+    return (actual.double() - expected.double()).abs().max().item() / max(scale, 1e-30)
+
+
+class WrongResult(AssertionError):
+    """A result that misses its bound: no time is reported for it."""
+
+
+def verify(name: str, actual: Tensor, expected: Tensor, bound: float) -> float:
+    """The relative error, which must be within the bound."""
+    error = relative_error(actual, expected)
+    if not error <= bound:
+        raise WrongResult(f"{name}: error {error:.1e} of the largest entry, bound {bound:.0e}")
+    return error
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark: what was measured, ours, and every stock way beside it."""
+
+    group: str
+    case: dict[str, object]
+    error: float
+    ours: Timing
+    stock: dict[str, Timing]
+
+    @property
+    def best_stock(self) -> str:
+        return min(self.stock, key=lambda name: self.stock[name].median)
+
+    @property
+    def speedup(self) -> float:
+        """Over the fastest stock way."""
+        return self.stock[self.best_stock].median / self.ours.median
+
+    def to_json(self) -> dict[str, object]:
+        return {**asdict(self), "best_stock": self.best_stock, "speedup": self.speedup}
+
+
+def save(name: str, rows: list[Row]) -> Path:
+    """Writes the raw rows with their environment to ``results/name.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    document = {"environment": environment(), "rows": [row.to_json() for row in rows]}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path

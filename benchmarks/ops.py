@@ -1,0 +1,277 @@
+"""The ops against the fastest stock way: ``python -m benchmarks.ops [--quick] [--threads N]``.
+
+Stock means what a user of PyTorch would write: the convolution of a premultiplied weight in both
+memory formats, a loop, a grouped convolution or vmap for several tasks; ``torch.topk`` and scatter;
+batch norm, ReLU and max-pool one after another. Both sides produce a fresh output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import metasparse_ext as ms
+from benchmarks.harness import Row, fair_process, interleave, save, verify
+
+BOUND = 1e-5
+DENSITIES = (1.0, 0.5, 0.2, 0.1)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A masked 3x3 convolution with padding 1."""
+
+    op: str
+    tasks: int
+    samples: int
+    in_channels: int
+    out_channels: int
+    size: int
+    stride: int
+    density: float
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, weight, mask and a gradient of the output."""
+        generator = torch.Generator().manual_seed(0)
+        t, n, i, o = self.tasks, self.samples, self.in_channels, self.out_channels
+        out = (self.size - 1) // self.stride + 1
+        x = torch.randn(t, n, i, self.size, self.size, generator=generator)
+        weight = torch.randn(t, o, i, 3, 3, generator=generator) / (3 * i**0.5)
+        mask = (torch.rand(t, o, i, generator=generator) < self.density).float()
+        return x, weight, mask, torch.randn(t, n, o, out, out, generator=generator)
+
+
+def run_conv(case: Conv, budget: float) -> Row:
+    x, weight, mask, grad = case.tensors()
+    effective = weight * mask[..., None, None]
+    ours = _our_conv(case, x, weight, mask, grad)
+    stock = dict(_stock_conv(case, x, effective, grad))
+    expected = _definition(case, x.double(), effective.double(), grad.double())
+    if case.op == "weight gradient":
+        expected = expected * mask[..., None, None]
+    error = verify(str(case), ours(), expected, BOUND)
+    timings = interleave({"ours": ours, **stock}, budget=budget)
+    return Row("conv", asdict(case), error, timings.pop("ours"), timings)
+
+
+def _our_conv(case: Conv, x, weight, mask, grad) -> Callable[[], Tensor]:
+    ops, window = torch.ops.metasparse, ([case.stride] * 2, [1, 1])
+    size = [case.size] * 2
+    return {
+        "forward": lambda: ops.masked_conv(x, weight, mask, None, *window),
+        "input gradient": lambda: ops.masked_conv_input_grad(grad, weight, mask, size, *window),
+        "weight gradient": lambda: ops.masked_conv_weight_grad(grad, x, mask, [3, 3], *window),
+        "dense weight gradient": lambda: ops.masked_conv_weight_grad(
+            grad, x, None, [3, 3], *window
+        ),
+    }[case.op]
+
+
+def _one(case: Conv, x: Tensor, w: Tensor, g: Tensor, groups: int = 1) -> Tensor:
+    """PyTorch's own op, on 4-D tensors."""
+    if case.op == "forward":
+        return F.conv2d(x, w, stride=case.stride, padding=1, groups=groups)
+    wanted = [case.op == "input gradient", "weight" in case.op, False]
+    gx, gw, _ = torch.ops.aten.convolution_backward(
+        g, x, w, None, [case.stride] * 2, [1, 1], [1, 1], False, [0, 0], groups, wanted
+    )
+    return gx if wanted[0] else gw
+
+
+def _definition(case: Conv, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+    return torch.stack([_one(case, *task) for task in zip(x, w, g, strict=True)])
+
+
+def _stock_conv(case: Conv, x, w, g) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    if case.tasks == 1:
+        yield "contiguous", lambda: _one(case, x[0], w[0], g[0])
+        last = [t[0].to(memory_format=torch.channels_last) for t in (x, w, g)]
+        yield "channels last", lambda: _one(case, *last)
+        return
+    yield "loop", lambda: _definition(case, x, w, g)
+    # Grouped: the tasks' channels side by side; laid out beforehand, which favours this variant.
+    xg, gg = (t.transpose(0, 1).flatten(1, 2).contiguous() for t in (x, g))
+    yield "grouped", lambda: _one(case, xg, w.flatten(0, 1), gg, groups=case.tasks)
+    yield "vmap", lambda: torch.func.vmap(lambda *task: _one(case, *task))(x, w, g)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Batch norm, ReLU and, where ``pool``, a 2x2 max-pool."""
+
+    op: str
+    tasks: int
+    samples: int
+    channels: int
+    size: int
+    pool: bool
+
+
+def run_block(case: Block, budget: float) -> Row:
+    generator = torch.Generator().manual_seed(0)
+    t, n, c = case.tasks, case.samples, case.channels
+    x = torch.randn(t, n, c, case.size, case.size, generator=generator)
+    weight, bias = torch.rand(t, c, generator=generator), torch.randn(t, c, generator=generator)
+    out = case.size // 2 if case.pool else case.size
+    grad = torch.randn(t, n, c, out, out, generator=generator)
+
+    def stock_block(x, weight, bias):
+        def one(x, weight, bias):
+            y = F.relu(F.batch_norm(x, None, None, weight, bias, training=True))
+            return F.max_pool2d(y, 2) if case.pool else y
+
+        return torch.stack([one(*task) for task in zip(x, weight, bias, strict=True)])
+
+    def our_block(x, weight, bias):
+        return ms.norm_act_pool(x, weight, bias, pool=case.pool)
+
+    def call(block):
+        if case.op == "forward":
+            return lambda: block(x, weight, bias)
+
+        def forward_backward():
+            leaves = [arg.detach().requires_grad_() for arg in (x, weight, bias)]
+            return torch.autograd.grad(block(*leaves), leaves, grad)[0]
+
+        return forward_backward
+
+    error = verify(str(case), call(our_block)(), call(stock_block)(), 1e-4)
+    timings = interleave({"ours": call(our_block), "unfused": call(stock_block)}, budget=budget)
+    return Row("block", asdict(case), error, timings.pop("ours"), timings)
+
+
+@dataclass(frozen=True)
+class TopK:
+    weights: int
+    density: float
+
+
+def run_topk(case: TopK, budget: float) -> Row:
+    scores = torch.randn(case.weights, generator=torch.Generator().manual_seed(0))
+    k = round(case.density * case.weights)
+
+    def stock():
+        return torch.zeros_like(scores).scatter_(0, torch.topk(scores, k).indices, 1.0)
+
+    def ours():
+        return ms.topk_mask(scores, case.density)
+
+    error = verify(str(case), ours(), stock(), 0.0)
+    timings = interleave({"ours": ours, "topk and scatter": stock}, budget=budget)
+    return Row("topk_mask", asdict(case), error, timings.pop("ours"), timings)
+
+
+CONV_OPS = ("forward", "input gradient", "weight gradient")
+
+
+def conv_grid(quick: bool) -> Iterator[Conv]:
+    """The shapes of few-shot backbones; the quick grid is a sample of the whole one."""
+    densities = (1.0, 0.5) if quick else DENSITIES
+    stride_1 = (42, 14) if quick else (84, 42, 28, 21, 14, 10, 7)
+    stride_2 = (32, 16, 8) if quick else (84, 42, 32, 28, 21, 16, 14, 11, 8, 7, 4)
+    for op in CONV_OPS:
+        for density in densities:
+            for size in stride_1:
+                yield Conv(op, 1, 25, 64, 64, size, 1, density)
+            for size in stride_2:
+                yield Conv(op, 1, 25, 64, 64, size, 2, density)
+            if quick:
+                continue
+            for size in (42, 32, 16):
+                yield Conv(op, 1, 25, 128, 128, size, 1, density)
+            for size in (32, 16):
+                yield Conv(op, 1, 25, 128, 128, size, 2, density)
+            for size in (28, 14, 7):
+                yield Conv(op, 1, 5, 64, 64, size, 1, density)
+                yield Conv(op, 1, 75, 64, 64, size, 1, density)
+            for samples in (5, 25):
+                for size in (32, 16, 8, 4):
+                    yield Conv(op, 4, samples, 64, 64, size, 2, density)
+                for size in (28, 14, 7):
+                    yield Conv(op, 4, samples, 64, 64, size, 1, density)
+    for size, stride in ((42, 1), (32, 2)) if quick else ((84, 1), (42, 1), (28, 1), (14, 1)):
+        yield Conv("dense weight gradient", 1, 25, 64, 64, size, stride, 1.0)
+    if not quick:
+        for size in (84, 32, 16, 8):
+            yield Conv("dense weight gradient", 1, 25, 64, 64, size, 2, 1.0)
+            yield Conv("dense weight gradient", 4, 25, 64, 64, size, 2, 1.0)
+    for op in CONV_OPS[::2]:
+        for channels, size, stride in ((1, 28, 2), (3, 32, 2), (3, 84, 1)):
+            yield Conv(op, 1, 25, channels, 64, size, stride, 1.0)
+
+
+def block_grid(quick: bool) -> Iterator[Block]:
+    for op in ("forward", "forward and backward"):
+        for pool in (False, True):
+            for size in (28,) if quick else (84, 42, 28, 14):
+                yield Block(op, 1, 25, 64, size, pool)
+            yield Block(op, 4, 25, 64, 16, pool)
+
+
+def topk_grid(quick: bool) -> Iterator[TopK]:
+    for weights in (112_000,) if quick else (112_000, 1_000_000, 12_000_000):
+        yield TopK(weights, 0.5)
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    """One line a case without its density; the speed-ups by density beside each other."""
+    for group, members in groupby(rows, key=lambda row: row.group):
+        lines: dict[tuple, dict[object, Row]] = {}
+        for row in members:
+            case = dict(row.case)
+            density = case.pop("density", "")
+            lines.setdefault(tuple(case.items()), {})[density] = row
+        columns = list(dict.fromkeys(d for line in lines.values() for d in line))
+        table = Table(title=f"{group}: times faster than the fastest stock way")
+        for name, _ in next(iter(lines)):
+            table.add_column(name, justify="right")
+        for density in columns:
+            table.add_column(f"density {density}" if density != "" else "speed-up", justify="right")
+        for key, line in lines.items():
+            cells = [f"{line[d].speedup:.2f}" if d in line else "" for d in columns]
+            table.add_row(*(str(value) for _, value in key), *cells)
+        console.print(table)
+    console.print(
+        f"{len(rows)} rows; slowest {min(row.speedup for row in rows):.2f}, "
+        f"median {statistics.median(row.speedup for row in rows):.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a sample, in under a minute")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("conv", "block", "topk_mask"))
+    options = parser.parse_args()
+    fair_process(options.threads)
+    groups = {
+        "conv": (run_conv, conv_grid),
+        "block": (run_block, block_grid),
+        "topk_mask": (run_topk, topk_grid),
+    }
+    budget = 0.15 if options.quick else 0.6
+    rows = []
+    for name, (run, grid) in groups.items():
+        if options.only in (None, name):
+            for case in grid(options.quick):
+                rows.append(run(case, budget))
+                print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    print_table(rows, Console(width=140))
+    if not options.quick:
+        suffix = f"-{options.only}" if options.only else ""
+        print(f"raw results: {save(f'ops{suffix}-{options.threads}-threads', rows)}")
+
+
+if __name__ == "__main__":
+    main()
