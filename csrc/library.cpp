@@ -31,6 +31,11 @@ TORCH_LIBRARY(metasparse, m) {
       "masked_conv_mask_grad(Tensor grad, Tensor x, Tensor weight, int[2] stride, int[2] padding)"
       " -> Tensor",
       tags);
+
+  // 1 where scores > 0, else 0
+  m.def("binary_mask(Tensor scores) -> Tensor", tags);
+  // Ones at the k[s] largest of each row of scores (S,n)
+  m.def("topk_mask(Tensor scores, Tensor k) -> Tensor", tags);
 }
 
 // Importing metasparse_ext._C runs the static registrations above; the module itself is empty,
