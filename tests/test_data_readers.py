@@ -185,6 +185,11 @@ def test_folder_of_many_sizes(folder):
     assert data[1][2].min() == data[1][2].max() == 99
 
 
+def test_folder_image_size_out_of_range(folder):
+    with pytest.raises(DataError, match="image_size: expected at least 1, got 0"):
+        load("folder", folder, image_size=0)
+
+
 def test_folder_absent_split(folder):
     with pytest.raises(DataNotFoundError, match=r"no folder .*toy/val; folders in .*toy: train"):
         load("folder", folder, "val")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from metasparse_ext.data.errors import DataError, DataNotFoundError
-from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.images import ImageClasses, check_image_size
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
@@ -34,6 +34,8 @@ def read_folder(root: Path, split: str, image_size: int | None = None) -> ImageC
         DataNotFoundError: no such folder, or no images in it.
         DataError: an image cannot be read, or sizes differ and ``image_size`` is not given.
     """
+    if image_size is not None:
+        check_image_size(image_size)
     folder = root / split
     if not folder.is_dir():
         there = sorted(path.name for path in root.glob("*/"))

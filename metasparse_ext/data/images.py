@@ -11,6 +11,12 @@ from PIL import Image
 from metasparse_ext.data.errors import DataError
 
 
+def check_image_size(image_size: int) -> None:
+    """Raises a DataError for a side that no image can have."""
+    if image_size < 1:
+        raise DataError(f"image_size: expected at least 1, got {image_size}")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageClasses:
     """The images of one split of a data set, in memory, sorted by class.
@@ -122,8 +128,7 @@ class ImageClasses:
         Filtered over the area that a new pixel covers (Pillow's bicubic); the aspect ratio of
         images that are not square is not kept.
         """
-        if image_size < 1:
-            raise DataError(f"image_size: expected at least 1, got {image_size}")
+        check_image_size(image_size)
         if self.shape[1:] == (image_size, image_size):
             return self
         resized = np.empty((*self.images.shape[:2], image_size, image_size), np.uint8)

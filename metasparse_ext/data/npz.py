@@ -69,8 +69,9 @@ def classes_from_arrays(arrays: Mapping[str, np.ndarray], name: str, split: str)
 def _opened(path: Path, name: str) -> Iterator[Mapping[str, np.ndarray]]:
     """Opens a file; whatever a damaged one makes numpy or zipfile raise becomes a DataError."""
     try:
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{name}: {path} is not an .npz file, or is cut short")
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise DataError(f"{name}: {path} is not an .npz file, or is cut short")
         with np.load(path, allow_pickle=False) as arrays:
             if missing := _ARRAYS - arrays.keys():
                 raise DataError(f"{name}: {path} lacks the arrays {', '.join(sorted(missing))}")

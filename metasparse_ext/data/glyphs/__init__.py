@@ -24,20 +24,22 @@ from metasparse_ext.data.npz import classes_from_arrays, read_npz
 
 __all__ = ["ALPHABET", "SAMPLES", "SIZE", "generate", "load_glyphs", "split_of"]
 
-_FORMAT = 1  # raise it with any change to what is drawn or to how it is stored
+_FORMAT = 2  # raise it with any change to what is drawn or to how it is stored
 
 
 def generate(seed: int = 0, characters: tuple[str, ...] = ALPHABET) -> dict[str, np.ndarray]:
     """Draws the characters; the same bytes for the same seed.
 
     Args:
-        seed: at least 0.
+        seed: from 0 to 2^64 - 1.
         characters: the classes to draw. A class does not depend on which others are drawn.
 
     Returns:
         The arrays of a data file: ``images`` (n, 28, 28) uint8, ``labels`` (n,), ``class_names``
         and ``split`` (classes,).
     """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"glyphs: seed: expected 0 to 2^64 - 1, got {seed}")
     return {
         "images": np.concatenate([render(character, seed) for character in characters]),
         "labels": np.repeat(np.arange(len(characters), dtype=np.int16), SAMPLES),

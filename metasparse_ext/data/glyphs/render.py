@@ -26,19 +26,21 @@ _THRESHOLD = (60.0, 115.0)  # of the blurred ink: low is a broad pen, high is a 
 _CONTRAST = (2.0, 5.0)
 _KNOTS = (0, _CANVAS // 2, _CANVAS)
 
+Mesh = list[tuple[tuple[int, ...], tuple[float, ...]]]
+
 
 def render(character: str, seed: int) -> np.ndarray:
     """Draws all samples of one character.
 
     Args:
         character: one that at least one typeface has.
-        seed: the samples depend on (seed, character) alone.
+        seed: from 0 to 2^64 - 1. The samples depend on (seed, character) alone.
 
     Returns:
         (SAMPLES, SIZE, SIZE) uint8, strokes bright on dark.
     """
-    # 128-bit Philox keys: every character has its own stream.
-    rng = np.random.Generator(np.random.Philox(key=[seed, ord(character)]))
+    key = np.array([seed, ord(character)], np.uint64)  # a stream of its own for every character
+    rng = np.random.Generator(np.random.Philox(key=key))
     having = [face for face in faces() if character in face.characters]
     bitmaps = [bitmap for face in having if (bitmap := face.draw(character))]
     order = np.resize(rng.permutation(len(bitmaps)), SAMPLES)
@@ -54,22 +56,23 @@ def _sample(bitmap: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(inked.reduce(2))
 
 
-def _warp(bitmap: Image.Image, rng: np.random.Generator) -> list[tuple[tuple, tuple]]:
+def _warp(bitmap: Image.Image, rng: np.random.Generator) -> Mesh:
     """A random affine map and a wobble, as Pillow's mesh: canvas boxes and quads of the bitmap."""
-    angle = math.radians(rng.uniform(-_DEGREES, _DEGREES))
-    cos, sin = math.cos(angle), math.sin(angle)
-    shear = rng.uniform(-_SHEAR, _SHEAR)
-    scale = _EXTENT / max(bitmap.size)
-    to_canvas = (
-        np.array([[cos, -sin], [sin, cos]])
-        @ np.array([[1.0, shear], [0.0, 1.0]])
-        @ np.diag(scale * rng.uniform(*_STRETCH, 2))
-    )
-    centre = _CANVAS / 2 + rng.uniform(-_SHIFT, _SHIFT, 2)
-
     knots = np.stack(np.meshgrid(_KNOTS, _KNOTS, indexing="xy"), axis=-1)  # (row, column, xy)
     wobble = rng.uniform(-_WOBBLE, _WOBBLE, knots.shape)
-    points = (knots + wobble - centre) @ np.linalg.inv(to_canvas).T + np.array(bitmap.size) / 2
+    centre = _CANVAS / 2 + rng.uniform(-_SHIFT, _SHIFT, 2)
+    angle = math.radians(rng.uniform(-_DEGREES, _DEGREES))
+    shear = rng.uniform(-_SHEAR, _SHEAR)
+    stretch = _EXTENT / max(bitmap.size) * rng.uniform(*_STRETCH, 2)
+
+    # From the canvas back to the bitmap: unturn, unshear, unstretch. Written out rather than with
+    # matrices so that no linear algebra library has a say in the bytes.
+    x, y = np.moveaxis(knots + wobble - centre, -1, 0)
+    cos, sin = math.cos(angle), math.sin(angle)
+    x, y = cos * x + sin * y, cos * y - sin * x
+    x, y = (x - shear * y) / stretch[0], y / stretch[1]
+    points = np.stack([x + bitmap.width / 2, y + bitmap.height / 2], axis=-1)
+
     cells = [(row, column) for row in range(2) for column in range(2)]
     return [
         (
