@@ -2,8 +2,6 @@
 
 #include <torch/version.h>
 
-#include "cpu/isa.h"
-
 #ifdef __clang__
 #define METASPARSE_COMPILER "Clang " __clang_version__
 #else
@@ -12,9 +10,6 @@
 
 namespace metasparse {
 
-std::string build_info() {
-  return std::string("torch=" TORCH_VERSION "\ncompiler=" METASPARSE_COMPILER "\ncpu_isa=") +
-         cpu::isa_name(cpu::active_isa()) + "\n";
-}
+std::string build_info() { return "torch=" TORCH_VERSION "\ncompiler=" METASPARSE_COMPILER "\n"; }
 
 }  // namespace metasparse

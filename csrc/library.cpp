@@ -32,10 +32,24 @@ TORCH_LIBRARY(metasparse, m) {
       " -> Tensor",
       tags);
 
-  // 1 where scores > 0, else 0
-  m.def("binary_mask(Tensor scores) -> Tensor", tags);
-  // Ones at the k[s] largest of each row of scores (S,n)
-  m.def("topk_mask(Tensor scores, Tensor k) -> Tensor", tags);
+  // The exact softmax head of T tasks: features (T,N,D), labels (T,N), center (T,C,D), lam (T,) ->
+  // weight (T,C,D), and a report of each task: iterations, residual, status (T,). Not
+  // differentiable itself; softmax_head_attach gives its (or any other solver's) weight the
+  // implicit gradient.
+  m.def(
+      "softmax_head(Tensor features, Tensor labels, Tensor center, Tensor lam, float tolerance,"
+      " int max_iterations) -> (Tensor, Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "softmax_head_attach(Tensor weight, Tensor features, Tensor labels, Tensor center, Tensor "
+      "lam)"
+      " -> Tensor",
+      tags);
+  // The implicit gradient, grad (T,C,D) -> (features (T,N,D), center (T,C,D), lam (T,)).
+  m.def(
+      "softmax_head_grad(Tensor grad, Tensor weight, Tensor features, Tensor labels, Tensor center,"
+      " Tensor lam) -> (Tensor, Tensor, Tensor)",
+      tags);
 }
 
 // Importing metasparse_ext._C runs the static registrations above; the module itself is empty,

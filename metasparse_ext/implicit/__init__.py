@@ -2,11 +2,15 @@
 
 ``Layout`` maps named tensors to one flat (T, P) buffer, ``linearize`` gives losses, gradients and
 curvature products on it, ``damped`` the named operators, ``cg`` their solve, and
-``implicit_gradient`` is the whole in one call.
+``implicit_gradient`` is the whole in one call. ``softmax_head`` is the special case whose inner
+problem is convex and solved exactly.
 """
 
 from metasparse_ext.implicit.cg import CGResult, CGStatus, cg
 from metasparse_ext.implicit.gradient import ImplicitGradient, implicit_gradient
+from metasparse_ext.implicit.head import HeadReport, HeadSolution, HeadStatus, softmax_head
+from metasparse_ext.implicit.head_problem import HeadProblem
+from metasparse_ext.implicit.head_solvers import SOLVERS
 from metasparse_ext.implicit.layout import Layout
 from metasparse_ext.implicit.linearize import Linearization, linearize
 from metasparse_ext.implicit.losses import task_losses, task_outputs
@@ -14,9 +18,14 @@ from metasparse_ext.implicit.operators import KINDS, DampedOperator, damped
 
 __all__ = [
     "KINDS",
+    "SOLVERS",
     "CGResult",
     "CGStatus",
     "DampedOperator",
+    "HeadProblem",
+    "HeadReport",
+    "HeadSolution",
+    "HeadStatus",
     "ImplicitGradient",
     "Layout",
     "Linearization",
@@ -24,6 +33,7 @@ __all__ = [
     "damped",
     "implicit_gradient",
     "linearize",
+    "softmax_head",
     "task_losses",
     "task_outputs",
 ]

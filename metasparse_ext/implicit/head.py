@@ -1,0 +1,192 @@
+"""The convex head: a classifier's last layer, fitted exactly and differentiated implicitly."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metasparse_ext.implicit.head_problem import HeadProblem
+from metasparse_ext.implicit.head_solvers import SOLVERS
+from metasparse_ext.ops.softmax_head import choose
+from metasparse_ext.reference.softmax_head import CONVERGED, ITERATIONS, NOT_FINITE
+
+
+class HeadStatus(IntEnum):
+    """How one task's fit ended."""
+
+    CONVERGED = CONVERGED
+    """The residual met the tolerance."""
+    ITERATIONS = ITERATIONS
+    """The iterations were used up, or rounding kept the objective from falling further."""
+    NOT_FINITE = NOT_FINITE
+    """NaN or infinity in the task's data. Its solution means nothing; the others are right."""
+
+
+class HeadReport(NamedTuple):
+    """How a fit went.
+
+    Attributes:
+        iterations: (T,) int64.
+        residual: (T,) float64, norm of the objective's gradient over the root mean square of the
+            features' norms.
+        status: (T,) int64, one :class:`HeadStatus` a task.
+    """
+
+    iterations: Tensor
+    residual: Tensor
+    status: Tensor
+
+
+class HeadSolution(NamedTuple):
+    """Outcome of :func:`softmax_head`.
+
+    Attributes:
+        weight: (T, C, D).
+        bias: (T, C), or None when there was none to start from.
+        report: how each task's fit went.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    report: HeadReport
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits, (T, Q, D) -> (T, Q, C)."""
+        scores = features @ self.weight.mT
+        return scores if self.bias is None else scores + self.bias[:, None]
+
+
+def softmax_head(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    lam: float | Tensor,
+    solver: str = "exact",
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+) -> HeadSolution:
+    """Fits T softmax classifiers in one call; the fit is differentiable.
+
+    Each task's (W, b) minimises the mean cross-entropy of W x + b on its samples plus
+    lambda/2 (|W - weight|^2 + |b - bias|^2), a strictly convex problem with one solution. The
+    gradient with respect to ``features``, ``weight``, ``bias`` and ``lam`` is that of the
+    minimiser, by the implicit function theorem: one small linear solve whichever solver found it,
+    and nothing of the search is kept. Through ``features`` it holds the backbone's cross term.
+    First order only: a second derivative, or forward mode, raises an error.
+
+    Solvers: ``"exact"``: Newton-CG to machine precision in float64, in the dual when N <= 2D (the
+    problem then has N C unknowns however many features there are), else in the primal.
+    ``"newton"``, ``"lbfgs"``, ``"gd"``: Newton-CG, limited-memory BFGS and gradient descent in the
+    primal and in the features' dtype. The gradient forms the (T, N, N) Gram matrices.
+
+    Args:
+        features: (T, N, D), float32 or float64.
+        labels: (T, N) int64, in [0, C).
+        weight: (C, D) shared by the tasks, or (T, C, D): where the fit starts and is pulled to.
+        bias: None, (C,) or (T, C).
+        lam: lambda > 0: a number, or a tensor () or (T,).
+        solver: one of ``SOLVERS``.
+        tolerance: stop a task when its residual is at most this. Default: ``SOLVERS[solver]``'s.
+        max_iterations: likewise.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, label, lambda or solver name.
+
+    Source:
+        The inner problem of Convex iMAML. With s = (H + lambda I)^-1 g, g the incoming gradient
+        and H the loss's Hessian at the solution, ``weight`` gets lambda s, ``lam`` gets
+        -<s, W - weight>, and ``features`` get minus the derivative in them of <dLoss/dW, s>.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(
+            f"softmax_head: expected solver to be one of {tuple(SOLVERS)}, got {solver!r}"
+        )
+    _check(features, labels, weight, bias, lam)
+    chosen = SOLVERS[solver]
+    problem = _problem(features, labels, weight, bias, lam)
+    fixed = HeadProblem(*(t.detach() for t in vars(problem).values()))
+    with torch.no_grad():
+        raw = chosen.solve(
+            fixed,
+            chosen.tolerance[features.dtype] if tolerance is None else tolerance,
+            chosen.max_iterations if max_iterations is None else max_iterations,
+        )
+    attached = choose("softmax_head_attach")(
+        raw.weight, problem.features, labels, problem.center, problem.lam
+    )
+    report = HeadReport(raw.iterations, raw.residual, raw.status)
+    if bias is None:
+        return HeadSolution(attached, None, report)
+    return HeadSolution(attached[..., :-1], attached[..., -1], report)
+
+
+def _problem(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, lam: float | Tensor
+) -> HeadProblem:
+    """All arguments with a task axis; the bias becomes the weight of a feature that is one."""
+    tasks = features.shape[0]
+    center = weight.expand(tasks, *weight.shape[-2:])
+    if bias is not None:
+        column = bias.expand(tasks, bias.shape[-1])
+        center = torch.cat([center, column[..., None]], dim=-1)
+        features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+    lam = torch.as_tensor(lam, dtype=features.dtype, device=features.device).expand(tasks)
+    return HeadProblem(features, labels, center, lam)
+
+
+def _check(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, lam: float | Tensor
+) -> None:
+    if features.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"softmax_head: expected features of float32 or float64, got {features.dtype}"
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"softmax_head: expected labels of int64, got {labels.dtype}")
+    if features.dim() != 3 or features.shape[1] == 0:
+        raise ValueError(
+            f"softmax_head: expected features of shape (T, N, D), N > 0, got "
+            f"{tuple(features.shape)}"
+        )
+    tasks, samples, width = features.shape
+    if labels.shape != (tasks, samples):
+        raise ValueError(
+            f"softmax_head: expected labels of shape ({tasks}, {samples}), got "
+            f"{tuple(labels.shape)}"
+        )
+    if weight.dim() not in (2, 3) or weight.shape[-1] != width or weight.shape[-2] == 0:
+        raise ValueError(
+            f"softmax_head: expected weight of shape (C, {width}) or ({tasks}, C, {width}), got "
+            f"{tuple(weight.shape)}"
+        )
+    classes = weight.shape[-2]
+    for name, tensor, shape in (
+        ("weight", weight, (classes, width)),
+        ("bias", bias, (classes,)),
+    ):
+        if tensor is None:
+            continue
+        if tensor.dtype != features.dtype:
+            raise TypeError(
+                f"softmax_head: expected {name} of {features.dtype} like features, got "
+                f"{tensor.dtype}"
+            )
+        if tensor.shape not in (shape, (tasks, *shape)):
+            raise ValueError(
+                f"softmax_head: expected {name} of shape {shape} or {(tasks, *shape)}, got "
+                f"{tuple(tensor.shape)}"
+            )
+    if isinstance(lam, Tensor):
+        if lam.shape not in ((), (tasks,)):
+            raise ValueError(
+                f"softmax_head: expected lam as a number or of shape ({tasks},), got "
+                f"{tuple(lam.shape)}"
+            )
+    elif not lam > 0:
+        raise ValueError(f"softmax_head: expected lam > 0, got {lam}")

@@ -1,0 +1,129 @@
+"""The exact softmax head of T tasks and its implicit gradient, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Task states; `metasparse_ext.implicit.HeadStatus` gives them to users.
+CONVERGED, ITERATIONS, NOT_FINITE = 0, 1, 3
+
+_HALVINGS = 30
+_ROUNDING = 2.0**-50
+
+
+def _curvature(probabilities: Tensor, gram: Tensor, lam: Tensor) -> Tensor:
+    """lambda + S K, (T, N C, N C): S = (diag(p) - p p') / N sample by sample, K the Gram matrix."""
+    tasks, samples, classes = probabilities.shape
+    outer = probabilities[..., None] * probabilities[..., None, :]
+    s = (probabilities.diag_embed() - outer) / samples
+    size = samples * classes
+    sk = torch.einsum("tnab,tnm->tnamb", s, gram).reshape(tasks, size, size)
+    return sk + lam[:, None, None] * torch.eye(size, dtype=sk.dtype, device=sk.device)
+
+
+def _solve(matrix: Tensor, rhs: Tensor) -> Tensor:
+    solution, _ = torch.linalg.solve_ex(matrix, rhs.flatten(1))
+    return solution.view_as(rhs)
+
+
+def softmax_head(
+    features: Tensor,
+    labels: Tensor,
+    center: Tensor,
+    lam: Tensor,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Minimises (1/N) sum_i CE(W x_i, y_i) + lambda/2 |W - center|^2 for each task.
+
+    Newton steps with a halving line search on the dual coefficients A of W = center + A'X, in
+    float64. features (T, N, D), labels (T, N), center (T, C, D), lam (T,) -> weight (T, C, D),
+    iterations (T,), residual (T,), status (T,). Nothing is read on the host.
+    """
+    x, lam = features.double(), lam.double()
+    classes = center.shape[1]
+    gram = x @ x.mT
+    start = x @ center.double().mT
+    hot = F.one_hot(labels, classes).to(x.dtype)
+    scale = gram.diagonal(dim1=1, dim2=2).mean(-1).sqrt()
+
+    def objective(dual: Tensor, image: Tensor) -> Tensor:
+        scores = start + image
+        loss = (scores.logsumexp(-1) - (hot * scores).sum(-1)).mean(-1)
+        return loss + lam / 2 * (dual * image).sum((-2, -1))
+
+    dual = torch.zeros_like(start)
+    image = torch.zeros_like(start)
+    iterations = torch.zeros_like(labels[:, 0])
+    lengths = [0.5**k for k in range(_HALVINGS)]
+    for step in range(max_iterations + 1):
+        probabilities = (start + image).softmax(-1)
+        gradient = (probabilities - hot) / x.shape[1] + lam[:, None, None] * dual
+        norm = (gradient * (gram @ gradient)).sum((-2, -1)).clamp(min=0).sqrt()
+        residual = torch.where(norm == 0, 0, norm / scale)
+        running = residual > tolerance
+        if step == max_iterations:
+            break
+        direction = _solve(_curvature(probabilities, gram, lam), -gradient)
+        moved = gram @ direction
+        values = torch.stack([objective(dual + t * direction, image + t * moved) for t in lengths])
+        now = objective(dual, image)
+        falls = values <= now + _ROUNDING * (1 + now.abs())
+        length = torch.where(running, 0.5 ** falls.int().argmax(0).to(x.dtype), 0)[:, None, None]
+        dual, image = dual + length * direction, image + length * moved
+        iterations = iterations + running
+
+    weight = center + (dual.mT @ x).to(center.dtype)
+    status = torch.where(running, ITERATIONS, CONVERGED)
+    status = torch.where(residual.isfinite(), status, NOT_FINITE)
+    return weight, iterations, residual, status
+
+
+def softmax_head_grad(
+    grad: Tensor, weight: Tensor, features: Tensor, labels: Tensor, center: Tensor, lam: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pulls the gradient in the minimiser back to features, center and lambda.
+
+    With s = (H + lambda)^-1 grad: center gets lambda s, lambda gets -<s, weight - center>, and the
+    features get minus the derivative of <gradient of the loss, s> in them.
+    """
+    x, w, q = features.double(), weight.double(), grad.double()
+    wide = lam.double()[:, None, None]
+    probabilities = (x @ w.mT).softmax(-1)
+    hot = F.one_hot(labels, w.shape[1]).to(x.dtype)
+
+    def curve(scores: Tensor) -> Tensor:
+        product = probabilities * scores
+        return (product - probabilities * product.sum(-1, keepdim=True)) / x.shape[1]
+
+    gram = x @ x.mT
+    solution = _solve(_curvature(probabilities, gram, lam.double()), curve(x @ q.mT))
+    s = (q - solution.mT @ x) / wide
+    features_grad = -((probabilities - hot) / x.shape[1] @ s + curve(x @ s.mT) @ w)
+    lam_grad = -(s * (w - center)).sum((-2, -1))
+    return features_grad.to(features), (wide * s).to(center), lam_grad.to(lam)
+
+
+class _Attach(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, features, labels, center, lam):
+        ctx.save_for_backward(weight, features, labels, center, lam)
+        return weight.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        weight, features, labels, center, lam = ctx.saved_tensors
+        by_features, by_center, by_lam = softmax_head_grad(
+            grad, weight, features, labels, center, lam
+        )
+        return None, by_features, None, by_center, by_lam
+
+
+def softmax_head_attach(
+    weight: Tensor, features: Tensor, labels: Tensor, center: Tensor, lam: Tensor
+) -> Tensor:
+    """``weight``, with the derivatives of the minimiser it stands for; first order only."""
+    return _Attach.apply(weight, features, labels, center, lam)
