@@ -2,6 +2,8 @@
 
 #include <torch/version.h>
 
+#include "cpu/isa.h"
+
 #ifdef __clang__
 #define METASPARSE_COMPILER "Clang " __clang_version__
 #else
@@ -10,6 +12,9 @@
 
 namespace metasparse {
 
-std::string build_info() { return "torch=" TORCH_VERSION "\ncompiler=" METASPARSE_COMPILER "\n"; }
+std::string build_info() {
+  return std::string("torch=" TORCH_VERSION "\ncompiler=" METASPARSE_COMPILER "\ncpu_isa=") +
+         cpu::isa_name(cpu::active_isa()) + "\n";
+}
 
 }  // namespace metasparse

@@ -32,6 +32,11 @@ TORCH_LIBRARY(metasparse, m) {
       " -> Tensor",
       tags);
 
+  // 1 where scores > 0, else 0
+  m.def("binary_mask(Tensor scores) -> Tensor", tags);
+  // Ones at the k[s] largest of each row of scores (S,n)
+  m.def("topk_mask(Tensor scores, Tensor k) -> Tensor", tags);
+
   // The exact softmax head of T tasks: features (T,N,D), labels (T,N), center (T,C,D), lam (T,) ->
   // weight (T,C,D), and a report of each task: iterations, residual, status (T,). Not
   // differentiable itself; softmax_head_attach gives its (or any other solver's) weight the

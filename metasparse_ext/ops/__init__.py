@@ -1,5 +1,7 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
+from metasparse_ext.ops.binary_mask import binary_mask
 from metasparse_ext.ops.masked_conv import masked_conv2d
+from metasparse_ext.ops.topk_mask import topk_mask
 
-__all__ = ["masked_conv2d"]
+__all__ = ["binary_mask", "masked_conv2d", "topk_mask"]

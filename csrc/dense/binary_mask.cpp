@@ -1,0 +1,20 @@
+// binary_mask is one comparison, at the speed of memory on every device.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+namespace metasparse::dense {
+namespace {
+
+at::Tensor binary_mask(const at::Tensor& scores) {
+  TORCH_CHECK_TYPE(scores.is_floating_point(),
+                   "binary_mask: expected scores of a floating dtype, got ", scores.scalar_type());
+  auto mask = at::empty_like(scores, at::MemoryFormat::Contiguous);
+  return at::gt_out(mask, scores, 0);
+}
+
+}  // namespace
+}  // namespace metasparse::dense
+
+TORCH_LIBRARY_IMPL(metasparse, CompositeExplicitAutograd, m) {
+  m.impl("binary_mask", metasparse::dense::binary_mask);
+}

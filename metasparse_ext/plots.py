@@ -1,0 +1,259 @@
+"""Figures of runs: kernels in use, accuracy against multiply-accumulates, learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+# Okabe and Ito's palette: eight colours that every kind of colour vision tells apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+_ALWAYS, _SOMETIMES, _NEVER = "#0072B2", "#E69F00", "#ECECEC"
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network in :func:`accuracy_against_macs`: accuracies in [0, 1], MACs per image."""
+
+    label: str
+    macs: float
+    accuracy: float
+    interval: float
+
+
+def kernel_usage(usage: Mapping[str, ArrayLike], path: Path, *, title: str | None = None) -> None:
+    """Draws which kernels are always, sometimes and never used, layer by layer.
+
+    Args:
+        usage: For every layer, the fraction of tasks (O, I) in which each kernel is active.
+        path: The picture to write; its suffix gives the format.
+        title: Title of the figure.
+
+    Raises:
+        ValueError: If there is no layer, or a layer is not a matrix of fractions.
+    """
+    layers = {name: _fractions(name, values) for name, values in usage.items()}
+    if not layers:
+        raise ValueError("kernel_usage: expected at least one layer, got none")
+    widths = [max(layer.shape[1], 0.22 * layer.shape[0]) for layer in layers.values()]
+    with _figure(path, (1.6 + 2.3 * len(layers), 3.9)) as figure:
+        grid = figure.subplots(1, len(layers), squeeze=False, width_ratios=widths)[0]
+        for axes, (name, layer) in zip(grid, layers.items(), strict=True):
+            _usage_panel(axes, name, layer)
+        grid[0].set_ylabel("output channel")
+        handles = [
+            Patch(facecolor=colour, edgecolor="#808080", linewidth=0.6, label=label)
+            for colour, label in (
+                (_ALWAYS, "used by every task"),
+                (_SOMETIMES, "used by some tasks"),
+                (_NEVER, "never used (pruned)"),
+            )
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        if title:
+            figure.suptitle(title)
+
+
+def accuracy_against_macs(points: Sequence[Point], path: Path, *, title: str | None = None) -> None:
+    """Draws accuracy, with its 95 % interval, against multiply-accumulates per image.
+
+    Raises:
+        ValueError: If there is no point.
+    """
+    if not points:
+        raise ValueError("accuracy_against_macs: expected at least one point, got none")
+    with _figure(path, (5.6, 3.9)) as figure:
+        axes = figure.subplots()
+        for index, point in enumerate(points):
+            _labelled_point(axes, point, COLOURS[index % len(COLOURS)])
+        axes.set_xlim(0, 1.35 * max(point.macs for point in points) / 1e6)
+        _roomy_limits(axes, points)
+        axes.set_xlabel("multiply-accumulates per image (millions)")
+        axes.set_ylabel("accuracy (95 % interval)")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        if title:
+            axes.set_title(title)
+
+
+def learning_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, title: str | None = None
+) -> None:
+    """Draws training (thin, smoothed) and validation (points, with intervals) accuracy of runs.
+
+    Args:
+        runs: For every run's label, the records of its ``metrics.jsonl``.
+        path: The picture to write.
+        title: Title of the figure.
+
+    Raises:
+        ValueError: If no run has a record.
+    """
+    if not any(runs.values()):
+        raise ValueError("learning_curves: expected at least one record, got none")
+    pruning = any(
+        record.get("active", 1.0) < 1.0 for records in runs.values() for record in records
+    )
+    with _figure(path, (6.4, 5.6 if pruning else 3.9)) as figure:
+        panels = figure.subplots(1 + pruning, sharex=True, squeeze=False)[:, 0]
+        for index, (label, records) in enumerate(runs.items()):
+            _accuracy_curve(panels[0], label, records, COLOURS[index % len(COLOURS)])
+            if pruning:
+                _active_curve(panels[1], records, COLOURS[index % len(COLOURS)])
+        panels[0].set_ylabel("query accuracy")
+        styles = (
+            Line2D(
+                [], [], color="#606060", linewidth=1, alpha=0.6, label="training (running mean)"
+            ),
+            Line2D(
+                [],
+                [],
+                color="#606060",
+                marker="o",
+                markersize=4,
+                label="validation (95 % interval)",
+            ),
+        )
+        panels[0].legend(
+            handles=[*panels[0].get_legend_handles_labels()[0], *styles], loc="lower right"
+        )
+        if pruning:
+            panels[1].set_ylabel("active kernels")
+            panels[1].set_ylim(0, 1.05)
+        for axes in panels:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        panels[-1].set_xlabel("meta-iteration")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        if title:
+            panels[0].set_title(title)
+
+
+@contextmanager
+def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure in the package's style, written to ``path`` at the end."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size)
+        FigureCanvasAgg(figure)
+        yield figure
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def _fractions(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    layer = np.asarray(values, dtype=float)
+    if layer.ndim != 2 or layer.size == 0 or layer.min() < 0 or layer.max() > 1:
+        raise ValueError(
+            f"kernel_usage: {name}: expected a matrix (O, I) of fractions in [0, 1], "
+            f"got shape {layer.shape}"
+        )
+    return layer
+
+
+def _usage_panel(axes: Axes, name: str, layer: NDArray[np.float64]) -> None:
+    states = np.where(layer >= 1, 2, np.where(layer > 0, 1, 0))
+    axes.imshow(
+        states,
+        cmap=ListedColormap([_NEVER, _SOMETIMES, _ALWAYS]),
+        vmin=0,
+        vmax=2,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.grid(False)
+    axes.set_title(f"{name}\n{100 * layer.mean():.0f} % active")
+    axes.set_xlabel("input channel")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def _labelled_point(axes: Axes, point: Point, colour: str) -> None:
+    where = (point.macs / 1e6, point.accuracy)
+    axes.errorbar(
+        *where, yerr=point.interval, fmt="o", color=colour, markersize=7, capsize=4, linewidth=1.5
+    )
+    axes.annotate(
+        f"{point.label}\n{100 * point.accuracy:.1f} %",
+        where,
+        xytext=(9, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+    )
+
+
+def _roomy_limits(axes: Axes, points: Sequence[Point]) -> None:
+    """Leaves room around the intervals, so that close accuracies are not magnified beyond sense."""
+    lowest = min(point.accuracy - point.interval for point in points)
+    highest = max(point.accuracy + point.interval for point in points)
+    room = max(0.3 * (highest - lowest), 0.01)
+    axes.set_ylim(max(0.0, lowest - room), min(1.0, highest + room))
+
+
+def _accuracy_curve(
+    axes: Axes, label: str, records: Sequence[Mapping[str, Any]], colour: str
+) -> None:
+    steps, values = _series(records, "train", "accuracy")
+    if len(steps):
+        axes.plot(steps, _smooth(values), color=colour, linewidth=1, alpha=0.5)
+    steps, values = _series(records, "validation", "accuracy")
+    _, intervals = _series(records, "validation", "interval")
+    axes.errorbar(
+        steps,
+        values,
+        yerr=intervals,
+        color=colour,
+        marker="o",
+        markersize=4,
+        capsize=2,
+        label=label,
+    )
+
+
+def _active_curve(axes: Axes, records: Sequence[Mapping[str, Any]], colour: str) -> None:
+    steps, values = _series(records, "train", "active")
+    axes.plot(steps, values, color=colour, linewidth=1.5)
+
+
+def _series(
+    records: Sequence[Mapping[str, Any]], kind: str, name: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    chosen = [record for record in records if record["kind"] == kind and name in record]
+    steps = np.array([record["iteration"] for record in chosen], dtype=float)
+    return steps, np.array([record[name] for record in chosen], dtype=float)
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Trailing means over a fiftieth of the curve."""
+    window = max(1, len(values) // 50)
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (total[ends] - total[starts]) / (ends - starts)

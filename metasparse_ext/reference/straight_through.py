@@ -1,0 +1,29 @@
+"""The gradient of the reference masks."""
+
+import torch
+from torch import Tensor
+
+
+class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor, mask: Tensor) -> Tensor:
+        return mask.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+    @staticmethod
+    def jvp(ctx, scores_tangent: Tensor, mask_tangent: None) -> Tensor:
+        return scores_tangent.clone()
+
+
+def straight_through(scores: Tensor, mask: Tensor) -> Tensor:
+    """``mask``, with the derivative of ``scores``: d mask / d scores is the identity."""
+    return _StraightThrough.apply(scores, mask)

@@ -1,0 +1,121 @@
+"""From a configuration to the objects of a run: data, network, learner, optimiser."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+
+import torch
+
+from metasparse_ext import data
+from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.data import ImageClasses, TaskBatch
+from metasparse_ext.nn import Conv4
+from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.run import Run
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """Tells a learner that ramps something over the training how long that takes."""
+    ramps = "total_iterations" in inspect.signature(LEARNERS[config.learner]).parameters
+    if not ramps or "total_iterations" in config.options:
+        return config
+    return config.replace(options={**config.options, "total_iterations": config.iterations})
+
+
+def images(config: RunConfig, split: str) -> ImageClasses:
+    """Loads one split of the run's data set."""
+    return data.load(config.data, config.root, split=split, image_size=config.image_size)
+
+
+def episodes(
+    config: RunConfig, classes: ImageClasses, *, seed: int, tasks: int, start: int = 0
+) -> Iterator[TaskBatch]:
+    """Draws meta-batches; batch ``i`` depends on the seed, the split and ``i`` alone."""
+    return data.episodes(
+        classes,
+        ways=config.ways,
+        shots=config.shots,
+        queries=config.queries,
+        tasks=tasks,
+        seed=seed,
+        start=start,
+        workers=config.workers,
+        rotations=config.rotations and classes.split == "train",
+    )
+
+
+def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4:
+    """Builds the backbone and, with ``init_from``, gives it that run's best weights.
+
+    Raises:
+        ValueError: If the images are not square, or the other run's network has other shapes.
+    """
+    channels, height, width = image_shape
+    if height != width:
+        raise ValueError(f"images: expected square ones, got {height}x{width}")
+    torch.manual_seed(config.seed)
+    net = Conv4(
+        in_channels=channels,
+        image_size=height,
+        width=config.width,
+        ways=config.ways,
+        strided=config.strided,
+    )
+    if config.init_from is not None:
+        _copy_weights(net, config.init_from)
+    return net
+
+
+def learner(config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner:
+    """Builds the learner that the configuration names, on its device."""
+    kind, options = LEARNERS[config.learner], resolved(config).options
+    return kind(network(config, image_shape), **options).to(config.device)
+
+
+def trained(run: Run, config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner:
+    """Builds a run's learner in its best trained state."""
+    made = learner(config.replace(init_from=None), image_shape)
+    made.load_state_dict(run.best().learner)
+    return made
+
+
+def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Optimizer:
+    """Builds the outer optimiser; mask scores may have a rate of their own."""
+    scores, weights = [], []
+    for name, parameter in parameters_of.named_parameters():
+        (scores if name.endswith("scores") else weights).append(parameter)
+    groups = [{"params": weights, "lr": config.meta_lr}]
+    if scores:
+        groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups)
+    return torch.optim.Adam(groups, eps=config.adam_eps)
+
+
+def scheduled(config: RunConfig, iteration: int) -> float:
+    """Factor on the learning rates at an iteration, a function of nothing else."""
+    done = iteration / config.iterations
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "linear":
+        return 1 - done
+    return 1.0
+
+
+def _copy_weights(net: Conv4, folder: str) -> None:
+    """Copies another run's weights into a network; its masks stay behind."""
+    state = Run(folder).best().learner
+    prefix = "model."
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            source = state.get(prefix + name)
+            if source is None or source.shape != parameter.shape:
+                found = "nothing" if source is None else tuple(source.shape)
+                raise ValueError(
+                    f"{folder}: cannot start from this run: {name} is {found} there "
+                    f"and {tuple(parameter.shape)} here"
+                )
+            parameter.copy_(source)

@@ -1,0 +1,150 @@
+"""What a run is made of: one frozen value that a file can hold and a resumed run can be held to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OPTIMISERS = ("adam", "sgd")
+SCHEDULES = ("constant", "cosine", "linear")
+
+_POSITIVE = (
+    "ways",
+    "shots",
+    "queries",
+    "tasks",
+    "iterations",
+    "width",
+    "validate_every",
+    "validation_tasks",
+    "evaluation_tasks",
+    "save_every",
+    "log_every",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the numbers of a run.
+
+    Attributes:
+        learner: Name in ``metasparse_ext.algorithms.LEARNERS``.
+        options: Keyword arguments of the learner's constructor.
+        preset: Name of the preset that the run started from, for the record.
+        init_from: Run folder whose best network is the starting point (a dense pre-training).
+        data, root, image_size, rotations: The data set and how its images are read.
+        ways, shots, queries, tasks: Classes per task, support and query images per class, tasks
+            per meta-batch.
+        width, strided: Channels of the Conv-4 backbone; stride 2, or stride 1 with 2x2 max-pool.
+        seed: Seeds the initial weights and the episodes.
+        iterations: Meta-iterations.
+        optimiser, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
+            mask scores and, where None, that of the weights.
+        clip_norm, clip_value: Gradient clipping by total norm, or by element.
+        validate_every, validation_tasks, validation_split: The fixed tasks that choose the best
+            checkpoint.
+        evaluation_tasks: Tasks of ``metasparse evaluate``.
+        transductive: Whether batch statistics are taken over the whole query set, as the
+            published codes do; otherwise each query image is classified beside the support set.
+        save_every: Iterations between two writes of ``last.pt``.
+        log_every: Iterations between two lines of ``metrics.jsonl``.
+        workers: Threads that draw episodes ahead; the episodes do not depend on it.
+        device: A torch device.
+    """
+
+    learner: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    init_from: str | None = None
+    data: str = "glyphs"
+    root: str | None = None
+    image_size: int | None = None
+    rotations: bool = False
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    tasks: int = 4
+    width: int = 64
+    strided: bool = True
+    seed: int = 0
+    iterations: int = 10_000
+    optimiser: str = "adam"
+    meta_lr: float = 1e-3
+    mask_lr: float | None = None
+    adam_eps: float = 1e-8
+    schedule: str = "constant"
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    validate_every: int = 500
+    validation_tasks: int = 100
+    validation_split: str = "val"
+    evaluation_tasks: int = 600
+    transductive: bool = True
+    save_every: int = 100
+    log_every: int = 1
+    workers: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
+        for name in ("seed", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if self.ways < 2:
+            raise ValueError(f"ways: expected at least 2 classes per task, got {self.ways}")
+        _require_choice("optimiser", self.optimiser, OPTIMISERS)
+        _require_choice("schedule", self.schedule, SCHEDULES)
+        for name in ("meta_lr", "mask_lr", "clip_norm", "clip_value"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError("clip_norm and clip_value: expected one of them at most, got both")
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """Returns a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return {**dataclasses.asdict(self), "options": dict(self.options)}
+
+    def to_json(self) -> str:
+        """Returns the JSON text that :meth:`from_json` reads."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Builds a configuration from JSON values.
+
+        Raises:
+            ValueError: If a field is unknown, missing or out of range.
+        """
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"run configuration: unknown field {', '.join(unknown)}")
+        if "learner" not in values:
+            raise ValueError("run configuration: no learner is named")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Reads what :meth:`to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Names the fields in which another configuration differs."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

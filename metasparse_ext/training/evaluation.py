@@ -1,0 +1,168 @@
+"""Evaluation: accuracy on many tasks, with its interval and the size of the networks it took."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, cross_entropy
+from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.nn import Cost, cost
+
+_FOLDED_TASKS = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured.
+
+    Attributes:
+        tasks: How many tasks.
+        accuracy: Mean query accuracy, in [0, 1].
+        interval: Half the 95 % confidence interval of that mean, 1.96 std / sqrt(tasks).
+        loss: Mean query cross-entropy.
+        transductive: Whether batch statistics were taken over the whole query set.
+        active: Fraction of the network's kernels in use, mean over the tasks.
+        kernels: Number of kernels of the network.
+        macs, dense_macs: Multiply-accumulates per image: those of active kernels (mean over the
+            tasks), and of the same network without masks.
+        usage: For every masked layer, the fraction of tasks (O, I) in which a kernel is in use.
+    """
+
+    tasks: int
+    accuracy: float
+    interval: float
+    loss: float
+    transductive: bool
+    active: float
+    kernels: int
+    macs: float
+    dense_macs: int
+    usage: dict[str, Tensor] = dataclasses.field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the numbers as JSON values, without the kernel usage."""
+        return {key: value for key, value in vars(self).items() if key != "usage"}
+
+
+def evaluate(
+    learner: MetaLearner,
+    batches: Iterable[TaskBatch],
+    *,
+    tasks: int = 600,
+    transductive: bool = True,
+) -> Evaluation:
+    """Adapts to the support set of every task and classifies its query set.
+
+    Args:
+        learner: The meta-learner; its state is left as it is.
+        batches: Meta-batches; as many are drawn as ``tasks`` takes.
+        tasks: How many tasks.
+        transductive: Take batch statistics over the whole query set of a task, as the published
+            codes do. Otherwise each query image is classified in a batch of the task's support
+            images and itself alone.
+
+    Returns:
+        The evaluation. The standard deviation is that of the population, as in the sources.
+
+    Raises:
+        ValueError: If there are fewer than ``tasks`` tasks.
+    """
+    device = next(learner.parameters()).device
+    totals = _Totals(learner.model)
+    for batch in _first_tasks(batches, tasks):
+        support, query = batch.to(device)
+        adapted = learner.adapt(support)
+        with torch.no_grad():
+            logits = predict(adapted, support, query.images, transductive=transductive)
+            totals.add(logits, query.labels, adapted, query.images.shape[2:])
+    return totals.evaluation(transductive)
+
+
+def predict(
+    adapted: AdaptedTasks, support: Samples, images: Tensor, *, transductive: bool = True
+) -> Tensor:
+    """Classifies query images (T, Q, C, H, W) with T adapted networks; returns logits (T, Q, ways).
+
+    Not transductive: the queries are folded into the task axis, so that each has a batch (and batch
+    statistics) made of the task's support images and itself.
+    """
+    if transductive:
+        return adapted(images)
+    chunk = max(1, _FOLDED_TASKS // images.shape[0])
+    return torch.cat(
+        [_beside_support(adapted, support.images, part) for part in images.split(chunk, dim=1)],
+        dim=1,
+    )
+
+
+def _beside_support(adapted: AdaptedTasks, support: Tensor, images: Tensor) -> Tensor:
+    queries = images.shape[1]
+    repeated = support.unsqueeze(1).expand(-1, queries, -1, -1, -1, -1)
+    joined = torch.cat([repeated, images.unsqueeze(2)], dim=2).flatten(0, 1)
+    each = copy.copy(adapted)
+    each.parameters = {n: p.repeat_interleave(queries, 0) for n, p in adapted.parameters.items()}
+    return each(joined)[:, -1].unflatten(0, (-1, queries))
+
+
+class _Totals:
+    """What is gathered over the tasks; it stays on the learner's device until the end."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._accuracy: list[Tensor] = []
+        self._loss: list[Tensor] = []
+        self._active: list[Tensor] = []
+        self._macs: list[Tensor] = []
+        self._used: dict[str, Tensor] = {}
+        self._cost: Cost | None = None
+
+    def add(self, logits: Tensor, labels: Tensor, adapted: AdaptedTasks, shape: torch.Size) -> None:
+        """Adds T tasks: logits (T, Q, ways) and labels (T, Q) of images of ``shape`` (C, H, W)."""
+        tasks = labels.shape[0]
+        self._accuracy.append((logits.argmax(-1) == labels).double().mean(1))
+        self._loss.append(cross_entropy(logits, labels).double())
+        self._active.append(adapted.active().double())
+        masks = adapted.masks()
+        for name, mask in masks.items():
+            kernels = mask if mask.dim() == 3 else mask.flatten(-2).amax(-1)
+            used = kernels.ne(0).sum(0)
+            self._used[name] = self._used[name] + used if name in self._used else used
+        self._cost = cost(self._model, shape, masks)
+        self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
+
+    def evaluation(self, transductive: bool) -> Evaluation:
+        """The means over all tasks added."""
+        accuracy = torch.cat(self._accuracy)
+        tasks = len(accuracy)
+        return Evaluation(
+            tasks=tasks,
+            accuracy=float(accuracy.mean()),
+            interval=1.96 * float(accuracy.std(correction=0)) / math.sqrt(tasks),
+            loss=float(torch.cat(self._loss).mean()),
+            transductive=transductive,
+            active=float(torch.cat(self._active).mean()),
+            kernels=self._cost.kernels,
+            macs=float(torch.cat(self._macs).mean()),
+            dense_macs=self._cost.macs,
+            usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
+        )
+
+
+def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch]:
+    """Meta-batches with ``tasks`` tasks in all; the last one may be cut."""
+    left = tasks
+    for batch in batches:
+        part = TaskBatch(*(Samples(*(t[:left] for t in samples)) for samples in batch))
+        yield part
+        left -= part.support.labels.shape[0]
+        if left == 0:
+            return
+    raise ValueError(f"evaluate: expected {tasks} tasks, got {tasks - left}")

@@ -1,0 +1,231 @@
+"""The training loop: episodes, meta-gradients, optimiser steps, validation, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+
+from metasparse_ext.algorithms.base import MetaLearner, Metrics
+from metasparse_ext.data import TaskBatch
+from metasparse_ext.training import atomic, build, checkpoint, metrics
+from metasparse_ext.training.checkpoint import Checkpoint
+from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.evaluation import evaluate
+from metasparse_ext.training.interrupt import StopRequest
+from metasparse_ext.training.run import Run
+
+BUDGET_TOLERANCE = 0.02
+# What a resumed run may change without changing its numbers.
+_FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers"}
+_VALIDATION_SEED = 1_000_003
+
+
+class TrainingError(Exception):
+    """Training that cannot go on; its message says what was saved and where."""
+
+
+class Reporter(Protocol):
+    """Is told what happens during training."""
+
+    def start(self, config: RunConfig, iteration: int) -> None:
+        """Training begins after ``iteration`` iterations."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """A training record was written."""
+
+    def validation(self, record: Mapping[str, Any], best: bool) -> None:
+        """A validation record was written; ``best`` if its checkpoint is the best so far."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        iteration: Meta-iterations done.
+        interrupted: Whether a signal ended it early; the run can be resumed.
+        best: The validation record of the best eligible checkpoint, if any.
+    """
+
+    iteration: int
+    interrupted: bool
+    best: Mapping[str, Any] | None
+
+
+class Trainer:
+    """Trains a learner and leaves a run folder.
+
+    A resumed run goes on from the last checkpoint, and its metrics (times apart) and weights equal
+    those of a run that was never stopped.
+
+    Args:
+        config: What to train. A run that goes on must be given the configuration it was begun with;
+            only ``iterations`` may have grown.
+        run: The run folder. One that holds a checkpoint goes on from it; another is begun.
+        reporter: Is told what happens.
+
+    Raises:
+        DataError, CheckpointError, ValueError: If the configuration cannot be built.
+    """
+
+    def __init__(self, config: RunConfig, run: Run, *, reporter: Reporter | None = None) -> None:
+        self.config = config = build.resolved(config)
+        self.run = run
+        self.reporter = reporter
+        self.classes = build.images(config, "train")
+        self.validation_classes = build.images(config, config.validation_split)
+        start = config.replace(init_from=None) if run.started else config
+        self.learner = build.learner(start, self.classes.shape)
+        self.optimiser = build.optimiser(config, self.learner)
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.iteration = 0
+        self.best: Mapping[str, Any] | None = None
+        if run.started:
+            self._restore()
+        else:
+            run.create(config)
+            self._save(run.last_path)
+
+    def fit(self) -> Outcome:
+        """Trains to the end, or until SIGINT or SIGTERM.
+
+        Raises:
+            TrainingError: If a loss or gradient stops being finite. The state before it is saved.
+        """
+        config = self.config
+        batches = build.episodes(
+            config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
+        )
+        if self.reporter:
+            self.reporter.start(config, self.iteration)
+        with metrics.MetricsFile(self.run.metrics_path) as self.log, StopRequest() as request:
+            while self.iteration < config.iterations and not request.stop:
+                self._step(next(batches))
+                if self.iteration % config.validate_every == 0 or self._done:
+                    self._validate()
+            self._save(self.run.last_path)
+        return Outcome(self.iteration, not self._done, self.best)
+
+    @property
+    def _done(self) -> bool:
+        return self.iteration >= self.config.iterations
+
+    def _step(self, batch: TaskBatch) -> None:
+        config = self.config
+        started = time.perf_counter()
+        factor = build.scheduled(config, self.iteration)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimiser.zero_grad()
+        try:
+            measured = self.learner.meta_backward(batch.to(config.device))
+        except FloatingPointError as error:
+            self._save(self.run.last_path)
+            raise TrainingError(
+                f"{error}; the last finite state is saved in {self.run.last_path}"
+            ) from error
+        norm = self._clip()
+        self.optimiser.step()
+        self.iteration += 1
+        if self.iteration % config.log_every == 0:
+            record = {
+                "iteration": self.iteration,
+                "kind": "train",
+                **_means(measured),
+                "gradient_norm": float(norm),
+                "seconds": round(time.perf_counter() - started, 6),
+            }
+            self.log.write(record)
+            if self.reporter:
+                self.reporter.step(record)
+        if self.iteration % config.save_every == 0:
+            self._save(self.run.last_path)
+
+    def _clip(self) -> Tensor:
+        """Clips the meta-gradient where asked, and returns the norm it had before."""
+        config = self.config
+        parameters = [p for p in self.learner.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters])
+        if config.clip_value is not None:
+            clip_grad_value_(parameters, config.clip_value)
+        if config.clip_norm is not None:
+            clip_grads_with_norm_(parameters, config.clip_norm, norm)
+        return norm
+
+    def _validate(self) -> None:
+        config = self.config
+        report = evaluate(
+            self.learner,
+            build.episodes(
+                config, self.validation_classes, seed=_VALIDATION_SEED, tasks=config.tasks
+            ),
+            tasks=config.validation_tasks,
+            transductive=config.transductive,
+        )
+        record = {"iteration": self.iteration, "kind": "validation", **report.to_dict()}
+        record["eligible"] = eligible(self.learner, report.active)
+        better = record["eligible"] and (
+            self.best is None or record["accuracy"] > self.best["accuracy"]
+        )
+        self.log.write(record)
+        if better:
+            self.best = record
+            self._save(self.run.best_path)
+        self._save(self.run.last_path)
+        if self.reporter:
+            self.reporter.validation(record, better)
+
+    def _save(self, path: Path) -> None:
+        checkpoint.save(
+            Checkpoint(
+                config=self.config.to_dict(),
+                iteration=self.iteration,
+                learner=self.learner.state_dict(),
+                optimiser=self.optimiser.state_dict(),
+                best=self.best,
+                random_state=torch.get_rng_state(),
+            ),
+            path,
+        )
+
+    def _restore(self) -> None:
+        saved = checkpoint.load(self.run.last_path)
+        self._require_same(RunConfig.from_dict(saved.config))
+        self.learner.load_state_dict(saved.learner)
+        self.optimiser.load_state_dict(saved.optimiser)
+        self.iteration = saved.iteration
+        self.best = saved.best
+        torch.set_rng_state(saved.random_state)
+        metrics.truncate(self.run.metrics_path, saved.iteration)
+        atomic.replace_text(self.run.config_path, self.config.to_json())
+
+    def _require_same(self, begun: RunConfig) -> None:
+        """Refuses to go on under another configuration; a constant schedule may grow longer."""
+        free = _FREE | {"iterations"} if begun.schedule == "constant" else _FREE
+        changed = [name for name in begun.differences(self.config) if name not in free]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{self.run} was begun with {name} = {getattr(begun, name)!r}, "
+                f"got {getattr(self.config, name)!r}"
+            )
+
+
+def _means(measured: Metrics) -> dict[str, float]:
+    """The finite means over the tasks of what a meta-step measured."""
+    values = {name: float(value.double().mean()) for name, value in vars(measured).items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def eligible(learner: MetaLearner, active: float) -> bool:
+    """Whether a checkpoint may become the best: where there is a budget, only once it holds."""
+    budget = getattr(learner, "budget", None)
+    return budget is None or abs(active - budget) <= BUDGET_TOLERANCE

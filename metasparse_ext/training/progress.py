@@ -1,0 +1,152 @@
+"""How training shows itself: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from metasparse_ext.training.config import RunConfig
+
+_SMOOTHING = 0.95
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Smoothed:
+    """Exponential means of a training record's numbers, unbiased from the first one on."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        for name in ("loss", "accuracy", "active", "seconds"):
+            if record.get(name) is not None:
+                self._sums[name] = _SMOOTHING * self._sums.get(name, 0.0) + record[name]
+                self._weights[name] = _SMOOTHING * self._weights.get(name, 0.0) + 1.0
+
+    def __getitem__(self, name: str) -> float:
+        return self._sums[name] / self._weights[name]
+
+    def text(self) -> str:
+        """The numbers as one line: loss, accuracy, active kernels, seconds per iteration."""
+        parts = [f"loss {self['loss']:.3f}", f"accuracy {self['accuracy']:6.1%}"]
+        if "active" in self._sums:
+            parts.append(f"active {self['active']:6.1%}")
+        return "  ".join([*parts, f"{self['seconds']:.3f} s/it"])
+
+
+def validation_text(record: Mapping[str, Any], best: bool) -> str:
+    """A validation record as one line."""
+    kind = "transductive" if record["transductive"] else "non-transductive"
+    mark = "  best" if best else "" if record["eligible"] else "  over budget"
+    return (
+        f"iteration {record['iteration']}: validation {record['accuracy']:.2%} "
+        f"± {record['interval']:.2%} on {record['tasks']} tasks ({kind}), "
+        f"active kernels {record['active']:.1%}{mark}"
+    )
+
+
+class BarReporter:
+    """A progress bar; validations scroll by above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._mean = _Smoothed()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, config: RunConfig, iteration: int) -> None:
+        """Draws the bar."""
+        self._task = self._progress.add_task(
+            config.learner, total=config.iterations, completed=iteration, text=""
+        )
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Moves the bar."""
+        self._mean.add(record)
+        self._progress.update(self._task, completed=record["iteration"], text=self._mean.text())
+
+    def validation(self, record: Mapping[str, Any], best: bool) -> None:
+        """Prints a line above the bar."""
+        self._console.print(validation_text(record, best), highlight=False)
+
+
+class LineReporter:
+    """A line every ten seconds and at every validation, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._mean = _Smoothed()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def start(self, config: RunConfig, iteration: int) -> None:
+        """Prints what begins."""
+        self._iterations = config.iterations
+        self._print(f"{config.learner}: iteration {iteration} of {config.iterations}")
+        self._printed = time.monotonic()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Prints the means once in a while."""
+        self._mean.add(record)
+        now = time.monotonic()
+        if now - self._printed < _SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        left = (self._iterations - record["iteration"]) * self._mean["seconds"]
+        self._print(
+            f"iteration {record['iteration']}/{self._iterations}  {self._mean.text()}  "
+            f"{_duration(left)} left"
+        )
+
+    def validation(self, record: Mapping[str, Any], best: bool) -> None:
+        """Prints the validation."""
+        self._print(validation_text(record, best))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def reporter(console: Console) -> BarReporter | LineReporter:
+    """The reporter that suits a console."""
+    return BarReporter(console) if console.is_terminal else LineReporter(console)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,156 @@
+"""Evaluations of runs: done, kept in the run folder, and shown as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from metasparse_ext.training import atomic, build, metrics
+from metasparse_ext.training.evaluation import Evaluation, evaluate
+from metasparse_ext.training.run import Run
+
+_SEED = 2_000_003
+
+
+@dataclass(frozen=True)
+class Result:
+    """An evaluation of a run, as kept in its folder.
+
+    Attributes:
+        setting: Data set, split and kind of task, in words.
+        checkpoint: ``best`` or, where no checkpoint met the budget, ``last``.
+        iteration: Meta-iterations behind that checkpoint.
+        budget: Fraction of kernels asked for, if any.
+        seconds: Median seconds of a training iteration, if the run has metrics.
+        numbers: The fields of :class:`Evaluation`, without the kernel usage.
+    """
+
+    setting: str
+    checkpoint: str
+    iteration: int
+    budget: float | None
+    seconds: float | None
+    numbers: Mapping[str, Any]
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    tasks: int | None = None,
+    split: str = "test",
+    transductive: bool | None = None,
+    root: str | None = None,
+    device: str | None = None,
+) -> Result:
+    """Evaluates a run's best checkpoint on a split and keeps the result in the run folder.
+
+    Args:
+        run: The run.
+        tasks, transductive: As in :func:`evaluate`; by default as the run's configuration says.
+        split: ``train``, ``val`` or ``test``.
+        root: Where the data set's files are now, if not where the run found them.
+        device: The torch device, if not the run's.
+
+    Raises:
+        CheckpointError: If the folder holds no run.
+        DataError: If the data cannot be had.
+    """
+    config = run.config()
+    config = config.replace(root=root or config.root, device=device or config.device)
+    classes = build.images(config, split)
+    learner = build.trained(run, config, classes.shape)
+    found = evaluate(
+        learner,
+        build.episodes(config, classes, seed=_SEED, tasks=config.tasks),
+        tasks=tasks or config.evaluation_tasks,
+        transductive=config.transductive if transductive is None else transductive,
+    )
+    result = Result(
+        setting=f"{config.ways}-way {config.shots}-shot, {config.data} {split} classes",
+        checkpoint="best" if run.best_path.exists() else "last",
+        iteration=int(learner.iteration),
+        budget=getattr(learner, "budget", None),
+        seconds=_seconds(run),
+        numbers=found.to_dict(),
+    )
+    _keep(run, split, result, found)
+    return result
+
+
+def kept(run: Run, split: str = "test") -> Result | None:
+    """Reads the result that :func:`evaluate_run` kept, if there is one."""
+    path = run.evaluation_path(split)
+    return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def usage(run: Run, split: str = "test") -> dict[str, NDArray[np.float64]] | None:
+    """Reads the fraction of evaluated tasks that used each kernel, (O, I) by layer."""
+    path = run.usage_path(split)
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def table(results: Mapping[str, Result]) -> Table:
+    """A rich table, one row a run; the title says what was evaluated and how."""
+    first = next(iter(results.values()))
+    shown = Table(title=f"{first.setting}, {_manner(first.numbers)}", title_style="bold")
+    shown.add_column("")
+    for heading in (
+        "accuracy (95 % interval)",
+        "active kernels",
+        "multiply-accumulates",
+        "training s/iteration",
+    ):
+        shown.add_column(heading, justify="right")
+    for label, result in results.items():
+        shown.add_row(label, *_cells(result))
+    return shown
+
+
+def remark(result: Result) -> str:
+    """Which checkpoint was evaluated, and whether it keeps its budget, as one sentence."""
+    text = f"{result.checkpoint} checkpoint, iteration {result.iteration}"
+    if result.budget is None:
+        return text
+    achieved = f"{100 * result.numbers['active']:.1f} % of the kernels active"
+    return f"{text}; budget {100 * result.budget:g} %, achieved {achieved}"
+
+
+def _manner(numbers: Mapping[str, Any]) -> str:
+    kind = "transductive" if numbers["transductive"] else "not transductive"
+    return f"{numbers['tasks']} tasks, {kind}"
+
+
+def _cells(result: Result) -> tuple[str, str, str, str]:
+    numbers = result.numbers
+    active = f"{100 * numbers['active']:.1f} % of {numbers['kernels']:,}"
+    if result.budget is not None:
+        active += f" (budget {100 * result.budget:g} %)"
+    return (
+        f"{100 * numbers['accuracy']:.2f} ± {100 * numbers['interval']:.2f} %",
+        active,
+        f"{numbers['macs'] / 1e6:.2f} M of {numbers['dense_macs'] / 1e6:.2f} M",
+        "" if result.seconds is None else f"{result.seconds:.3f}",
+    )
+
+
+def _seconds(run: Run) -> float | None:
+    if not run.metrics_path.is_file():
+        return None
+    times = [record["seconds"] for record in metrics.read(run.metrics_path) if "seconds" in record]
+    return median(times) if times else None
+
+
+def _keep(run: Run, split: str, result: Result, found: Evaluation) -> None:
+    arrays = {name: values.numpy() for name, values in found.usage.items()}
+    atomic.replace(run.usage_path(split), lambda file: np.savez_compressed(file, **arrays))
+    atomic.replace_text(run.evaluation_path(split), json.dumps(vars(result), indent=2) + "\n")
