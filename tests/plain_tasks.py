@@ -1,5 +1,6 @@
 """What the learners' tests share: tiny networks, tasks, and one task's network in plain PyTorch."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -94,3 +95,50 @@ def mean_gradients(task_gradient, net: nn.Module, tasks: TaskBatch, *options):
         for name in results[0][0]
     }
     return gradients, *(torch.stack(column) for column in list(zip(*results, strict=True))[1:])
+
+
+def assert_same_gradients(net: nn.Module, expected: dict[str, Tensor]) -> None:
+    """``.grad`` of every parameter equals the definition to 1e-9 of its norm.
+
+    The bias of a convolution before a batch norm has no effect, and a gradient of rounding errors:
+    it is held to the norm of the whole gradient.
+    """
+    assert expected.keys() == {name for name, _ in net.named_parameters()}
+    whole = flat(expected).norm()
+    for name, parameter in net.named_parameters():
+        size = whole if name.endswith("conv.bias") else expected[name].norm()
+        error = (parameter.grad - expected[name]).norm() / size
+        assert size > 0, name
+        assert error <= 1e-9, f"{name}: relative error {error:.1e}"
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors.values()])
+
+
+def named(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    parts = vector.split([t.numel() for t in like.values()])
+    return {n: p.view_as(t) for (n, t), p in zip(like.items(), parts, strict=True)}
+
+
+def hessian(loss: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    """Reverse over reverse: forward mode through PyTorch's batch norm gives another matrix."""
+    return torch.func.jacrev(torch.func.grad(loss))(point)
+
+
+def plain_cg(matrix: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Textbook conjugate gradients from zero; refuses a matrix that is not positive definite."""
+    assert torch.linalg.eigvalsh(matrix)[0] > 0
+    x, r, p = torch.zeros_like(b), b, b
+    for _ in range(steps):
+        q = matrix @ p
+        alpha = r @ r / (p @ q)
+        x, new = x + alpha * p, r - alpha * q
+        p, r = new + new @ new / (r @ r) * p, new
+    return x
+
+
+def implicit_matrix(hessian: Tensor, mode: str, lam: float) -> Tensor:
+    """The official code's 2 I + H / (lambda + 10), or the paper's I + H / lambda."""
+    eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    return 2 * eye + hessian / (lam + 10) if mode == "official" else eye + hessian / lam

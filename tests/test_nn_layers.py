@@ -12,6 +12,8 @@ from metasparse_ext.nn import (
     Linear,
     MaskedConv2d,
     NormActPool,
+    ScoreMask,
+    TopKMask,
     is_task_aware,
 )
 
@@ -163,3 +165,41 @@ def test_task_awareness():
     assert is_task_aware(nn.Sequential(MaskedConv2d(3, 4, 3), BatchNorm2d(4), nn.ReLU()))
     assert not is_task_aware(nn.Sequential(MaskedConv2d(3, 4, 3), nn.BatchNorm2d(4)))
     assert not is_task_aware(nn.Linear(3, 4))
+
+
+def test_score_mask_is_the_gate_with_the_slope_of_the_logistic():
+    masker = ScoreMask(4, 3, -1.0, 1.0, **DOUBLE)
+    mask = masker(torch.empty(4, 3, 3, 3))
+    assert torch.equal(mask, (masker.scores > 0).double())
+    seed = torch.randn(4, 3, **DOUBLE)
+    gate = masker.scores.sigmoid()
+    (gradient,) = torch.autograd.grad(mask, masker.scores, seed)
+    torch.testing.assert_close(gradient, seed * gate * (1 - gate))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "kept"), [("weight", 5 * 3 * 9 // 3), ("kernel", 5), ("channel", 2 * 3)]
+)
+@pytest.mark.parametrize("tasks", [(), (T,)], ids=["alone", "tasks"])
+def test_top_k_mask_keeps_its_share_of_every_task(granularity, kept, tasks):
+    masker = TopKMask(1 / 3, granularity)
+    weight = torch.randn(*tasks, 5, 3, 3, 3, **DOUBLE)
+    mask = masker(weight)
+    assert mask.shape == (weight.shape if granularity == "weight" else weight.shape[:-2])
+    assert (mask.flatten(len(tasks)).sum(-1) == kept).all()
+    signed = TopKMask(1 / 3, granularity, signed=True)(weight)
+    assert torch.equal(signed, TopKMask(1 / 3, granularity)(weight - weight.min()))
+    layer = MaskedConv2d(3, 5, 3, mask=masker, **DOUBLE)
+    x = torch.randn(T, N, 3, 6, 6, **DOUBLE)
+    result = functional_call(layer, {"weight": weight}, (x,))
+    assert result.shape == (T, N, 5, 4, 4)
+    for t in range(T) if tasks else []:
+        own = functional_call(layer, {"weight": weight[t]}, (x[t],))
+        torch.testing.assert_close(result[t], own)
+
+
+def test_top_k_mask_refuses():
+    with pytest.raises(ValueError, match="TopKMask: density must lie"):
+        TopKMask(1.5)
+    with pytest.raises(ValueError, match="TopKMask: granularity must be"):
+        TopKMask(0.5, "layer")

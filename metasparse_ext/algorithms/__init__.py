@@ -1,11 +1,25 @@
 """Meta-learners: one file each, one small protocol."""
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, task_call
+from metasparse_ext.algorithms.imaml import IMAML
 from metasparse_ext.algorithms.maml import FOMAML, MAML
+from metasparse_ext.algorithms.metadock import MetaDOCK
 
 LEARNERS: dict[str, type[MetaLearner]] = {
     "maml": MAML,
     "fomaml": FOMAML,
+    "imaml": IMAML,
+    "metadock": MetaDOCK,
 }
 
-__all__ = ["FOMAML", "LEARNERS", "MAML", "AdaptedTasks", "MetaLearner", "Metrics", "task_call"]
+__all__ = [
+    "FOMAML",
+    "IMAML",
+    "LEARNERS",
+    "MAML",
+    "AdaptedTasks",
+    "MetaDOCK",
+    "MetaLearner",
+    "Metrics",
+    "task_call",
+]

@@ -9,7 +9,7 @@ other.
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext import ops
+from metasparse_ext.ops import binary_mask, topk_mask
 
 
 class FixedMask(nn.Module):
@@ -89,7 +89,7 @@ class ScoreMask(nn.Module):
         nn.init.uniform_(self.scores, self.low, self.high)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return ops.binary_mask(self.scores.sigmoid() - 0.5)
+        return binary_mask(self.scores.sigmoid() - 0.5)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.scores.shape)}, init=U({self.low:g}, {self.high:g})"
@@ -125,7 +125,7 @@ class TopKMask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         ranked = weight.detach() if self.signed else weight.detach().abs()
-        return ops.topk_mask(ranked, self.density, granularity=self.granularity)
+        return topk_mask(ranked, self.density, granularity=self.granularity)
 
     def extra_repr(self) -> str:
         return f"density={self.density:g}, granularity={self.granularity!r}, signed={self.signed}"

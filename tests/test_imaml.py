@@ -1,0 +1,123 @@
+"""iMAML against its definition, one task after the other, with an explicit Hessian."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain_tasks import (
+    assert_same_gradients,
+    batch,
+    flat,
+    hessian,
+    implicit_matrix,
+    leaves,
+    mean_gradients,
+    named,
+    network,
+    plain_cg,
+    plain_logits,
+)
+
+from metasparse_ext.algorithms import FOMAML, IMAML, LEARNERS
+
+STEPS, RATE, LAM, CG = 4, 0.04, 20.0, 5
+
+
+def plain_descent(net, support, mode, lam):
+    theta = phi = flat(leaves(net)).detach()
+    like = leaves(net)
+
+    def loss(vector):
+        logits = plain_logits(net, named(vector, like), support.images)
+        return F.cross_entropy(logits, support.labels)
+
+    for _ in range(STEPS):
+        slope = torch.func.grad(loss)(phi)
+        if mode == "paper":
+            slope = slope + lam * (phi - theta)
+        phi = phi - RATE * slope
+    if mode == "official":
+        phi = phi - RATE * lam * (phi - theta)
+    return phi, loss, like
+
+
+def plain_task_gradient(net, support, query, mode, steps):
+    phi, loss, like = plain_descent(net, support, mode, LAM)
+
+    def query_loss(vector):
+        logits = plain_logits(net, named(vector, like), query.images)
+        return F.cross_entropy(logits, query.labels)
+
+    matrix = implicit_matrix(hessian(loss, phi), mode, LAM)
+    gradient = plain_cg(matrix, torch.func.grad(query_loss)(phi), steps)
+    return named(gradient, like), query_loss(phi)
+
+
+@pytest.mark.parametrize("mode", ["official", "paper"])
+@pytest.mark.parametrize("kind", ["task-aware", "vmap"])
+def test_meta_gradient_is_the_definition(mode, kind):
+    net, tasks = network(kind), batch()
+    learner = IMAML(net, inner_lr=RATE, inner_steps=STEPS, mode=mode, lam=LAM, cg_steps=CG)
+    metrics = learner.meta_backward(tasks)
+    expected, loss = mean_gradients(plain_task_gradient, net, tasks, mode, CG)
+    assert_same_gradients(net, expected)
+    torch.testing.assert_close(metrics.loss, loss)
+    assert learner.iteration == 1
+
+
+@pytest.mark.parametrize("adapt_lam", [None, 0.0, 1.0])
+@pytest.mark.parametrize("mode", ["official", "paper"])
+def test_adaptation_is_the_inner_loop(mode, adapt_lam):
+    net, tasks = network(), batch()
+    learner = LEARNERS["imaml"](
+        net, inner_lr=RATE, inner_steps=STEPS, mode=mode, lam=LAM, adapt_lam=adapt_lam
+    )
+    adapted = learner.adapt(tasks.support)
+    for t in range(3):
+        support = type(tasks.support)(*(part[t] for part in tasks.support))
+        phi, _, like = plain_descent(net, support, mode, LAM if adapt_lam is None else adapt_lam)
+        for name, p in named(phi, like).items():
+            torch.testing.assert_close(adapted.parameters[name][t], p)
+
+
+@pytest.mark.parametrize(("mode", "cg_steps"), [("official", 1), ("official", 0), ("paper", 0)])
+def test_without_a_solve_it_is_first_order(mode, cg_steps):
+    """With next to no pull towards theta, the gradient is FOMAML's."""
+    ours, theirs, tasks = network(), network(), batch()
+    IMAML(
+        ours, inner_lr=RATE, inner_steps=STEPS, mode=mode, lam=1e-13, cg_steps=cg_steps
+    ).meta_backward(tasks)
+    FOMAML(theirs, inner_lr=RATE, inner_steps=STEPS).meta_backward(tasks)
+    assert_same_gradients(ours, {n: p.grad for n, p in theirs.named_parameters()})
+
+
+def test_a_task_with_no_curvature_to_trust_falls_back():
+    """A = I + H / lambda with a tiny lambda is indefinite: the gradient stays finite."""
+    net = network()
+    learner = IMAML(net, inner_lr=RATE, inner_steps=1, mode="paper", lam=1e-6)
+    learner.meta_backward(batch())
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_damping_adds_to_the_identity():
+    net, tasks = network(), batch()
+    damping = 1e12
+    IMAML(net, inner_lr=RATE, inner_steps=STEPS, lam=LAM, damping=damping).meta_backward(tasks)
+    first = network()
+    IMAML(first, inner_lr=RATE, inner_steps=STEPS, lam=LAM, cg_steps=0).meta_backward(tasks)
+    assert_same_gradients(net, {n: p.grad / (1 + damping) for n, p in first.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "fast"}, "IMAML: mode must be one of"),
+        ({"lam": 0.0}, "IMAML: lam must be above 0"),
+        ({"adapt_lam": -1.0}, "IMAML: adapt_lam must be at least 0"),
+        ({"cg_steps": -1}, "IMAML: cg_steps must be at least 0"),
+        ({"damping": -1.0}, "IMAML: damping must be at least 0"),
+    ],
+    ids=["mode", "lam", "adapt_lam", "cg_steps", "damping"],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        IMAML(network(), **options)
