@@ -4,6 +4,7 @@ from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, t
 from metasparse_ext.algorithms.imaml import IMAML
 from metasparse_ext.algorithms.maml import FOMAML, MAML
 from metasparse_ext.algorithms.metadock import MetaDOCK
+from metasparse_ext.algorithms.presets import PRESETS, Preset, preset
 
 LEARNERS: dict[str, type[MetaLearner]] = {
     "maml": MAML,
@@ -17,9 +18,12 @@ __all__ = [
     "IMAML",
     "LEARNERS",
     "MAML",
+    "PRESETS",
     "AdaptedTasks",
     "MetaDOCK",
     "MetaLearner",
     "Metrics",
+    "Preset",
+    "preset",
     "task_call",
 ]

@@ -1,0 +1,181 @@
+"""Published hyperparameters by name, for example "metadock/cifar-fs/5way-5shot".
+
+What a source does not state is left at the package's default and named in the preset's note. MAML's
+code sums the per-image losses of a task and divides by the shots, so its loss is ``ways`` times the
+mean cross-entropy that this package minimises; the inner learning rates here are multiplied by
+``ways`` to take the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One published setting; the fields are named as in a run's configuration.
+
+    Attributes:
+        learner: Name in ``LEARNERS``, and ``options`` for its constructor.
+        data, image_size, rotations: The data set and how its images are read.
+        ways, shots, queries, tasks: Classes of a task, support and query images of a class, tasks
+            of a meta-batch.
+        width, strided: Of the Conv-4 backbone.
+        iterations, meta_lr, adam_eps, clip_value: The outer loop, with Adam.
+        note: What was left open by the sources, or differs between them.
+    """
+
+    learner: str
+    data: str
+    ways: int
+    shots: int
+    queries: int
+    tasks: int
+    iterations: int
+    meta_lr: float
+    image_size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    width: int = 64
+    strided: bool = True
+    rotations: bool = False
+    adam_eps: float = 1e-8
+    clip_value: float | None = None
+    note: str = ""
+
+    def settings(self) -> dict[str, Any]:
+        """The fields but the note: keyword arguments of a run's configuration."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        del values["note"]
+        return {**values, "options": dict(self.options)}
+
+
+def preset(name: str) -> Preset:
+    """Looks a preset up.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists the names.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _task(ways: int, shots: int) -> str:
+    return f"{ways}way-{shots}shot"
+
+
+def _maml() -> dict[str, Preset]:
+    """Finn et al. 2017, from the official code."""
+    presets = {}
+    for learner in ("maml", "fomaml"):
+        for ways, rate, steps, tasks in ((5, 0.4, 1, 32), (20, 0.1, 5, 16)):
+            for shots in (1, 5):
+                presets[f"{learner}/omniglot/{_task(ways, shots)}"] = Preset(
+                    learner=learner,
+                    options={"inner_lr": rate * ways, "inner_steps": steps, "adapt_steps": 10},
+                    data="omniglot",
+                    image_size=28,
+                    rotations=True,
+                    ways=ways,
+                    shots=shots,
+                    queries=shots,
+                    tasks=tasks,
+                    iterations=60_000,
+                    meta_lr=1e-3,
+                    note="The paper states 3 steps at test time for 5-way, its code takes 10. The "
+                    "code's head reads the spatial mean of the last map.",
+                )
+        for shots in (1, 5):
+            presets[f"{learner}/mini-imagenet/{_task(5, shots)}"] = Preset(
+                learner=learner,
+                options={"inner_lr": 0.01 * 5, "inner_steps": 5, "adapt_steps": 10},
+                data="folder",
+                image_size=84,
+                width=32,
+                strided=False,
+                ways=5,
+                shots=shots,
+                queries=15,
+                tasks=4,
+                iterations=60_000,
+                meta_lr=1e-3,
+                clip_value=10.0,
+            )
+    return presets
+
+
+def _imaml() -> dict[str, Preset]:
+    """Rajeswaran et al. 2019, from the paper and the official code."""
+    return {
+        f"imaml/omniglot/{_task(ways, shots)}": Preset(
+            learner="imaml",
+            options={
+                "inner_lr": 0.1,
+                "inner_steps": steps,
+                "lam": 2.0,
+                "adapt_lam": 0.0,
+                "cg_steps": 5,
+                "mode": "official",
+            },
+            data="omniglot",
+            image_size=28,
+            ways=ways,
+            shots=shots,
+            queries=shots,
+            tasks=32,
+            iterations=20_000,
+            meta_lr=1e-3,
+            adam_eps=1e-3,
+            note="Rates, tasks and iterations (at least) are stated for 5-way 1-shot only.",
+        )
+        for ways, steps in ((5, 16), (20, 25))
+        for shots in (1, 5)
+    }
+
+
+def _metadock() -> dict[str, Preset]:
+    """Chavan et al. 2022, supplement, table 1: stage one (iMAML) and stage two share it."""
+    rows = {
+        "cifar-fs": (32, 16, {5: (5e-3, 5e-5), 1: (1e-2, 5e-4)}),
+        "mini-imagenet": (84, 10, {5: (1e-2, 5e-5), 1: (5e-3, 5e-4)}),
+    }
+    presets = {}
+    for data, (size, steps, rates) in rows.items():
+        for shots, (inner_lr, meta_lr) in rates.items():
+            common = {
+                "inner_lr": inner_lr,
+                "inner_steps": steps,
+                "cg_steps": 5,
+                "mode": "official",
+            }
+            outer = {
+                "data": "folder" if data == "mini-imagenet" else data,
+                "image_size": size,
+                "ways": 5,
+                "shots": shots,
+                "queries": shots,
+                "tasks": 4,
+                "iterations": 60_000,
+                "meta_lr": meta_lr,
+                "adam_eps": 1e-3,
+            }
+            presets[f"imaml/{data}/{_task(5, shots)}"] = Preset(
+                learner="imaml",
+                options={**common, "lam": 0.5},
+                **outer,
+                note="The pre-training stage of MetaDOCK.",
+            )
+            scalars = {"budget": 0.5, "lambda1": 0.5, "lambda2": 0.5, "lambda3": 50.0}
+            presets[f"metadock/{data}/{_task(5, shots)}"] = Preset(
+                learner="metadock",
+                options={**common, **scalars, "lambda4": 1e-4, "total_iterations": 60_000},
+                **outer,
+                note="lambda4 is 1e-4 in the supplement and 1e-6 in the code. Starts from the "
+                "pre-training stage.",
+            )
+    return presets
+
+
+PRESETS: dict[str, Preset] = {**_maml(), **_imaml(), **_metadock()}

@@ -1,0 +1,54 @@
+"""The presets are the published tables, and every one of them runs."""
+
+import pytest
+import torch
+from plain_tasks import Samples, TaskBatch
+
+from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.algorithms.presets import PRESETS, preset
+from metasparse_ext.nn import Conv4
+from metasparse_ext.training.config import RunConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "inner_lr", "meta_lr", "steps"),
+    [
+        ("cifar-fs/5way-5shot", 5e-3, 5e-5, 16),
+        ("cifar-fs/5way-1shot", 1e-2, 5e-4, 16),
+        ("mini-imagenet/5way-5shot", 1e-2, 5e-5, 10),
+        ("mini-imagenet/5way-1shot", 5e-3, 5e-4, 10),
+    ],
+)
+def test_table_1_of_metadock(name, inner_lr, meta_lr, steps):
+    for learner in ("imaml", "metadock"):
+        found = preset(f"{learner}/{name}")
+        assert found.options["inner_lr"] == inner_lr
+        assert found.options["inner_steps"] == steps
+        assert (found.meta_lr, found.tasks, found.adam_eps) == (meta_lr, 4, 1e-3)
+        assert (found.iterations, found.queries) == (60_000, found.shots)
+
+
+def test_maml_steps_are_those_of_its_summed_loss():
+    assert preset("maml/omniglot/5way-1shot").options["inner_lr"] == pytest.approx(0.4 * 5)
+    assert preset("maml/omniglot/20way-1shot").options["inner_lr"] == pytest.approx(0.1 * 20)
+    assert preset("fomaml/mini-imagenet/5way-5shot").options["inner_lr"] == pytest.approx(0.01 * 5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_run(name):
+    found = preset(name)
+    config = RunConfig(preset=name, **found.settings())
+    assert name.split("/")[0] == config.learner
+    assert name.endswith(f"{config.ways}way-{config.shots}shot")
+    options = {**config.options, "inner_steps": 1, "adapt_steps": 1}
+    net = Conv4(1, 16, 2, config.ways, strided=config.strided)
+    learner = LEARNERS[config.learner](net, **options)
+    samples = Samples(
+        torch.rand(2, config.ways, 1, 16, 16), torch.arange(config.ways).expand(2, -1)
+    )
+    assert learner.meta_backward(TaskBatch(samples, samples)).loss.isfinite().all()
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="unknown preset 'maml/mnist'; there are maml/omniglot"):
+        preset("maml/mnist")
