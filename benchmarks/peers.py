@@ -1,0 +1,94 @@
+"""Stock twins of our networks, and the meta-steps of peers on them.
+
+A twin has the same layers from ``torch.nn`` with the same initial weights, so that both sides must
+arrive at the same meta-gradient.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metasparse_ext.data import TaskBatch
+from metasparse_ext.nn import Conv4
+
+HAS_LEARN2LEARN = importlib.util.find_spec("learn2learn") is not None
+
+
+class MaskedStockConv2d(nn.Conv2d):
+    """The usual way to prune: the mask is multiplied into the weight at every call."""
+
+    def __init__(self, layer: nn.Conv2d, mask: Tensor) -> None:
+        super().__init__(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            bias=layer.bias is not None,
+        )
+        self.load_state_dict({k: v for k, v in layer.state_dict().items() if "masker" not in k})
+        self.register_buffer("mask", mask[..., None, None].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.mask
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def stock_twin(net: Conv4) -> nn.Sequential:
+    """Conv4 of ``torch.nn``'s layers: convolution, batch norm, ReLU, pool; a flattened head."""
+    layers: list[nn.Module] = []
+    for block in net.blocks:
+        conv, norm = block.conv, block.norm
+        stock = nn.BatchNorm2d(conv.out_channels, eps=norm.eps, track_running_stats=False)
+        stock.load_state_dict(norm.state_dict())
+        layers += [MaskedStockConv2d(conv, conv.masker(conv.weight).detach()), stock, nn.ReLU()]
+        if conv.stride == (1, 1):
+            layers.append(nn.MaxPool2d(2))
+    head = nn.Linear(net.head.in_features, net.head.out_features)
+    head.load_state_dict(net.head.state_dict())
+    return nn.Sequential(*layers, nn.Flatten(), head)
+
+
+def learn2learn_maml(net: nn.Module, batch: TaskBatch, inner_lr: float, steps: int) -> list[Tensor]:
+    """The mean meta-gradient of MAML, second order, by learn2learn: a loop over the tasks."""
+    import learn2learn as l2l
+
+    maml = l2l.algorithms.MAML(net, lr=inner_lr, first_order=False)
+    maml.zero_grad()
+    tasks = batch.support.images.shape[0]
+    for t in range(tasks):
+        learner = maml.clone()
+        for _ in range(steps):
+            learner.adapt(
+                F.cross_entropy(learner(batch.support.images[t]), batch.support.labels[t])
+            )
+        loss = F.cross_entropy(learner(batch.query.images[t]), batch.query.labels[t])
+        (loss / tasks).backward()
+    return [p.grad for p in net.parameters()]
+
+
+def stock_maml(net: nn.Module, batch: TaskBatch, inner_lr: float, steps: int) -> list[Tensor]:
+    """The same with torch.func alone, for where learn2learn is not installed."""
+    names = [name for name, _ in net.named_parameters()]
+    theta = list(net.parameters())
+
+    def loss(values: list[Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        logits = torch.func.functional_call(net, dict(zip(names, values, strict=True)), (images,))
+        return F.cross_entropy(logits, labels)
+
+    total = None
+    tasks = batch.support.images.shape[0]
+    for t in range(tasks):
+        phi = theta
+        for _ in range(steps):
+            value = loss(phi, batch.support.images[t], batch.support.labels[t])
+            grads = torch.autograd.grad(value, phi, create_graph=True)
+            phi = [p - inner_lr * g for p, g in zip(phi, grads, strict=True)]
+        value = loss(phi, batch.query.images[t], batch.query.labels[t]) / tasks
+        grads = torch.autograd.grad(value, theta)
+        total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
+    return list(total)
