@@ -133,6 +133,7 @@ KERNEL_FLAGS = [
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     # gcc 12 takes the undefined lanes of its own AVX-512 intrinsics for uninitialised variables
     "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
 ]
 
 

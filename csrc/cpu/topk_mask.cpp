@@ -61,7 +61,7 @@ class Row {
     } else if (k > from_low) {
       split = split_about(bracket = {-kInfinity, bracket.low});
     }
-    if (split.nan > 0) return false;
+    if (split.nan) return false;
     write(kth_largest(k, bracket, split), k, mask);
     return true;
   }
@@ -81,7 +81,7 @@ class Row {
       total.at_high += piece.at_high;
       total.inside += piece.inside;
       total.at_low += piece.at_low;
-      total.nan += piece.nan;
+      total.nan |= piece.nan;
     }
     return total;
   }

@@ -47,41 +47,6 @@ Key<F>* collect_scalar(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside
   return inside;
 }
 
-#ifdef __AVX512F__
-Key<float>* collect(const float* x, int64_t n, Bracket<float> bracket, Key<float>* inside) {
-  const __m512 low = _mm512_set1_ps(bracket.low), high = _mm512_set1_ps(bracket.high);
-  const __m512i sign = _mm512_set1_epi32(INT32_MIN);
-  int64_t i = 0;
-  // A whole vector is stored each time. It ends within the room of this piece: never more keys were
-  // kept than entries read.
-  for (; i + 16 <= n; i += 16) {
-    const __m512 v = _mm512_add_ps(_mm512_loadu_ps(x + i), _mm512_setzero_ps());
-    const __mmask16 in =
-        _mm512_cmp_ps_mask(v, low, _CMP_GT_OQ) & _mm512_cmp_ps_mask(v, high, _CMP_LT_OQ);
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i key = _mm512_xor_si512(bits, _mm512_or_si512(_mm512_srai_epi32(bits, 31), sign));
-    _mm512_storeu_si512(inside, _mm512_maskz_compress_epi32(in, key));
-    inside += __builtin_popcount(in);
-  }
-  return collect_scalar(x + i, n - i, bracket, inside);
-}
-
-Key<double>* collect(const double* x, int64_t n, Bracket<double> bracket, Key<double>* inside) {
-  const __m512d low = _mm512_set1_pd(bracket.low), high = _mm512_set1_pd(bracket.high);
-  const __m512i sign = _mm512_set1_epi64(INT64_MIN);
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m512d v = _mm512_add_pd(_mm512_loadu_pd(x + i), _mm512_setzero_pd());
-    const __mmask8 in =
-        _mm512_cmp_pd_mask(v, low, _CMP_GT_OQ) & _mm512_cmp_pd_mask(v, high, _CMP_LT_OQ);
-    const __m512i bits = _mm512_castpd_si512(v);
-    const __m512i key = _mm512_xor_si512(bits, _mm512_or_si512(_mm512_srai_epi64(bits, 63), sign));
-    _mm512_storeu_si512(inside, _mm512_maskz_compress_epi64(in, key));
-    inside += __builtin_popcount(in);
-  }
-  return collect_scalar(x + i, n - i, bracket, inside);
-}
-#else
 // The keys of few entries: a word of bits says which of a group are inside.
 template <class F>
 Key<F>* collect(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside) {
@@ -99,10 +64,10 @@ Key<F>* collect(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside) {
   }
   return collect_scalar(x + i, n - i, bracket, inside);
 }
-#endif
 
+// In blocks that stay in the first cache: count them, then look again at those with entries inside.
 template <class F>
-Split split(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside) {
+Split split_blocks(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside) {
   // counters as wide as the entries, so that the comparisons' masks are what is added
   using Counter = Key<F>;
   Split total;
@@ -121,12 +86,99 @@ Split split(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside) {
     total.above += above;
     total.at_high += from_high - above;
     if (bracket.low < bracket.high) total.at_low += from_low - above_low;
-    total.nan += size - static_cast<int64_t>(number);
+    total.nan |= static_cast<int64_t>(number) != size;
     if (above_low > from_high) inside = collect(block, size, bracket, inside);
   }
   total.inside = inside - first;
   return total;
 }
+
+#ifdef __AVX512F__
+// One register of entries. Comparisons with NaN are false, but for is_nan.
+template <class F>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  static constexpr int kCount = 16;
+  __m512 v;
+
+  static Lanes load(const float* x) { return {_mm512_loadu_ps(x)}; }
+  static Lanes broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  static __m512i count_in(__m512i counters, unsigned set) {
+    return _mm512_mask_add_epi32(counters, set, counters, _mm512_set1_epi32(1));
+  }
+  static int64_t total(__m512i counters) { return _mm512_reduce_add_epi32(counters); }
+  unsigned above(Lanes other) const { return _mm512_cmp_ps_mask(v, other.v, _CMP_GT_OQ); }
+  unsigned from(Lanes other) const { return _mm512_cmp_ps_mask(v, other.v, _CMP_GE_OQ); }
+  unsigned is_nan() const { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q); }
+  // Writes a whole register, of which the keys of the set come first.
+  void store_keys(unsigned set, uint32_t* keys) const {
+    const __m512i bits = _mm512_castps_si512(_mm512_add_ps(v, _mm512_setzero_ps()));
+    const __m512i flip = _mm512_or_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(INT32_MIN));
+    _mm512_storeu_si512(keys, _mm512_maskz_compress_epi32(set, _mm512_xor_si512(bits, flip)));
+  }
+};
+
+template <>
+struct Lanes<double> {
+  static constexpr int kCount = 8;
+  __m512d v;
+
+  static Lanes load(const double* x) { return {_mm512_loadu_pd(x)}; }
+  static Lanes broadcast(double x) { return {_mm512_set1_pd(x)}; }
+  static __m512i count_in(__m512i counters, unsigned set) {
+    return _mm512_mask_add_epi64(counters, set, counters, _mm512_set1_epi64(1));
+  }
+  static int64_t total(__m512i counters) { return _mm512_reduce_add_epi64(counters); }
+  unsigned above(Lanes other) const { return _mm512_cmp_pd_mask(v, other.v, _CMP_GT_OQ); }
+  unsigned from(Lanes other) const { return _mm512_cmp_pd_mask(v, other.v, _CMP_GE_OQ); }
+  unsigned is_nan() const { return _mm512_cmp_pd_mask(v, v, _CMP_UNORD_Q); }
+  void store_keys(unsigned set, uint64_t* keys) const {
+    const __m512i bits = _mm512_castpd_si512(_mm512_add_pd(v, _mm512_setzero_pd()));
+    const __m512i flip = _mm512_or_si512(_mm512_srai_epi64(bits, 63), _mm512_set1_epi64(INT64_MIN));
+    _mm512_storeu_si512(keys, _mm512_maskz_compress_epi64(set, _mm512_xor_si512(bits, flip)));
+  }
+};
+
+// In one go, without a branch: registers can be compressed to the lanes that are inside.
+template <class F>
+Split split(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside) {
+  using Register = Lanes<F>;
+  const auto low = Register::broadcast(bracket.low), high = Register::broadcast(bracket.high);
+  __m512i above = _mm512_setzero_si512(), from_high = above, above_low = above, from_low = above;
+  unsigned nan = 0;
+  Key<F>* const first = inside;
+  int64_t i = 0;
+  for (; i + Register::kCount <= n; i += Register::kCount) {
+    const auto entries = Register::load(x + i);
+    const unsigned in_from_high = entries.from(high), in_above_low = entries.above(low);
+    above = Register::count_in(above, entries.above(high));
+    from_high = Register::count_in(from_high, in_from_high);
+    above_low = Register::count_in(above_low, in_above_low);
+    from_low = Register::count_in(from_low, entries.from(low));
+    nan |= entries.is_nan();
+    // The register ends within the room for n keys: never more were kept than entries read.
+    const unsigned set = in_above_low & ~in_from_high;
+    entries.store_keys(set, inside);
+    inside += __builtin_popcount(set);
+  }
+  Split total = split_blocks(x + i, n - i, bracket, inside);
+  total.inside += inside - first;
+  total.above += Register::total(above);
+  total.at_high += Register::total(from_high) - Register::total(above);
+  if (bracket.low < bracket.high) {
+    total.at_low += Register::total(from_low) - Register::total(above_low);
+  }
+  total.nan |= nan != 0;
+  return total;
+}
+#else
+template <class F>
+Split split(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside) {
+  return split_blocks(x, n, bracket, inside);
+}
+#endif
 
 // Most significant digit first: each histogram starts at the highest bit in which keys differ, and
 // the keys of the digit that holds the k-th largest are what the next one looks at.

@@ -31,7 +31,8 @@ struct Bracket {
 
 // How a row, or a piece of one, lies about a bracket. Entries below `low` are the rest.
 struct Split {
-  int64_t above = 0, at_high = 0, inside = 0, at_low = 0, nan = 0;
+  int64_t above = 0, at_high = 0, inside = 0, at_low = 0;
+  bool nan = false;
 };
 
 // A value of a set, and how many entries of the set are greater than it and equal to it.
@@ -46,8 +47,8 @@ struct TopkMaskKernels {
   // A bracket that very likely holds the k-th largest of the n entries (1 <= k <= n); scratch holds
   // n keys.
   Bracket<F> (*guess)(const F* x, int64_t n, int64_t k, Key<F>* scratch);
-  // Counts the entries about the bracket and stores the keys of those strictly inside, in any
-  // order.
+  // Counts the entries about the bracket (n < 2^31) and stores the keys of those strictly inside,
+  // in any order.
   Split (*split)(const F* x, int64_t n, Bracket<F> bracket, Key<F>* inside);
   // The k-th largest of n keys, 1 <= k <= n. Overwrites the keys.
   Ranked<F> (*select)(Key<F>* keys, int64_t n, int64_t k);
