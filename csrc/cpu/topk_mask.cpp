@@ -6,13 +6,13 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include "../topk_mask_checks.h"
 #include "huge_pages.h"
 #include "isa.h"
 #include "kernels/topk_mask.h"
+#include "scratch.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -123,11 +123,12 @@ void write_rows(const Tensor& scores, const Tensor& k, Tensor& mask) {
   const auto grain =
       n >= kLongRow ? rows : std::max<int64_t>(1, kLongRow / 8 / std::max<int64_t>(1, n));
   at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-    const std::unique_ptr<Key<F>[]> scratch(new Key<F>[n]);
+    static thread_local ScratchBuffer buffer;
+    auto* const scratch = buffer.get<Key<F>>(n);
     for (int64_t row = first; row < last; ++row) {
       const auto* x = scores.const_data_ptr<F>() + row * scores.stride(0);
       auto* out = mask.mutable_data_ptr<F>() + row * n;
-      TORCH_CHECK_VALUE(Row<F>(kernels, x, n, scratch.get()).write_topk(counts[row], out),
+      TORCH_CHECK_VALUE(Row<F>(kernels, x, n, scratch).write_topk(counts[row], out),
                         "topk_mask: expected scores that can be ranked, got NaN in row ", row);
     }
   });

@@ -1,0 +1,45 @@
+// Scratch memory of the CPU kernels: one buffer per thread and purpose, kept between calls.
+//
+// A kernel asks for what it needs at its start and never frees it. Memory is aligned to a cache
+// line, grows to the largest request, and is uninitialised: whoever reads a value has written it in
+// the same call. A buffer above the bound is given back by the next request that is below it, so a
+// single huge call does not hold its memory for ever.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace metasparse::cpu {
+
+class ScratchBuffer {
+ public:
+  ScratchBuffer() = default;
+  ScratchBuffer(const ScratchBuffer&) = delete;
+  ScratchBuffer& operator=(const ScratchBuffer&) = delete;
+  ~ScratchBuffer() { std::free(data_); }
+
+  // Room for `count` values of T, 64-byte aligned, valid until the next request of this buffer.
+  template <class T>
+  T* get(int64_t count) {
+    constexpr size_t kLine = 64;
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kLine) / kLine * kLine;
+    const bool oversized = capacity_ > kKeepBytes && bytes <= kKeepBytes;
+    if (bytes > capacity_ || oversized) {
+      std::free(data_);
+      data_ = std::aligned_alloc(kLine, bytes);
+      capacity_ = data_ == nullptr ? 0 : bytes;
+      if (data_ == nullptr) throw std::bad_alloc();
+    }
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  static constexpr size_t kKeepBytes = size_t{64} << 20;
+
+  void* data_ = nullptr;
+  size_t capacity_ = 0;
+};
+
+}  // namespace metasparse::cpu
