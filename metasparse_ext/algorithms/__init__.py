@@ -1,6 +1,9 @@
 """Meta-learners: one file each, one small protocol."""
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, task_call
+from metasparse_ext.algorithms.convex_imaml import ConvexIMAML
+from metasparse_ext.algorithms.convex_maml import ConvexMAML
+from metasparse_ext.algorithms.head_learner import HeadLearner
 from metasparse_ext.algorithms.imaml import IMAML
 from metasparse_ext.algorithms.maml import FOMAML, MAML
 from metasparse_ext.algorithms.metadock import MetaDOCK
@@ -11,6 +14,9 @@ LEARNERS: dict[str, type[MetaLearner]] = {
     "fomaml": FOMAML,
     "imaml": IMAML,
     "metadock": MetaDOCK,
+    "convex-maml": ConvexMAML,
+    "anil": ConvexMAML,
+    "convex-imaml": ConvexIMAML,
 }
 
 __all__ = [
@@ -20,6 +26,9 @@ __all__ = [
     "MAML",
     "PRESETS",
     "AdaptedTasks",
+    "ConvexIMAML",
+    "ConvexMAML",
+    "HeadLearner",
     "MetaDOCK",
     "MetaLearner",
     "Metrics",

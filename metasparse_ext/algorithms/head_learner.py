@@ -1,0 +1,123 @@
+"""What the learners share that adapt the last layer alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.nn import is_task_aware
+
+if TYPE_CHECKING:
+    from metasparse_ext.data import Samples, TaskBatch
+
+
+class HeadLearner(MetaLearner):
+    """A meta-learner whose inner loop sees the backbone's features and moves the head alone.
+
+    The backbone is the same for all tasks, so each set of images passes through it once, whatever
+    the inner loop does; the inner problem is a softmax regression, convex in the head. A learner
+    overrides :meth:`fit`; the meta-gradient is autograd's through ``fit`` and the backbone, so it
+    has the direct term and the cross term (through the support features that the head was fitted
+    to).
+
+    Args:
+        model: A network whose output is the output of its head.
+        head: Name of the head, an ``nn.Linear`` inside the model; the last one by default.
+        inner_lr, inner_steps, adapt_steps: As in :class:`MetaLearner`.
+
+    Raises:
+        ValueError: if the model has no ``nn.Linear`` of that name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        head: str | None = None,
+        inner_lr: float,
+        inner_steps: int,
+        adapt_steps: int | None = None,
+    ) -> None:
+        super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
+        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        chosen = next(reversed(linears), None) if head is None else head
+        self._require(chosen in linears, "head", f"one of {tuple(linears)}", head)
+        self.head = chosen
+
+    def fit(
+        self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, steps: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Fits the heads of T tasks, differentiably.
+
+        Args:
+            features, labels: The support sets, (T, N, D) and (T, N).
+            weight, bias: The meta-learned head, (C, D) and (C,) or None.
+            steps: How many, where the learner counts steps.
+
+        Returns:
+            weight (T, C, D), bias (T, C) or None, and the support losses (T,) of the last step, or
+            None when there was no step.
+        """
+        raise NotImplementedError
+
+    def adapt(self, support: Samples) -> AdaptedTasks:
+        with torch.no_grad():
+            weight, bias, _ = self._fit(support, self.adapt_steps)
+        parameters = {f"{self._prefix}weight": weight}
+        if bias is not None:
+            parameters[f"{self._prefix}bias"] = bias
+        return AdaptedTasks(self.model, parameters)
+
+    def meta_backward(self, batch: TaskBatch) -> Metrics:
+        with torch.enable_grad():
+            weight, bias, support_loss = self._fit(batch.support, self.inner_steps)
+            logits = head_logits(self.features(batch.query.images), weight, bias)
+            losses = cross_entropy(logits, batch.query.labels)
+            gradients = torch.autograd.grad(
+                losses.mean(), list(self._adapted_parameters().values()), materialize_grads=True
+            )
+        gradient = self.layout.flatten(dict(zip(self.layout.names, gradients, strict=True)))
+        trace = [loss.detach() for loss in (support_loss, losses) if loss is not None]
+        start = self.start(losses.shape[0])
+        return self.finish(gradient[None], start, trace, batch.query, logits.detach())
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head sees: images (T, N, ...) to (T, N, D), batch statistics per task."""
+        if is_task_aware(self.model):
+            return self._features(images)
+        return torch.func.vmap(self._features, randomness="different")(images)
+
+    def _features(self, images: Tensor) -> Tensor:
+        seen: list[tuple[Tensor, Tensor]] = []
+        hook = self._head.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+        try:
+            output = self.model(images)
+        finally:
+            hook.remove()
+        if len(seen) != 1 or seen[0][1] is not output:
+            raise ValueError(
+                f"{self.name}: the model's output must be that of its head {self.head!r}, called "
+                f"once; the head was called {len(seen)} times and something may follow it"
+            )
+        return seen[0][0]
+
+    def _fit(self, support: Samples, steps: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        features = self.features(support.images)
+        return self.fit(features, support.labels, self._head.weight, self._head.bias, steps)
+
+    @property
+    def _head(self) -> nn.Linear:
+        return self.model.get_submodule(self.head)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.head}." if self.head else ""
+
+
+def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(T, N, D) to (T, N, C) by weight (C, D) or (T, C, D) and bias (C,), (T, C) or None."""
+    scores = features @ weight.mT
+    return scores if bias is None else scores + bias.unsqueeze(-2)
