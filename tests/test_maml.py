@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_tasks import batch, leaves, mean_gradients, network, plain_logits
+from torch import nn
+from torch.func import functional_call
 
 from metasparse_ext.algorithms import FOMAML, LEARNERS, MAML
+from metasparse_ext.nn import sparsify
 
 STEPS, RATE = 3, 0.2
 
@@ -155,3 +158,40 @@ def test_batch_norm_with_running_statistics_is_named():
     net(batch().support.images[0])
     with pytest.raises(ValueError, match="MAML: '1' updates its running statistics"):
         MAML(net)
+
+
+class Residual(nn.Module):
+    """A user's own network, with stock layers, a skip connection and a grouped convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+        self.body = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.depth = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        return self.head((x + self.depth(F.gelu(self.body(x)))).mean((-2, -1)))
+
+
+def test_any_module_can_be_meta_learned():
+    with pytest.warns(UserWarning, match="left these convolutions dense: depth"):
+        net = sparsify(Residual().double(), keep_unsupported=True)
+    tasks = batch()
+
+    def unrolled(net, support, query):
+        phi = theta = leaves(net)
+        for _ in range(STEPS):
+            loss = F.cross_entropy(functional_call(net, phi, support.images), support.labels)
+            grads = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            phi = {n: p - RATE * g for (n, p), g in zip(phi.items(), grads, strict=True)}
+        loss = F.cross_entropy(functional_call(net, phi, query.images), query.labels)
+        grads = torch.autograd.grad(loss, list(theta.values()))
+        return dict(zip(theta, grads, strict=True)), loss.detach()
+
+    MAML(net, inner_lr=RATE, inner_steps=STEPS).meta_backward(tasks)
+    expected, _ = mean_gradients(unrolled, net, tasks)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(net.get_parameter(name).grad, gradient, rtol=1e-9, atol=1e-12)
