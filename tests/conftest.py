@@ -16,7 +16,7 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Networks as small as those of the training tests only lose time to a second thread."""
     threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 import torch
-from training_helpers import tiny_config
+from training_helpers import package_path, tiny_config
 
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import Checkpoint, CheckpointError, Run, Trainer, checkpoint, metrics
@@ -58,7 +58,8 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_checkpoint(tmp
         torch.save = half_a_write
         checkpoint.save(newer, path)
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, env=package_path(), check=False)
     assert ended.returncode == -signal.SIGKILL
     assert checkpoint.load(path).iteration == 1
     checkpoint.save(small_checkpoint(3), path)

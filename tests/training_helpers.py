@@ -1,13 +1,20 @@
 """A tiny data set and configuration on which training takes milliseconds."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
+import metasparse_ext
 from metasparse_ext.training import RunConfig
 
 CLASSES = {"train": 12, "val": 8, "test": 8}
 EACH, SIDE = 8, 16
+
+
+def package_path() -> dict[str, str]:
+    """The environment in which another process imports the package that is under test."""
+    return {**os.environ, "PYTHONPATH": str(Path(metasparse_ext.__file__).parents[1])}
 
 
 def write_tiny_omniglot(folder: Path) -> Path:

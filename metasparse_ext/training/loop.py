@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,9 +88,13 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.iteration = 0
         self.best: Mapping[str, Any] | None = None
+        self._validation_batches()
         if run.started:
             self._restore()
-        else:
+        self.batches = build.episodes(
+            config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
+        )
+        if not run.started:
             run.create(config)
             self._save(run.last_path)
 
@@ -101,14 +105,11 @@ class Trainer:
             TrainingError: If a loss or gradient stops being finite. The state before it is saved.
         """
         config = self.config
-        batches = build.episodes(
-            config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
-        )
         if self.reporter:
             self.reporter.start(config, self.iteration)
         with metrics.MetricsFile(self.run.metrics_path) as self.log, StopRequest() as request:
             while self.iteration < config.iterations and not request.stop:
-                self._step(next(batches))
+                self._step(next(self.batches))
                 if self.iteration % config.validate_every == 0 or self._done:
                     self._validate()
             self._save(self.run.last_path)
@@ -160,13 +161,18 @@ class Trainer:
             clip_grads_with_norm_(parameters, config.clip_norm, norm)
         return norm
 
+    def _validation_batches(self) -> Iterator[TaskBatch]:
+        """The fixed tasks of every validation."""
+        config = self.config
+        return build.episodes(
+            config, self.validation_classes, seed=_VALIDATION_SEED, tasks=config.tasks
+        )
+
     def _validate(self) -> None:
         config = self.config
         report = evaluate(
             self.learner,
-            build.episodes(
-                config, self.validation_classes, seed=_VALIDATION_SEED, tasks=config.tasks
-            ),
+            self._validation_batches(),
             tasks=config.validation_tasks,
             transductive=config.transductive,
         )

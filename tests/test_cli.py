@@ -1,0 +1,245 @@
+"""The command line: what it prints, writes, refuses, and with which exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from training_helpers import package_path, tiny_config
+
+from metasparse_ext import cli
+from metasparse_ext.training import Run, Trainer, checkpoint, metrics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = {
+    "--ways": 3,
+    "--queries": 2,
+    "--tasks": 2,
+    "--width": 4,
+    "--iterations": 4,
+    "--validate-every": 2,
+    "--validation-tasks": 4,
+    "--evaluation-tasks": 6,
+    "--inner-lr": 0.1,
+    "--inner-steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_root, tmp_path_factory, one_thread):
+    """A finished run."""
+    run = Run(tmp_path_factory.mktemp("runs") / "maml")
+    Trainer(tiny_config(tiny_root), run).fit()
+    return run
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def train(learner, root, out, *more):
+    tiny = [part for option in TINY.items() for part in option]
+    return invoke(
+        "train", learner, "--data", "omniglot", "--root", root, "--out", out, *tiny, *more
+    )
+
+
+def assert_one_line_error(result, *parts):
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_train_writes_a_run_and_says_what_came_out(tmp_path, tiny_root):
+    result = train("maml", tiny_root, tmp_path / "run", "--order", "first", "--seed", "3")
+    assert result.exit_code == 0, result.output
+    run = Run(tmp_path / "run")
+    config = run.config()
+    assert (config.ways, config.seed, config.iterations) == (3, 3, 4)
+    assert config.options == {"inner_lr": 0.1, "inner_steps": 2, "first_order": True}
+    assert len(metrics.read(run.metrics_path)) == 4 + 2
+    assert checkpoint.load(run.last_path).iteration == 4
+    assert "iteration 2: validation" in result.stdout
+    assert "on 4 tasks (transductive), active kernels 100.0%" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("best: iteration")
+
+
+def test_train_resumes(tmp_path, tiny_root):
+    out = tmp_path / "run"
+    assert train("maml", tiny_root, out, "--iterations", "2").exit_code == 0
+    assert_one_line_error(train("maml", tiny_root, out), "already holds a run", "--resume")
+    resumed = train("maml", tiny_root, out, "--iterations", "4", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "iteration 2 of 4" in resumed.stdout
+    assert checkpoint.load(Run(out).last_path).iteration == 4
+
+
+def test_resume_needs_no_flags_and_refuses_other_ones(tmp_path, tiny_root):
+    out = tmp_path / "run"
+    assert train("maml", tiny_root, out).exit_code == 0
+    assert invoke("train", "maml", "--out", out, "--resume").exit_code == 0
+    other = invoke("train", "maml", "--out", out, "--resume", "--shots", "2")
+    assert_one_line_error(other, "was begun with shots = 1, got 2")
+    assert_one_line_error(invoke("train", "imaml", "--out", out, "--resume"), "learner = 'maml'")
+
+
+def test_resume_of_nothing_starts(tmp_path, tiny_root):
+    result = train("maml", tiny_root, tmp_path / "run", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "nothing to resume" in result.stdout
+
+
+def test_metadock_starts_from_a_dense_run_and_reports_its_budget(tmp_path, trained):
+    out = tmp_path / "pruned"
+    root = trained.config().root
+    result = train(
+        "metadock", root, out, "--init-from", trained, "--budget", "0.25", "--set", "cg_steps=2"
+    )
+    assert result.exit_code == 0, result.output
+    assert Run(out).config().options["budget"] == 0.25
+    assert Run(out).config().options["cg_steps"] == 2
+    assert "over budget" in result.stdout
+    assert "no checkpoint met the budget" in result.stdout
+    evaluated = invoke("evaluate", out)
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "budget 25 %, achieved" in evaluated.stdout
+    assert "last checkpoint" in evaluated.stdout
+
+
+@pytest.mark.parametrize("kind", ["transductive", "no-transductive"])
+def test_evaluate_prints_and_keeps_what_it_found(trained, kind):
+    result = invoke("evaluate", trained, "--tasks", "8", f"--{kind}")
+    assert result.exit_code == 0, result.output
+    words = "8 tasks, transductive" if kind == "transductive" else "8 tasks, not transductive"
+    text = " ".join(result.stdout.split())
+    assert words in text
+    assert "3-way 1-shot, omniglot test classes" in text
+    assert "±" in text
+    assert "best checkpoint, iteration" in text
+    kept = json.loads(trained.evaluation_path("test").read_text())
+    assert kept["numbers"]["tasks"] == 8
+    assert kept["numbers"]["transductive"] is (kind == "transductive")
+
+
+def test_evaluate_takes_the_number_of_tasks_of_the_run(trained):
+    assert invoke("evaluate", trained, "--split", "val").exit_code == 0
+    assert json.loads(trained.evaluation_path("val").read_text())["numbers"]["tasks"] == 5
+
+
+def test_plot_draws_what_a_run_has(tmp_path, trained):
+    assert invoke("evaluate", trained).exit_code == 0
+    result = invoke("plot", trained, "--out", tmp_path / "pictures")
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"learning-curves.png", "accuracy-macs.png"}
+    assert result.stdout.split() == [
+        str(tmp_path / "pictures" / name) for name in ("learning-curves.png", "accuracy-macs.png")
+    ]
+
+
+def test_info_prints_versions():
+    result = invoke("info")
+    assert result.exit_code == 0
+    for name in ("metasparse_ext", "torch", "cpu", "cuda", "triton"):
+        assert f"\n{name} " in f"\n{result.stdout}"
+
+
+def test_learners_lists_learners_and_options():
+    result = invoke("learners")
+    assert result.exit_code == 0
+    for name in ("maml", "fomaml", "imaml", "metadock", "inner_lr", "budget"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "metadok", "--out", "x"], ["unknown learner 'metadok'", "metadock"]),
+        (["train", "zzz", "--out", "x"], ["unknown learner 'zzz'", "maml, fomaml"]),
+        (["train", "maml", "--out", "x", "--data", "omniglott"], ["'omniglott'", "omniglot"]),
+        (["train", "maml", "--out", "x", "--data", "omniglot", "--root", "no/such"], ["no/such"]),
+        (["train", "maml", "--out", "x", "--ways", "1"], ["ways", "at least 2"]),
+        (["train", "maml", "--out", "x", "--ways", "many"], ["--ways", "many"]),
+        (["train", "maml", "--out", "x", "--ways", "5000"], ["5000", "classes"]),
+        (["train", "maml", "--out", "x", "--budget", "0.5"], ["maml has no option budget"]),
+        (["train", "maml", "--out", "x", "--set", "alpha=1"], ["no option alpha", "inner_lr"]),
+        (["train", "maml", "--out", "x", "--set", "alpha"], ["KEY=VALUE"]),
+        (["train", "maml", "--out", "x", "--inner-lr", "-1"], ["inner_lr", "above 0"]),
+        (["train", "maml", "--out", "x", "--init-from", "no/run"], ["no/run"]),
+        (["train", "maml"], ["--out"]),
+        (["evaluate", "no/run"], ["no/run", "not a run folder"]),
+        (["plot", "no/run"], ["no/run", "not a run folder"]),
+        (["evaluate"], ["RUN"]),
+        (["trian"], ["trian"]),
+    ],
+    ids=lambda value: " ".join(value) if "x" in value or len(value) < 3 else "",
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line_error(invoke(*arguments), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_run_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert_one_line_error(invoke("evaluate", tmp_path), "config.json")
+    (tmp_path / "config.json").write_text(tiny_config(tmp_path).to_json())
+    assert_one_line_error(invoke("evaluate", tmp_path), "omniglot")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("True", True),
+        ("false", False),
+        ("none", None),
+        ("paper", "paper"),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_settings_are_read_as_literals(text, value):
+    assert cli._literal(text) == value
+
+
+def test_help_is_short_and_complete():
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for command in ("train", "evaluate", "info", "plot", "demo", "learners"):
+        assert f"\n  {command} " in result.stdout
+    assert "--init-from" in invoke("train", "--help").stdout
+
+
+def test_as_a_process(tmp_path):
+    command = [sys.executable, "-m", "metasparse_ext.cli", "train", "metadok", "--out", "x"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=package_path(), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr == "metasparse: unknown learner 'metadok': did you mean metadock?\n"
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, monkeypatch):
+    import signal
+
+    from metasparse_ext.training.progress import LineReporter
+
+    original = LineReporter.step
+
+    def step(self, record):
+        original(self, record)
+        if record["iteration"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(LineReporter, "step", step)
+    result = train("maml", tiny_root, tmp_path / "run")
+    assert result.exit_code == 130
+    assert "stopped at iteration 2" in result.stdout
+    assert "--resume" in result.stdout
+    assert checkpoint.load(Run(tmp_path / "run").last_path).iteration == 2
