@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import metasparse_ext
-from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.algorithms import LEARNERS, PRESETS
 from metasparse_ext.data import DataError
 from metasparse_ext.training import (
     CheckpointError,
@@ -34,6 +35,7 @@ from metasparse_ext.training.progress import reporter
 T = TypeVar("T")
 
 INTERRUPTED = 130
+_MARKUP = re.compile(r"(?::\w+:)?`+~?(?:[\w.]+\.)?([^`]+)`+")
 _LEARNER_FLAGS = ("inner_lr", "inner_steps", "mode", "budget", "lambda3")
 
 
@@ -89,11 +91,14 @@ def _field(flag: str, kind: Any, text: str) -> Callable[..., Any]:
     """An option for a field of RunConfig, whose default it shows."""
     name = flag.lstrip("-").split("/")[0].replace("-", "_")
     value = getattr(RunConfig, name)
+    if isinstance(value, bool):
+        value = [word.lstrip("-") for word in flag.split("/")][not value]
     shown = "" if value is None else f"  [default: {value}]"
     return click.option(flag, name, type=kind, default=None, help=text + shown)
 
 
 _CONFIG_OPTIONS = _options(
+    click.option("--preset", help="Published settings to start from: `metasparse presets`."),
     _field("--data", str, "Data set: glyphs, omniglot, cifar-fs, or folder."),
     _field("--root", str, "Folder of the data set's files."),
     _field("--image-size", int, "Resize images to this side."),
@@ -154,7 +159,7 @@ def train(learner: str, out: str, resume: bool, **flags: Any) -> None:
             f"{out} already holds a run: add --resume to go on, or choose another --out"
         )
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    base = run.config().to_dict() if run.started else {}
+    base = run.config().to_dict() if run.started else _preset(learner, given)
     config = _configure(learner, given, base)
     if resume and not run.started:
         _say(console, f"nothing to resume in {out}: starting")
@@ -243,9 +248,37 @@ def learners() -> None:
     """List the learners and their options."""
     shown = Table("learner", "what it is", "options", box=None, pad_edge=False)
     for name, kind in LEARNERS.items():
-        summary = inspect.getdoc(kind).splitlines()[0]
+        summary = _MARKUP.sub(r"\1", inspect.getdoc(kind).splitlines()[0])
         shown.add_row(name, summary, ", ".join(_learner_options(kind)))
     Console().print(shown)
+
+
+@main.command()
+@click.argument("name", required=False)
+def presets(name: str | None) -> None:
+    """List the published settings that --preset takes, or all of one NAME."""
+    if name is None:
+        click.echo("\n".join(PRESETS))
+        return
+    preset = PRESETS[_known("preset", name, PRESETS)]
+    for key, value in preset.settings().items():
+        shown = ", ".join(f"{k}={v}" for k, v in value.items()) if key == "options" else value
+        click.echo(f"{key:12}{shown}")
+    if preset.note:
+        click.echo(f"{'note':12}{preset.note}")
+
+
+def _preset(learner: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the preset that was named; a ramp follows the iterations where they change."""
+    if "preset" not in given:
+        return {}
+    name = _known("preset", given["preset"], PRESETS)
+    fields = PRESETS[name].settings()
+    if fields["learner"] != learner:
+        raise UserError(f"preset {name} is of {fields['learner']}, not of {learner}")
+    if "iterations" in given and fields["options"].get("total_iterations") == fields["iterations"]:
+        del fields["options"]["total_iterations"]
+    return fields
 
 
 def _configure(learner: str, given: Mapping[str, Any], base: Mapping[str, Any]) -> RunConfig:

@@ -155,6 +155,23 @@ def test_learners_lists_learners_and_options():
         assert name in result.stdout
 
 
+def test_presets_are_listed_and_taken(tmp_path, tiny_root):
+    name = "metadock/cifar-fs/5way-5shot"
+    listed = invoke("presets")
+    assert listed.exit_code == 0
+    assert name in listed.stdout.splitlines()
+    assert "lambda3=50.0" in invoke("presets", name).stdout
+    out = tmp_path / "run"
+    result = train("metadock", tiny_root, out, "--preset", name, "--inner-lr", "0.2")
+    assert result.exit_code == 0, result.output
+    config = Run(out).config()
+    assert (config.preset, config.shots, config.meta_lr, config.adam_eps) == (name, 5, 5e-5, 1e-3)
+    assert config.image_size == 32
+    assert config.options["inner_lr"] == 0.2
+    assert config.options["lambda3"] == 50
+    assert config.options["total_iterations"] == config.iterations == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -162,6 +179,11 @@ def test_learners_lists_learners_and_options():
         (["train", "zzz", "--out", "x"], ["unknown learner 'zzz'", "maml, fomaml"]),
         (["train", "maml", "--out", "x", "--data", "omniglott"], ["'omniglott'", "omniglot"]),
         (["train", "maml", "--out", "x", "--data", "omniglot", "--root", "no/such"], ["no/such"]),
+        (["train", "maml", "--out", "x", "--preset", "no-such"], ["unknown preset 'no-such'"]),
+        (
+            ["train", "maml", "--out", "x", "--preset", "imaml/omniglot/5way-1shot"],
+            ["is of imaml, not of maml"],
+        ),
         (["train", "maml", "--out", "x", "--ways", "1"], ["ways", "at least 2"]),
         (["train", "maml", "--out", "x", "--ways", "many"], ["--ways", "many"]),
         (["train", "maml", "--out", "x", "--ways", "5000"], ["5000", "classes"]),
@@ -210,7 +232,7 @@ def test_settings_are_read_as_literals(text, value):
 def test_help_is_short_and_complete():
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("train", "evaluate", "info", "plot", "demo", "learners"):
+    for command in ("train", "evaluate", "info", "plot", "demo", "learners", "presets"):
         assert f"\n  {command} " in result.stdout
     assert "--init-from" in invoke("train", "--help").stdout
 
