@@ -12,6 +12,12 @@ TORCH_LIBRARY(metasparse, m) {
   // What the library was compiled with: "key=value" lines.
   m.def("build_info() -> str", metasparse::build_info);
 
+  // The instruction set of the CPU kernels in use, and the backend of CPU convolutions: automatic,
+  // or one that is forced for tests and benchmarks (as METASPARSE_CONV_BACKEND does from outside).
+  m.def("cpu_isa() -> str");
+  m.def("conv_backend() -> str");
+  m.def("set_conv_backend(str backend) -> ()");
+
   // y (T,N,O,Ho,Wo) = conv(x, weight * mask) + bias
   m.def(
       "masked_conv(Tensor x, Tensor weight, Tensor? mask, Tensor? bias, int[2] stride, int[2] "

@@ -1,0 +1,187 @@
+// The product half of the engine: forward passes and input gradients.
+#include "conv_engine.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "conv_blocks.h"
+#include "conv_select.h"
+#include "conv_workspace.h"
+
+namespace metasparse::cpu {
+
+namespace {
+
+// Lists and encoded weights of one task and pass.
+template <class T>
+struct PreparedTask {
+  ActiveKernels mask;
+  PairLists pairs;
+  ScratchBuffer effective_buffer, encoded_buffer;
+  const T* kernels = nullptr;
+  const T* encoded = nullptr;
+  int64_t encoded_stride = 0;
+};
+
+// The calling thread's, reused from call to call.
+template <class T>
+std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_tasks(int64_t count) {
+  thread_local std::vector<std::unique_ptr<PreparedTask<T>>> mine;
+  while (static_cast<int64_t>(mine.size()) < count) {
+    mine.push_back(std::make_unique<PreparedTask<T>>());
+  }
+  return mine;
+}
+
+// w * m where m is not 0; kernels under a zero are not read.
+template <class T>
+const T* effective_kernels(const T* weight, const T* mask, int64_t kernels, int64_t kernel_size,
+                           ScratchBuffer& buffer) {
+  T* out = buffer.get<T>(kernels * kernel_size);
+  for (int64_t k = 0; k < kernels; ++k) {
+    if (mask[k] == T(0)) continue;
+    for (int64_t tap = 0; tap < kernel_size; ++tap) {
+      out[k * kernel_size + tap] = weight[k * kernel_size + tap] * mask[k];
+    }
+  }
+  return out;
+}
+
+template <class T>
+class Product {
+ public:
+  Product(const ConvScheme<T>& scheme, const ProductOperands<T>& operands)
+      : scheme_(scheme),
+        operands_(operands),
+        kernels_(active_product_kernels<T>()),
+        pass_count_(static_cast<int64_t>(scheme.passes.size())),
+        prepared_(prepared_tasks<T>(pass_count_ * operands.tasks)) {
+    for (const auto& pass : scheme.passes) {
+      const int vectors = block_vectors(*pass, kernels_.lanes, operands.tasks, 4);
+      chunk_columns_.push_back(chunk_columns(*pass, kernels_.lanes, vectors));
+      blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, kernels_.lanes,
+                           vectors);
+    }
+  }
+
+  void run() {
+    const int64_t lists = pass_count_ * operands_.tasks;
+    parallel_units(lists, [&](int64_t unit) { build_lists(unit); });
+    const int64_t parts = thread_count();
+    parallel_units(lists * parts, [&](int64_t unit) { encode(unit / parts, unit % parts, parts); });
+
+    int64_t blocks = 0;
+    for (const TileBlocks& b : blocks_) blocks += operands_.tasks * b.count();
+    // Too few blocks for the threads: several take the same block and share out its channels.
+    const int64_t pairs = divide_up(scheme_.passes[0]->output_channels, 2);
+    const int64_t shares =
+        blocks == 0 ? 1 : std::min(pairs, std::max<int64_t>(1, thread_count() / blocks));
+    parallel_units(blocks * shares, [&](int64_t unit) {
+      int64_t block = unit / shares;
+      int64_t pass = 0;
+      while (block >= operands_.tasks * blocks_[pass].count()) {
+        block -= operands_.tasks * blocks_[pass].count();
+        ++pass;
+      }
+      const int64_t share = unit % shares;
+      run_block(pass, block / blocks_[pass].count(), block % blocks_[pass].count(),
+                share * pairs / shares, (share + 1) * pairs / shares);
+    });
+  }
+
+ private:
+  void build_lists(int64_t unit) {
+    const int64_t pass = unit / operands_.tasks;
+    const int64_t task = unit % operands_.tasks;
+    PreparedTask<T>& prepared = *prepared_[unit];
+    const T* mask = operands_.mask.of(task);
+    prepared.mask.assign(mask, operands_.out_channels, operands_.in_channels, operands_.transposed);
+    prepared.pairs.build(prepared.mask, scheme_.passes[pass]->layout, chunk_columns_[pass]);
+    prepared.kernels = operands_.weight.of(task);
+    if (!prepared.mask.binary) {
+      prepared.kernels =
+          effective_kernels(prepared.kernels, mask, operands_.out_channels * operands_.in_channels,
+                            operands_.kernel_size, prepared.effective_buffer);
+    }
+    prepared.encoded_stride =
+        divide_up(prepared.pairs.entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
+    prepared.encoded =
+        prepared.encoded_buffer.template get<T>(scheme_.code->weights * prepared.encoded_stride);
+  }
+
+  void encode(int64_t list, int64_t part, int64_t parts) {
+    PreparedTask<T>& prepared = *prepared_[list];
+    const int64_t groups = divide_up(prepared.pairs.entries, kernels_.lanes);
+    const int64_t begin = part * groups / parts * kernels_.lanes;
+    const int64_t end =
+        std::min(prepared.pairs.entries, (part + 1) * groups / parts * kernels_.lanes);
+    scheme_.code->encode(prepared.kernels, prepared.pairs.places.data(), begin, end,
+                         const_cast<T*>(prepared.encoded), prepared.encoded_stride);
+  }
+
+  void run_block(int64_t pass_index, int64_t task, int64_t b, int64_t pair_begin,
+                 int64_t pair_end) {
+    const ConvPass<T>& pass = *scheme_.passes[pass_index];
+    Workspace& space = workspace();
+    const TileBlock block = blocks_[pass_index].block(b, space.runs);
+    const int64_t width = int64_t{block.vectors} * kernels_.lanes;
+    const int64_t v_stride = plane_stride<T>(pass.source_rows(), width);
+    T* v = space.v.template get<T>(pass.points * v_stride + kernels_.lanes);
+    pass.gather(block, operands_.source.of(task), v, v_stride, space.transform);
+
+    const int64_t m_stride = plane_stride<T>(kChannelChunk, width);
+    T* m = space.m.template get<T>(pass.columns * m_stride + kernels_.lanes);
+    for (int64_t pair = pair_begin; pair < pair_end; pair += kChannelChunk / 2) {
+      const int64_t pairs = std::min(kChannelChunk / 2, pair_end - pair);
+      multiply(pass_index, task, block.vectors, pair, pairs, v, v_stride, m, m_stride);
+      const int64_t channels = std::min(2 * pairs, pass.output_channels - 2 * pair);
+      pass.drain(block, m, m_stride, 2 * pair, channels, operands_.bias.of(task),
+                 operands_.output.of(task), space.transform);
+    }
+  }
+
+  void multiply(int64_t pass_index, int64_t task, int vectors, int64_t pair, int64_t pairs,
+                const T* v, int64_t v_stride, T* m, int64_t m_stride) {
+    const ConvPass<T>& pass = *scheme_.passes[pass_index];
+    const PreparedTask<T>& prepared = *prepared_[pass_index * operands_.tasks + task];
+    const int64_t all_pairs = divide_up(pass.output_channels, 2);
+    const int64_t chunks = divide_up(pass.source_channels, chunk_columns_[pass_index]);
+    uint64_t started = 0;  // columns that hold something
+    for (int point = 0; point < pass.points; ++point) {
+      const int column = pass.column_of(point);
+      ProductStep<T> step;
+      step.source_rows = prepared.pairs.source_rows.data();
+      step.weights = prepared.encoded + pass.weight_of(point) * prepared.encoded_stride;
+      step.v = v + point * v_stride;
+      step.m = m + column * m_stride;
+      step.pairs = pairs;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        step.runs = prepared.pairs.runs.data() + chunk * all_pairs + pair;
+        step.accumulate = started >> column & 1;
+        kernels_.product[vectors](step);
+        started |= uint64_t{1} << column;
+      }
+    }
+  }
+
+  const ConvScheme<T>& scheme_;
+  const ProductOperands<T>& operands_;
+  const ProductKernels<T>& kernels_;
+  int64_t pass_count_;
+  std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_;
+  std::vector<int64_t> chunk_columns_;
+  std::vector<TileBlocks> blocks_;
+};
+
+}  // namespace
+
+template <class T>
+void run_product(const ConvScheme<T>& scheme, const ProductOperands<T>& operands) {
+  Product<T>(scheme, operands).run();
+}
+
+template void run_product(const ConvScheme<float>&, const ProductOperands<float>&);
+template void run_product(const ConvScheme<double>&, const ProductOperands<double>&);
+
+}  // namespace metasparse::cpu

@@ -1,0 +1,206 @@
+// The sampled half of the engine: weight gradients.
+//
+// Blocks of tiles add into one sum per kernel, so threads own private partial sums. The blocks of
+// all tasks, in order, are cut into one contiguous part per thread; parts and the tasks they touch
+// form a staircase, on which part + task never repeats, so that sum numbers a partial sum.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "conv_blocks.h"
+#include "conv_engine.h"
+#include "conv_select.h"
+#include "conv_workspace.h"
+
+namespace metasparse::cpu {
+
+namespace {
+
+struct TaskLists {
+  ActiveKernels mask;
+  RowLists rows;
+};
+
+// The calling thread's, reused from call to call.
+std::vector<std::unique_ptr<TaskLists>>& task_lists(int64_t count) {
+  thread_local std::vector<std::unique_ptr<TaskLists>> mine;
+  while (static_cast<int64_t>(mine.size()) < count) mine.push_back(std::make_unique<TaskLists>());
+  return mine;
+}
+
+ScratchBuffer& partial_buffer() {
+  thread_local ScratchBuffer mine;
+  return mine;
+}
+
+template <class T>
+class Sampled {
+ public:
+  Sampled(const ConvScheme<T>& scheme, const SampledOperands<T>& operands)
+      : pass_(*scheme.passes[0]),
+        code_(*scheme.code),
+        operands_(operands),
+        kernels_(active_product_kernels<T>()),
+        dense_(operands.mask.data == nullptr),
+        list_count_(dense_ || operands.mask.task_stride == 0 ? 1 : operands.tasks),
+        lists_(task_lists(list_count_)),
+        vectors_(block_vectors(pass_, kernels_.lanes, operands.tasks, 6)),
+        chunk_columns_(chunk_columns(pass_, kernels_.lanes, vectors_)),
+        blocks_(pass_.images, pass_.tile_rows, pass_.tile_columns, kernels_.lanes, vectors_),
+        units_(operands.tasks * blocks_.count()),
+        parts_(std::min(units_, thread_count())) {}
+
+  void run() {
+    parallel_units(list_count_, [&](int64_t list) { build_lists(list); });
+    const int64_t size = operands_.out_channels * operands_.in_channels * operands_.kernel_size;
+    if (!dense_ || units_ == 0) {
+      std::memset(operands_.grad_weight, 0, sizeof(T) * operands_.tasks * size);
+    }
+    if (units_ == 0) return;
+
+    int64_t entries = 0;
+    for (int64_t list = 0; list < list_count_; ++list) {
+      entries = std::max(entries, lists_[list]->rows.entries);
+    }
+    stride_ = divide_up(entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
+    partial_ = partial_buffer().get<T>((parts_ + operands_.tasks) * code_.weights * stride_);
+
+    parallel_units(parts_, [&](int64_t part) { run_part(part); });
+    const int64_t slices = thread_count();
+    parallel_units(operands_.tasks * slices,
+                   [&](int64_t unit) { finish(unit / slices, unit % slices, slices); });
+    parallel_units(operands_.tasks, [&](int64_t task) { scale(task); });
+  }
+
+ private:
+  TaskLists& lists(int64_t task) const { return *lists_[list_count_ == 1 ? 0 : task]; }
+
+  T* partial(int64_t part, int64_t task) const {
+    return partial_ + (part + task) * code_.weights * stride_;
+  }
+
+  int64_t part_begin(int64_t part) const { return part * units_ / parts_; }
+
+  void build_lists(int64_t list) {
+    TaskLists& lists = *lists_[list];
+    if (dense_) {  // entry (o, row of V) is at place o * rows + row: no lists are needed
+      lists.rows.entries = operands_.out_channels * pass_.source_rows();
+      lists.rows.places.resize(static_cast<size_t>(lists.rows.entries) + 16);
+      std::iota(lists.rows.places.begin(), lists.rows.places.end(), 0);
+      return;
+    }
+    lists.mask.assign(operands_.mask.of(list), operands_.out_channels, operands_.in_channels,
+                      false);
+    lists.rows.build(lists.mask, pass_.layout, chunk_columns_);
+  }
+
+  void run_part(int64_t part) {
+    Workspace& space = workspace();
+    int64_t current = -1;
+    uint64_t started = 0;  // weights whose partial sum holds something
+    for (int64_t unit = part_begin(part); unit < part_begin(part + 1); ++unit) {
+      const int64_t task = unit / blocks_.count();
+      if (task != current) started = 0;
+      current = task;
+      const TileBlock block = blocks_.block(unit % blocks_.count(), space.runs);
+      const int64_t width = int64_t{block.vectors} * kernels_.lanes;
+      const int64_t v_stride = plane_stride<T>(pass_.source_rows(), width);
+      const int64_t d_stride = plane_stride<T>(pass_.output_channels, width);
+      T* v = space.v.template get<T>(pass_.points * v_stride + kernels_.lanes);
+      T* d = space.m.template get<T>(pass_.columns * d_stride + kernels_.lanes);
+      pass_.gather(block, operands_.source.of(task), v, v_stride, space.transform);
+      pass_.gather_adjoint(block, operands_.grad.of(task), d, d_stride, space.transform);
+      for (int point = 0; point < pass_.points; ++point) {
+        const int weight = pass_.weight_of(point);
+        multiply(task, block.vectors, d + pass_.column_of(point) * d_stride, v + point * v_stride,
+                 partial(part, task) + weight * stride_, started >> weight & 1);
+        started |= uint64_t{1} << weight;
+      }
+    }
+  }
+
+  void multiply(int64_t task, int vectors, const T* d, const T* v, T* out, bool accumulate) const {
+    const int64_t rows = pass_.output_channels;
+    const int64_t taps = pass_.layout.taps();
+    const int64_t width = int64_t{vectors} * kernels_.lanes;
+    const RowLists& list = lists(task).rows;
+    for (int64_t begin = 0, chunk = 0; begin < pass_.source_channels;
+         begin += chunk_columns_, ++chunk) {
+      if (dense_) {
+        const int64_t channels = std::min(chunk_columns_, pass_.source_channels - begin);
+        kernels_.dense[vectors]({d, v + begin * taps * width, out + begin * taps, rows,
+                                 channels * taps, pass_.source_rows(), accumulate});
+      } else {
+        kernels_.sampled[vectors]({list.row_begin.data() + chunk * rows, list.source_rows.data(), d,
+                                   v, out, rows, accumulate});
+      }
+    }
+  }
+
+  // Sums the partial sums of a slice of a task's entries and brings them back to kernels.
+  void finish(int64_t task, int64_t slice, int64_t slices) {
+    const RowLists& list = lists(task).rows;
+    const int64_t groups = divide_up(list.entries, kernels_.lanes);
+    const int64_t begin = slice * groups / slices * kernels_.lanes;
+    const int64_t end = std::min(list.entries, (slice + 1) * groups / slices * kernels_.lanes);
+    T* total = nullptr;
+    for (int64_t part = 0; part < parts_; ++part) {
+      const bool touches = part_begin(part) < (task + 1) * blocks_.count() &&
+                           part_begin(part + 1) > task * blocks_.count();
+      if (!touches) continue;
+      T* mine = partial(part, task);
+      if (total == nullptr) {
+        total = mine;
+        continue;
+      }
+      for (int w = 0; w < code_.weights; ++w) {
+        for (int64_t e = w * stride_ + begin; e < w * stride_ + end; ++e) total[e] += mine[e];
+      }
+    }
+    const int64_t size = operands_.out_channels * operands_.in_channels * operands_.kernel_size;
+    code_.decode_adjoint(total, stride_, list.places.data(), begin, end,
+                         operands_.grad_weight + task * size);
+  }
+
+  // Masks other than zeros and ones multiply what they let through.
+  void scale(int64_t task) {
+    if (dense_ || lists(task).mask.binary) return;
+    const T* mask = operands_.mask.of(task);
+    const int64_t count = operands_.out_channels * operands_.in_channels;
+    T* grad = operands_.grad_weight + task * count * operands_.kernel_size;
+    for (int64_t k = 0; k < count; ++k) {
+      if (mask[k] == T(0)) continue;
+      for (int64_t tap = 0; tap < operands_.kernel_size; ++tap) {
+        grad[k * operands_.kernel_size + tap] *= mask[k];
+      }
+    }
+  }
+
+  const ConvPass<T>& pass_;
+  const WeightCode<T>& code_;
+  const SampledOperands<T>& operands_;
+  const ProductKernels<T>& kernels_;
+  bool dense_;
+  int64_t list_count_;
+  std::vector<std::unique_ptr<TaskLists>>& lists_;
+  int vectors_;
+  int64_t chunk_columns_;
+  TileBlocks blocks_;
+  int64_t units_, parts_;
+  int64_t stride_ = 0;
+  T* partial_ = nullptr;
+};
+
+}  // namespace
+
+template <class T>
+void run_sampled(const ConvScheme<T>& scheme, const SampledOperands<T>& operands) {
+  Sampled<T>(scheme, operands).run();
+}
+
+template void run_sampled(const ConvScheme<float>&, const SampledOperands<float>&);
+template void run_sampled(const ConvScheme<double>&, const SampledOperands<double>&);
+
+}  // namespace metasparse::cpu

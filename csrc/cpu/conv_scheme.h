@@ -1,0 +1,95 @@
+// What a scheme tells the engine: how images become rows of V, how rows of M become images.
+//
+// A scheme computes a convolution of one task by bringing its input into `points` planes
+// V[point][row], multiplying each with a sparse matrix of kernels, adding the products into
+// `columns` planes M[column][channel], and turning these into outputs:
+//
+//   M[column] = sum over the points p of that column of  U[weight_of(p)] V[p]
+//
+// Direct convolution has one point and one column; its rows are (input channel, tap). Winograd has
+// one weight, one point and one column per position of the transformed tile. In the polyphase
+// scheme of stride 2 points share weights and columns. The weight gradient runs the same scheme
+// backwards: the adjoint of the output transform gives D[column][channel] from the output's
+// gradient, then
+//
+//   dU[w] = sum over the points p with weight w of  <D[column_of(p)], V[p]>
+//
+// and the adjoint of the weight transform turns dU into the gradient of the kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "conv_lists.h"
+#include "conv_types.h"
+#include "scratch.h"
+
+namespace metasparse::cpu {
+
+// One kind of output tiles: which sparse products they need, and their transforms. Images are those
+// of one task, in the order (image, channel, row, column).
+template <class T>
+class ConvPass {
+ public:
+  virtual ~ConvPass() = default;
+
+  int64_t images = 0, tile_rows = 0, tile_columns = 0;  // tiles of one task
+  int64_t source_channels = 0, output_channels = 0;     // of V (before taps) and of M
+  int points = 1, columns = 1;
+  ListLayout layout;  // taps, and which weights the entries stand for
+
+  int64_t tiles() const { return images * tile_rows * tile_columns; }
+  int64_t source_rows() const { return source_channels * layout.taps(); }
+
+  virtual int weight_of(int /*point*/) const { return 0; }
+  virtual int column_of(int /*point*/) const { return 0; }
+
+  // v[point * point_stride + row * width + lane], all rows, from the source images.
+  virtual void gather(const TileBlock& block, const T* source, T* v, int64_t point_stride,
+                      ScratchBuffer& scratch) const = 0;
+
+  // The output channels first .. first + count - 1 of a block, from
+  // m[column * column_stride + (channel - first) * width + lane]; bias null or one value per
+  // channel.
+  virtual void drain(const TileBlock& block, const T* m, int64_t column_stride, int64_t first,
+                     int64_t count, const T* bias, T* output, ScratchBuffer& scratch) const = 0;
+
+  // The adjoint of drain: d[column * column_stride + channel * width + lane] from the gradient of
+  // the output images. Only passes that serve a weight gradient have it.
+  virtual void gather_adjoint(const TileBlock& block, const T* grad, T* d, int64_t column_stride,
+                              ScratchBuffer& scratch) const = 0;
+};
+
+// How the stored weights of a scheme come from kernels, and the gradients of kernels from theirs.
+template <class T>
+class WeightCode {
+ public:
+  virtual ~WeightCode() = default;
+
+  int weights = 1;  // stored per entry
+
+  // u[w * stride + e] for the entries begin .. end - 1, from the kernels of one task. Whole
+  // registers may be written: `stride` and `end` leave room for that.
+  virtual void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
+                      int64_t stride) const = 0;
+
+  // The adjoint: the gradient of the kernels at places[e], from du.
+  virtual void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin,
+                              int64_t end, T* grad_kernels) const = 0;
+};
+
+// Weights of the direct scheme: each entry is one weight, at its place.
+template <class T>
+class PlainWeights final : public WeightCode<T> {
+ public:
+  void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
+              int64_t) const override {
+    for (int64_t e = begin; e < end; ++e) u[e] = kernels[places[e]];
+  }
+
+  void decode_adjoint(const T* du, int64_t, const int32_t* places, int64_t begin, int64_t end,
+                      T* grad_kernels) const override {
+    for (int64_t e = begin; e < end; ++e) grad_kernels[places[e]] = du[e];
+  }
+};
+
+}  // namespace metasparse::cpu

@@ -1,0 +1,109 @@
+// Plain types that the drivers in csrc/cpu and the kernels in csrc/cpu/kernels share.
+//
+// The engine of the masked convolution works on tiles: a tile is the patch of outputs that one
+// application of a scheme yields (one pixel for the direct scheme, M x M pixels for Winograd). The
+// tiles of all images of a task are numbered row by row, image by image, and lie in the SIMD lanes:
+// one register holds the same value of kLanes neighbouring tiles. A block is a few registers' worth
+// of tiles; everything below is per block.
+#pragma once
+
+#include <cstdint>
+
+namespace metasparse::cpu {
+
+// Neighbouring tiles of one tile row of one image. `lane` is the first one's place in the block. A
+// run with image < 0 is blank: lanes past the last tile, read as zeros and never written out.
+struct TileRun {
+  int64_t image;
+  int32_t lane, count;
+  int32_t row, column;
+};
+
+// Runs in lane order that cover all lanes of `vectors` registers.
+struct TileBlock {
+  const TileRun* runs;
+  int32_t run_count;
+  int32_t vectors;
+};
+
+// The images of one task: (N, C, H, W).
+template <class T>
+struct Images {
+  T* data;
+  int64_t channels, height, width;
+
+  int64_t plane() const { return height * width; }
+};
+
+// The list of active kernels of two neighbouring output rows a and b, in three parts: kernels
+// active in both (entries a, b, a, b, ...), then those of a alone, then those of b alone.
+struct PairRun {
+  int32_t begin, both, first, second;
+};
+
+// m[row] (+)= sum over the entries e of `row`: weights[e] * v[source_rows[e]], for 2 * pairs rows.
+template <class T>
+struct ProductStep {
+  const PairRun* runs;
+  const int32_t* source_rows;
+  const T* weights;
+  const T* v;
+  T* m;
+  int64_t pairs;
+  bool accumulate;
+};
+
+// out[e] (+)= <d[row], v[source_rows[e]]> for the entries e in row_begin[row] .. row_begin[row +
+// 1].
+template <class T>
+struct SampledStep {
+  const int32_t* row_begin;
+  const int32_t* source_rows;
+  const T* d;
+  const T* v;
+  T* out;
+  int64_t rows;
+  bool accumulate;
+};
+
+// out[row * out_stride + column] (+)= <d[row], v[column]>, all rows and columns.
+template <class T>
+struct DenseStep {
+  const T* d;
+  const T* v;
+  T* out;
+  int64_t rows, columns, out_stride;
+  bool accumulate;
+};
+
+// Where the taps of a direct convolution read: output pixel (r, c) takes, for tap k, the input
+// pixel (row_step * r + row_shift[k], column_step * c + column_shift[k]), or zero outside the
+// image.
+struct TapGrid {
+  const int32_t* row_shift;
+  const int32_t* column_shift;
+  int32_t taps;
+  int32_t row_step, column_step;
+};
+
+// Where pixel (r, c) of a direct convolution goes: (row_step * r + row_offset, likewise the
+// column).
+struct PixelGrid {
+  int32_t row_step, row_offset;
+  int32_t column_step, column_offset;
+};
+
+// At most one register of lanes of a run: where they lie in memory and which of them exist.
+struct LaneWindow {
+  int64_t offset;
+  int32_t lane;
+  uint32_t lanes;
+};
+
+// Lanes whose values go to neighbouring (or evenly spread) places in memory.
+struct LaneRange {
+  int64_t offset;
+  int32_t lane, count;
+};
+
+}  // namespace metasparse::cpu

@@ -1,0 +1,64 @@
+// How big a block is, and the memory that a thread works in: shared by both halves of the engine.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "conv_scheme.h"
+#include "parallel.h"
+
+namespace metasparse::cpu {
+
+// V and M of a block should stay in the second-level cache, the rows of V that one list reads in
+// the first; the planes of V and M are kept apart by a cache line more than their size, because
+// strides of a power of two would put all points of a tile into the same cache set.
+inline constexpr int64_t kBlockBytes = int64_t{3} << 20;
+inline constexpr int64_t kRowsBytes = int64_t{32} << 10;
+inline constexpr int64_t kLineBytes = 64;
+// Output channels that go through M at once.
+inline constexpr int64_t kChannelChunk = 64;
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+int64_t plane_stride(int64_t rows, int64_t width) {
+  return rows * width + kLineBytes / static_cast<int64_t>(sizeof(T));
+}
+
+// Registers per block: as many as `preferred`, fewer where a block would overflow the cache or
+// leave threads without work.
+template <class T>
+int block_vectors(const ConvPass<T>& pass, int lanes, int64_t tasks, int preferred) {
+  const int64_t register_bytes = (pass.points * pass.source_rows() +
+                                  pass.columns * std::min(kChannelChunk, pass.output_channels)) *
+                                 lanes * static_cast<int64_t>(sizeof(T));
+  const int64_t registers = divide_up(pass.tiles(), lanes);
+  int vectors = preferred;
+  while (vectors > 2 && (vectors * register_bytes > kBlockBytes ||
+                         tasks * divide_up(registers, vectors) < thread_count())) {
+    --vectors;
+  }
+  return vectors;
+}
+
+// Input channels per list chunk, so that the rows of V they stand for fit the first-level cache.
+template <class T>
+int64_t chunk_columns(const ConvPass<T>& pass, int lanes, int vectors) {
+  const int64_t row_bytes = int64_t{vectors} * lanes * static_cast<int64_t>(sizeof(T));
+  const int64_t column_bytes = pass.layout.taps() * row_bytes;
+  const int64_t chunks = divide_up(pass.source_channels * column_bytes, kRowsBytes);
+  return std::max<int64_t>(1, divide_up(pass.source_channels, std::max<int64_t>(chunks, 1)));
+}
+
+// Memory of one thread while it works on one block.
+struct Workspace {
+  ScratchBuffer v, m, transform;
+  std::vector<TileRun> runs;
+};
+
+inline Workspace& workspace() {
+  thread_local Workspace mine;
+  return mine;
+}
+
+}  // namespace metasparse::cpu

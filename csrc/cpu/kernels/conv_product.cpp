@@ -1,0 +1,189 @@
+// The arithmetic of every scheme of the masked convolution: products with a sparse matrix of
+// kernels.
+//
+// Rows of V and M are channels, columns are the tiles in the lanes of a block. Two shapes suffice:
+//
+//   product   M[o] = sum over active i of U[o, i] V[i]       (forward, input gradient)
+//   sampled   dU[o, i] = <D[o], V[i]> for active (o, i)      (weight gradient)
+//
+// A whole row of a block stays in registers, so a skipped kernel costs nothing at all. The product
+// takes two output rows at once: where both have the kernel of an input channel, its row of V is
+// loaded once for two chains of multiply-adds.
+#include "conv_tables.h"
+#include "vec.h"
+
+namespace metasparse::cpu::METASPARSE_ISA {
+
+namespace {
+
+template <class T, int N>
+void product(const ProductStep<T>& step) {
+  constexpr int kWidth = N * kLanes<T>;
+  T* out = step.m;
+  for (int64_t pair = 0; pair < step.pairs; ++pair, out += 2 * kWidth) {
+    const PairRun run = step.runs[pair];
+    const T* u = step.weights + run.begin;
+    const int32_t* source = step.source_rows + run.begin;
+    Vec<T> a[N], b[N];
+    METASPARSE_UNROLL
+    for (int t = 0; t < N; ++t) {
+      a[t] = step.accumulate ? load(out + t * kLanes<T>) : Vec<T>{};
+      b[t] = step.accumulate ? load(out + kWidth + t * kLanes<T>) : Vec<T>{};
+    }
+    for (int32_t j = 0; j < run.both; ++j, u += 2, source += 2) {
+      const Vec<T> ua = broadcast(u[0]), ub = broadcast(u[1]);
+      const T* v = step.v + static_cast<int64_t>(source[0]) * kWidth;
+      METASPARSE_UNROLL
+      for (int t = 0; t < N; ++t) {
+        const Vec<T> x = load(v + t * kLanes<T>);
+        a[t] = ua * x + a[t];
+        b[t] = ub * x + b[t];
+      }
+    }
+    // The rest of a and the rest of b are independent chains: run them side by side.
+    const T* second_u = u + run.first;
+    const int32_t* second_source = source + run.first;
+    const int32_t common = run.first < run.second ? run.first : run.second;
+    for (int32_t j = 0; j < common; ++j) {
+      const Vec<T> ua = broadcast(u[j]), ub = broadcast(second_u[j]);
+      const T* va = step.v + static_cast<int64_t>(source[j]) * kWidth;
+      const T* vb = step.v + static_cast<int64_t>(second_source[j]) * kWidth;
+      METASPARSE_UNROLL
+      for (int t = 0; t < N; ++t) {
+        a[t] = ua * load(va + t * kLanes<T>) + a[t];
+        b[t] = ub * load(vb + t * kLanes<T>) + b[t];
+      }
+    }
+    for (int32_t j = common; j < run.first; ++j) {
+      const Vec<T> ua = broadcast(u[j]);
+      const T* v = step.v + static_cast<int64_t>(source[j]) * kWidth;
+      METASPARSE_UNROLL
+      for (int t = 0; t < N; ++t) a[t] = ua * load(v + t * kLanes<T>) + a[t];
+    }
+    for (int32_t j = common; j < run.second; ++j) {
+      const Vec<T> ub = broadcast(second_u[j]);
+      const T* v = step.v + static_cast<int64_t>(second_source[j]) * kWidth;
+      METASPARSE_UNROLL
+      for (int t = 0; t < N; ++t) b[t] = ub * load(v + t * kLanes<T>) + b[t];
+    }
+    METASPARSE_UNROLL
+    for (int t = 0; t < N; ++t) {
+      store(out + t * kLanes<T>, a[t]);
+      store(out + kWidth + t * kLanes<T>, b[t]);
+    }
+  }
+}
+
+// The product of d with one row of V, before its lanes are summed.
+template <class T, int N>
+METASPARSE_INLINE Vec<T> lanewise_dot(const Vec<T>* d, const T* v) {
+  Vec<T> sum = d[0] * load(v);
+  METASPARSE_UNROLL
+  for (int t = 1; t < N; ++t) sum = d[t] * load(v + t * kLanes<T>) + sum;
+  return sum;
+}
+
+template <class T, int N>
+void sampled(const SampledStep<T>& step) {
+  constexpr int kWidth = N * kLanes<T>;
+  for (int64_t row = 0; row < step.rows; ++row) {
+    int32_t e = step.row_begin[row];
+    const int32_t end = step.row_begin[row + 1];
+    if (e == end) continue;
+    Vec<T> d[N];
+    METASPARSE_UNROLL
+    for (int t = 0; t < N; ++t) d[t] = load(step.d + row * kWidth + t * kLanes<T>);
+    for (; e + kLanes<T> <= end; e += kLanes<T>) {
+      Vec<T> sum[kLanes<T>];
+      METASPARSE_UNROLL
+      for (int j = 0; j < kLanes<T>; ++j) {
+        const int64_t source = step.source_rows[e + j];
+        sum[j] = lanewise_dot<T, N>(d, step.v + source * kWidth);
+      }
+      const Vec<T> total = sum_lanes<T, kLanes<T>>(sum);
+      T* out = step.out + e;
+      store_unaligned(out, step.accumulate ? load_unaligned(out) + total : total);
+    }
+    if (e < end) {
+      Vec<T> sum[kLanes<T>];
+      for (int j = 0; j < end - e; ++j) {
+        const int64_t source = step.source_rows[e + j];
+        sum[j] = lanewise_dot<T, N>(d, step.v + source * kWidth);
+      }
+      for (int j = end - e; j < kLanes<T>; ++j) sum[j] = Vec<T>{};
+      const Lanes rest = lanes_between(0, end - e, kLanes<T>);
+      const Vec<T> total = sum_lanes<T, kLanes<T>>(sum);
+      T* out = step.out + e;
+      store_some(rest, out, step.accumulate ? load_some(rest, out) + total : total);
+    }
+  }
+}
+
+// As many rows times columns at once as there are lanes, so that one sum_lanes serves them all.
+// Rows and columns past the end repeat the last one and are not written.
+template <class T, int N>
+void dense(const DenseStep<T>& step) {
+  constexpr int kWidth = N * kLanes<T>;
+  constexpr int kRows = kLanes<T> >= 8 ? 4 : 2;
+  constexpr int kColumns = kLanes<T> / kRows;
+  for (int64_t row = 0; row < step.rows; row += kRows) {
+    const T* d[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t actual = row + r < step.rows ? row + r : step.rows - 1;
+      d[r] = step.d + actual * kWidth;
+    }
+    for (int64_t column = 0; column < step.columns; column += kColumns) {
+      const T* v[kColumns];
+      for (int c = 0; c < kColumns; ++c) {
+        const int64_t actual = column + c < step.columns ? column + c : step.columns - 1;
+        v[c] = step.v + actual * kWidth;
+      }
+      Vec<T> sum[kLanes<T>];
+      METASPARSE_UNROLL
+      for (int j = 0; j < kLanes<T>; ++j) sum[j] = Vec<T>{};
+      METASPARSE_UNROLL
+      for (int t = 0; t < N; ++t) {
+        Vec<T> x[kColumns];
+        METASPARSE_UNROLL
+        for (int c = 0; c < kColumns; ++c) x[c] = load(v[c] + t * kLanes<T>);
+        METASPARSE_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const Vec<T> y = load(d[r] + t * kLanes<T>);
+          METASPARSE_UNROLL
+          for (int c = 0; c < kColumns; ++c) sum[r * kColumns + c] += y * x[c];
+        }
+      }
+      const Vec<T> total = sum_lanes<T, kLanes<T>>(sum);
+      for (int r = 0; r < kRows && row + r < step.rows; ++r) {
+        T* out = step.out + (row + r) * step.out_stride + column;
+        for (int c = 0; c < kColumns && column + c < step.columns; ++c) {
+          const T value = total[r * kColumns + c];
+          out[c] = step.accumulate ? out[c] + value : value;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+constexpr ProductKernels<T> kTable = {
+    kLanes<T>,
+    {nullptr, product<T, 1>, product<T, 2>, product<T, 3>, product<T, 4>, product<T, 5>,
+     product<T, 6>, product<T, 7>, product<T, 8>},
+    {nullptr, sampled<T, 1>, sampled<T, 2>, sampled<T, 3>, sampled<T, 4>, sampled<T, 5>,
+     sampled<T, 6>, sampled<T, 7>, sampled<T, 8>},
+    {nullptr, dense<T, 1>, dense<T, 2>, dense<T, 3>, dense<T, 4>, dense<T, 5>, dense<T, 6>,
+     dense<T, 7>, dense<T, 8>},
+};
+
+}  // namespace
+
+template <class T>
+const ProductKernels<T>& product_kernels() {
+  return kTable<T>;
+}
+
+template const ProductKernels<float>& product_kernels<float>();
+template const ProductKernels<double>& product_kernels<double>();
+
+}  // namespace metasparse::cpu::METASPARSE_ISA

@@ -1,0 +1,45 @@
+// The masked convolution family on the CPU, without torch: what the dispatcher's kernels call.
+//
+// One call serves `tasks` tasks, each with its own images, weights and masks. For task t
+//   y[n, o] = bias[o] + sum over i with m[o, i] != 0 of conv(x[n, i], m[o, i] * w[o, i])
+// and the two gradients are this form's partial derivatives. A kernel whose mask is zero is not
+// read: a NaN there changes nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "masked_conv_backend.h"
+
+namespace metasparse::cpu {
+
+// An operand that is contiguous below its task axis. `task_stride` counts elements; 0 means that
+// all tasks share the operand. `data` null means that the operand is absent (no mask: all kernels
+// are active; no bias: none is added).
+template <class T>
+struct PerTask {
+  T* data = nullptr;
+  int64_t task_stride = 0;
+
+  T* of(int64_t task) const { return data == nullptr ? nullptr : data + task * task_stride; }
+};
+
+// Backends here are those of this folder: neither automatic nor library. Outputs are contiguous,
+// with the task axis first, and are written completely.
+
+// x (T, N, I, H, W), weight (T, O, I, kh, kw), mask (T, O, I), bias (T, O) -> y (T, N, O, Ho, Wo).
+template <class T>
+void masked_conv_forward(const ConvShape& shape, PerTask<const T> x, PerTask<const T> weight,
+                         PerTask<const T> mask, PerTask<const T> bias, T* y, Backend backend);
+
+// grad (T, N, O, Ho, Wo), weight, mask -> grad_x (T, N, I, H, W).
+template <class T>
+void masked_conv_input_grad(const ConvShape& shape, PerTask<const T> grad, PerTask<const T> weight,
+                            PerTask<const T> mask, T* grad_x, Backend backend);
+
+// grad (T, N, O, Ho, Wo), x, mask -> grad_weight (T, O, I, kh, kw). Without a mask the gradient of
+// every kernel; with one, the gradient of the active kernels times their mask, zeros elsewhere.
+template <class T>
+void masked_conv_weight_grad(const ConvShape& shape, PerTask<const T> grad, PerTask<const T> x,
+                             PerTask<const T> mask, T* grad_weight, Backend backend);
+
+}  // namespace metasparse::cpu
