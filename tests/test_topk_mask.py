@@ -83,6 +83,28 @@ def test_exactly_k_ones_at_the_largest(name, n, dtype):
         assert_defined(x[None], counts(round(density * n)))
 
 
+def sampled_places(n: int) -> list[int]:
+    """The entries that the CPU kernel looks at first, to guess where the k-th largest lies."""
+    count = min(n // 64, 16384)
+    piece, state, places = n // count, 0x9E3779B97F4A7C15, []
+    for i in range(count):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        places.append(i * piece + ((state >> 32) * piece >> 32))
+    return places
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [9001, 70001], ids=lambda n: f"n={n}")
+def test_a_sample_that_misleads(n, dtype):
+    """The guess from it misses the k-th largest, on either side."""
+    x = torch.randn(n, dtype=dtype)
+    shift = torch.zeros(n, dtype=dtype)
+    shift[sampled_places(n)] = 100.0
+    for scores in (x + shift, x - shift, torch.zeros(n) + shift, torch.zeros(n) - shift):
+        for density in (0.1, 0.5, 0.9):
+            assert_defined(scores[None], counts(round(density * n)))
+
+
 @DTYPES
 def test_every_k(dtype):
     x = (torch.randn(67, dtype=dtype) * 4).round()
