@@ -7,6 +7,10 @@ arrive at the same meta-gradient.
 from __future__ import annotations
 
 import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +20,26 @@ from metasparse_ext.data import TaskBatch
 from metasparse_ext.nn import Conv4
 
 HAS_LEARN2LEARN = importlib.util.find_spec("learn2learn") is not None
+
+
+@cache
+def learn2learn() -> ModuleType:
+    """learn2learn, also where torchvision's CUDA wheel lies beside a CPU build of torch.
+
+    That wheel cannot load its C library there, and importing it fails while it describes operators
+    that the library would have defined: they are declared first. None is ever called.
+    """
+    try:
+        import learn2learn
+    except RuntimeError:
+        folder = Path(importlib.util.find_spec("torchvision").origin).parent
+        text = (folder / "_meta_registrations.py").read_text()
+        names = re.findall(r'register_(?:meta|fake)\("(?:torchvision::)?(\w+)"', text)
+        library = torch.library.Library("torchvision", "DEF")
+        for name in names:
+            library.define(f"{name}(Tensor x) -> Tensor")
+        import learn2learn
+    return learn2learn
 
 
 class MaskedStockConv2d(nn.Conv2d):
@@ -55,9 +79,7 @@ def stock_twin(net: Conv4) -> nn.Sequential:
 
 def learn2learn_maml(net: nn.Module, batch: TaskBatch, inner_lr: float, steps: int) -> list[Tensor]:
     """The mean meta-gradient of MAML, second order, by learn2learn: a loop over the tasks."""
-    import learn2learn as l2l
-
-    maml = l2l.algorithms.MAML(net, lr=inner_lr, first_order=False)
+    maml = learn2learn().algorithms.MAML(net, lr=inner_lr, first_order=False)
     maml.zero_grad()
     tasks = batch.support.images.shape[0]
     for t in range(tasks):
