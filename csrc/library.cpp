@@ -61,6 +61,14 @@ TORCH_LIBRARY(metasparse, m) {
       "softmax_head_grad(Tensor grad, Tensor weight, Tensor features, Tensor labels, Tensor center,"
       " Tensor lam) -> (Tensor, Tensor, Tensor)",
       tags);
+
+  // One step of conjugate gradients for T systems, in place: iterate x, residual r, direction p
+  // and q = A p are (T,P), the rest (T,). Takes no part in autograd.
+  m.def(
+      "cg_step(Tensor(a!) x, Tensor(b!) r, Tensor(c!) p, Tensor q, Tensor? preconditioner,"
+      " Tensor(d!) rz, Tensor(e!) rr, Tensor limit, Tensor(f!) status, Tensor(g!) iterations) -> "
+      "()",
+      tags);
 }
 
 // Importing metasparse_ext._C runs the static registrations above; the module itself is empty,

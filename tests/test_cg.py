@@ -5,9 +5,26 @@ import pytest
 import scipy.sparse.linalg
 import torch
 
+from metasparse_ext import _library
 from metasparse_ext.implicit import CGStatus, cg
+from metasparse_ext.reference import cg as reference
 
 TASKS, SIZE = 4, 23
+
+BACKENDS = [
+    pytest.param(
+        "compiled",
+        marks=pytest.mark.skipif(_library.problem is not None, reason="no compiled library"),
+    ),
+    "reference",
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    if request.param == "reference":
+        monkeypatch.setattr(_library, "loaded", lambda: False)
+    return request.param
 
 
 def spd(tasks=TASKS, size=SIZE, dtype=torch.float64, seed=0):
@@ -31,7 +48,7 @@ def statuses(result):
 @pytest.mark.parametrize("iterations", [1, 3, 7])
 @pytest.mark.parametrize("preconditioned", [False, True], ids=["plain", "jacobi"])
 @pytest.mark.parametrize("warm", [False, True], ids=["zero", "warm"])
-def test_iterates_are_scipys(iterations, preconditioned, warm):
+def test_iterates_are_scipys(backend, iterations, preconditioned, warm):
     a, b = spd(), rhs()
     x0 = rhs(seed=2) if warm else None
     inverse_diagonal = 1 / a.diagonal(dim1=-2, dim2=-1) if preconditioned else None
@@ -56,7 +73,7 @@ def test_iterates_are_scipys(iterations, preconditioned, warm):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["f64", "f32"]
 )
-def test_tolerance_is_met(dtype, tolerance):
+def test_tolerance_is_met(backend, dtype, tolerance):
     a, b = spd(dtype=dtype), rhs(dtype=dtype)
     result = cg(times(a), b, iterations=200, tolerance=tolerance)
     assert statuses(result) == [CGStatus.CONVERGED] * TASKS
@@ -67,7 +84,7 @@ def test_tolerance_is_met(dtype, tolerance):
     )
 
 
-def test_more_iterations_than_needed_change_nothing():
+def test_more_iterations_than_needed_change_nothing(backend):
     a, b = spd(), rhs()
     result = cg(times(a), b, iterations=10 * SIZE)
     assert statuses(result) == [CGStatus.CONVERGED] * TASKS
@@ -75,7 +92,7 @@ def test_more_iterations_than_needed_change_nothing():
     torch.testing.assert_close(result.solution, torch.linalg.solve(a, b), rtol=1e-11, atol=1e-11)
 
 
-def test_task_that_converges_early_stands_still():
+def test_task_that_converges_early_stands_still(backend):
     a, b = spd(), rhs()
     a[1] = 2 * torch.eye(SIZE, dtype=a.dtype)
     result = cg(times(a), b, iterations=200, tolerance=1e-10)
@@ -86,7 +103,7 @@ def test_task_that_converges_early_stands_still():
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["zero", "warm"])
-def test_zero_right_hand_side(warm):
+def test_zero_right_hand_side(backend, warm):
     a, b = spd(), rhs()
     b[2] = 0
     result = cg(times(a), b, iterations=100, x0=rhs(seed=5) if warm else None)
@@ -98,7 +115,7 @@ def test_zero_right_hand_side(warm):
 
 @pytest.mark.parametrize("where", ["matrix", "right-hand side"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
-def test_a_bad_task_leaves_the_others_right(where, value):
+def test_a_bad_task_leaves_the_others_right(backend, where, value):
     a, b = spd(), rhs()
     (a[1] if where == "matrix" else b)[1, 3] = value
     result = cg(times(a), b, iterations=100)
@@ -111,7 +128,7 @@ def test_a_bad_task_leaves_the_others_right(where, value):
     )
 
 
-def test_indefinite_matrix_is_reported_and_keeps_the_last_iterate():
+def test_indefinite_matrix_is_reported_and_keeps_the_last_iterate(backend):
     a, b = spd(), rhs()
     a[0] = torch.diag(torch.linspace(-1, 2, SIZE, dtype=a.dtype))
     a[3] = -a[3]
@@ -127,40 +144,86 @@ def test_indefinite_matrix_is_reported_and_keeps_the_last_iterate():
     )
 
 
-def test_singular_matrix():
-    """A consistent system is solved; an inconsistent one is reported, not blown up."""
+def test_singular_matrix(backend):
+    """A consistent system is solved; an inconsistent one does not pass for solved or blow up."""
     eigenvalues = torch.linspace(0, 2, SIZE, dtype=torch.float64)
     basis = torch.linalg.qr(rhs(SIZE, SIZE)).Q
-    a = (basis * eigenvalues @ basis.T).expand(2, -1, -1)
-    b = rhs(2)
+    a = (basis * eigenvalues @ basis.T).repeat(3, 1, 1)
+    a[2] = torch.diag(eigenvalues)
+    b = rhs(3)
     b[0] -= basis[:, 0] * (basis[:, 0] @ b[0])
+    b[2] = torch.eye(SIZE)[0]
     result = cg(times(a), b, iterations=200)
-    assert statuses(result) == [CGStatus.CONVERGED, CGStatus.NOT_POSITIVE]
+    assert statuses(result)[0] is CGStatus.CONVERGED
+    assert statuses(result)[1] is not CGStatus.CONVERGED
+    assert statuses(result)[2] is CGStatus.NOT_POSITIVE
+    assert result.iterations[2] == 0
     torch.testing.assert_close(times(a)(result.solution)[0], b[0], rtol=1e-9, atol=1e-9)
     assert result.solution.isfinite().all()
 
 
-@pytest.mark.parametrize("size", [1, 2, 17, 1000])
-def test_sizes_strides_and_expanded_inputs(size):
+@pytest.mark.parametrize("size", [1, 2, 17, 300])
+def test_sizes_strides_and_expanded_inputs(backend, size):
     a = spd(3, size)
     wide = rhs(3, 2 * size)
     preconditioner = torch.ones(size, dtype=torch.float64)
     result = cg(times(a), wide[:, ::2], iterations=1, preconditioner=preconditioner)
     plain = cg(times(a), wide[:, ::2].clone(), iterations=1)
     torch.testing.assert_close(result.solution, plain.solution, rtol=1e-14, atol=0)
+    turned = cg(times(a), wide.mT.contiguous().mT[:, ::2], iterations=1)
+    torch.testing.assert_close(turned.solution, plain.solution, rtol=1e-14, atol=0)
     shared = cg(times(a), wide[0, :size].expand(3, -1), iterations=2)
     copied = cg(times(a), wide[0, :size].repeat(3, 1), iterations=2)
     torch.testing.assert_close(shared.solution, copied.solution, rtol=0, atol=0)
 
 
-def test_right_hand_side_is_not_written():
+@pytest.mark.parametrize("size", [1, 16, 1001, 40_000], ids=str)
+@pytest.mark.parametrize("preconditioned", [False, True], ids=["plain", "jacobi"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.skipif(_library.problem is not None, reason="no compiled library")
+def test_step_is_its_reference(size, preconditioned, dtype):
+    """Five tasks: two that run, one that converges, one with a bad direction, one with NaN."""
+    generator = torch.Generator().manual_seed(0)
+    x, r, p, m = torch.randn(4, 5, size, generator=generator, dtype=dtype)
+    m = m.abs() if preconditioned else None
+    q = 2 * p
+    q[3] = -p[3]
+    q[4, size // 2] = float("nan")
+    z = r if m is None else m * r
+    rz, rr = reference.dots(r, z), reference.dots(r, r)
+    limit = torch.tensor([0, 0, 1e9, 0, 0]).double()
+    status = torch.full((5,), CGStatus.ITERATIONS)
+    status[1] = CGStatus.CONVERGED
+    state = (x, r, p, q, m, rz, rr, limit, status, torch.zeros_like(status))
+    mine = [None if t is None else t.clone() for t in state]
+    torch.ops.metasparse.cg_step(*mine)
+    reference.cg_step(*state)
+    assert status.tolist() == [
+        CGStatus.ITERATIONS,
+        CGStatus.CONVERGED,
+        CGStatus.CONVERGED,
+        CGStatus.NOT_POSITIVE,
+        CGStatus.NOT_FINITE,
+    ]
+    bound = 1e-12 if dtype == torch.float64 else 1e-5
+    for actual, expected in zip(mine, state, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(
+                actual, expected, rtol=bound, atol=bound * float(x.abs().max()), equal_nan=True
+            )
+
+
+def test_right_hand_side_is_not_written(backend):
     a, b = spd(), rhs()
     before = b.clone()
     cg(times(a), b, iterations=3, x0=b)
     assert torch.equal(b, before)
 
 
-def test_fixed_iterations_read_nothing_on_the_host():
+def test_fixed_iterations_read_nothing_on_the_host(backend):
+    if backend == "compiled":
+        pytest.skip("the CPU op is the host")
+
     class NoReads(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             assert func is not torch.ops.aten._local_scalar_dense.default

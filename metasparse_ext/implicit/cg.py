@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metasparse_ext.reference.cg import (
-    CONVERGED,
-    NOT_FINITE,
-    NOT_POSITIVE,
-    RUNNING,
-    cg_step,
-    dots,
-)
+from metasparse_ext.ops.cg import cg_step
+from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUNNING, dots
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -125,13 +119,13 @@ def _solve(
     relative = max(tolerance or 0.0, torch.finfo(b.dtype).eps)
     limit = relative * relative * bb
     if x0 is None:
-        x, r = torch.zeros_like(b), b.clone(memory_format=torch.contiguous_format)
+        x, r = torch.zeros(b.shape, dtype=b.dtype, device=b.device), _dense_copy(b)
     else:
         # A zero right-hand side has the solution zero wherever the search starts.
-        x = torch.where(bb[:, None] == 0, 0, x0.detach())
-        r = b - operator(x)
+        x = _dense_copy(torch.where(bb[:, None] == 0, 0, x0.detach()))
+        r = _dense_copy(b - operator(x))
     z = r if preconditioner is None else preconditioner * r
-    p = z.clone(memory_format=torch.contiguous_format)
+    p = _dense_copy(z)
     rz, rr = dots(r, z), dots(r, r)
     status = torch.where(rr <= limit, CONVERGED, RUNNING)
     status = torch.where(rr.isfinite() & bb.isfinite(), status, NOT_FINITE)
@@ -142,6 +136,11 @@ def _solve(
         q = operator(p)
         cg_step(x, r, p, q, preconditioner, rz, rr, limit, status, taken)
     return CGResult(x, taken, rr.sqrt(), status)
+
+
+def _dense_copy(t: Tensor) -> Tensor:
+    """Steps update their vectors in place, so these must be their own and contiguous."""
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 class _Implicit(torch.autograd.Function):
