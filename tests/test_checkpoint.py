@@ -157,6 +157,25 @@ def test_resume_drops_metrics_written_after_the_checkpoint(tmp_path, tiny_root):
     assert timeless(crashed) == timeless(whole)
 
 
+@pytest.mark.parametrize("moment", ["validation", "step"])
+def test_resume_after_a_crash_is_exact(tmp_path, tiny_root, moment):
+    config = tiny_config(tiny_root, save_every=3, iterations=8)
+    whole, crashed = Run(tmp_path / "whole"), Run(tmp_path / "crashed")
+    Trainer(config, whole).fit()
+    reporter = StopAfter(100)
+
+    def crash(record, *rest):
+        if record["iteration"] == 6:
+            raise SystemError
+
+    setattr(reporter, moment, crash)
+    with pytest.raises(SystemError):
+        Trainer(config, crashed, reporter=reporter).fit()
+    assert checkpoint.load(crashed.last_path).iteration == 3
+    Trainer(config, crashed).fit()
+    assert timeless(crashed) == timeless(whole)
+
+
 def test_resume_refuses_another_configuration(tmp_path, tiny_root):
     run = Run(tmp_path / "run")
     Trainer(tiny_config(tiny_root), run, reporter=StopAfter(2)).fit()

@@ -1,11 +1,13 @@
 """A tiny data set and configuration on which training takes milliseconds."""
 
+import inspect
 import os
 from pathlib import Path
 
 import numpy as np
 
 import metasparse_ext
+from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import RunConfig
 
 CLASSES = {"train": 12, "val": 8, "test": 8}
@@ -40,6 +42,8 @@ def write_tiny_omniglot(folder: Path) -> Path:
 
 def tiny_config(root: Path, learner: str = "maml", **changes: object) -> RunConfig:
     """A run of six iterations of a Conv-4 of width 4."""
+    known = inspect.signature(LEARNERS[learner]).parameters
+    inner = {"inner_lr": 0.1, "inner_steps": 2}
     fields = {
         "learner": learner,
         "data": "omniglot",
@@ -53,6 +57,6 @@ def tiny_config(root: Path, learner: str = "maml", **changes: object) -> RunConf
         "validation_tasks": 4,
         "evaluation_tasks": 5,
         "save_every": 2,
-        "options": {"inner_lr": 0.1, "inner_steps": 2},
+        "options": {name: value for name, value in inner.items() if name in known},
     }
     return RunConfig(**{**fields, **changes})

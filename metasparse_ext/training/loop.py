@@ -110,9 +110,14 @@ class Trainer:
         with metrics.MetricsFile(self.run.metrics_path) as self.log, StopRequest() as request:
             while self.iteration < config.iterations and not request.stop:
                 self._step(next(self.batches))
-                if self.iteration % config.validate_every == 0 or self._done:
+                validating = self._done or self.iteration % config.validate_every == 0
+                if validating:
                     self._validate()
-            self._save(self.run.last_path)
+                # After the validation, so that a run resumed from here has not left it out.
+                if validating or self.iteration % config.save_every == 0:
+                    self._save(self.run.last_path)
+            if request.stop:
+                self._save(self.run.last_path)
         return Outcome(self.iteration, not self._done, self.best)
 
     @property
@@ -147,8 +152,6 @@ class Trainer:
             self.log.write(record)
             if self.reporter:
                 self.reporter.step(record)
-        if self.iteration % config.save_every == 0:
-            self._save(self.run.last_path)
 
     def _clip(self) -> Tensor:
         """Clips the meta-gradient where asked, and returns the norm it had before."""
@@ -185,7 +188,6 @@ class Trainer:
         if better:
             self.best = record
             self._save(self.run.best_path)
-        self._save(self.run.last_path)
         if self.reporter:
             self.reporter.validation(record, better)
 
