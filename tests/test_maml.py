@@ -195,3 +195,13 @@ def test_any_module_can_be_meta_learned():
     expected, _ = mean_gradients(unrolled, net, tasks)
     for name, gradient in expected.items():
         torch.testing.assert_close(net.get_parameter(name).grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_samples_without_a_task_axis_are_refused():
+    learner, support = MAML(network()), batch().support
+    with pytest.raises(ValueError, match=r"labels must be \(T, N\) = \(5, 5\)"):
+        learner.adapt(type(support)(support.images[0], support.labels[0]))
+    with pytest.raises(ValueError, match=r"labels must be \(T, N\) = \(3, 5\)"):
+        learner.adapt(support._replace(labels=support.labels[:, :4]))
+    with pytest.raises(ValueError, match="with T = 3 like the parameters"):
+        learner.adapt(support)(support.images[:2])

@@ -251,11 +251,20 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
         model: From images to logits.
         parameters: Name to (T, ...). Parameters and buffers that are not named are the model's own,
             shared.
-        images: (T, N, C, H, W).
+        images: (T, N, C, H, W), or (T, N, ...) for a model that takes other inputs.
 
     Returns:
         (T, N, ways).
+
+    Raises:
+        ValueError: if the images are those of another number of tasks.
     """
+    tasks = next(iter(parameters.values())).shape[0]
+    if images.shape[0] != tasks:
+        raise ValueError(
+            f"task_call: images must be (T, N, ...) with T = {tasks} like the parameters, "
+            f"got shape {tuple(images.shape)}"
+        )
     if is_task_aware(model):
         return functional_call(model, dict(parameters), (images,))
 
@@ -266,7 +275,16 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(T,): mean cross-entropy of each task, for logits (T, N, ways) and labels (T, N)."""
+    """(T,): mean cross-entropy of each task, for logits (T, N, ways) and labels (T, N).
+
+    Raises:
+        ValueError: if the labels have another shape.
+    """
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: labels must be (T, N) = {tuple(logits.shape[:-1])} like the logits, "
+            f"got {tuple(labels.shape)}"
+        )
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return losses.unflatten(0, labels.shape).mean(1)
 
