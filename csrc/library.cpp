@@ -38,6 +38,32 @@ TORCH_LIBRARY(metasparse, m) {
       " -> Tensor",
       tags);
 
+  // Batch norm per task and channel, ReLU, 2x2 max-pool: y, what its derivatives need (mean and
+  // 1/std of (T,C)), and the gate of y's shape, or (T,0) when nothing is gated
+  // (csrc/norm_act_pool_gate.h).
+  m.def(
+      "norm_act_pool(Tensor x, Tensor? weight, Tensor? bias, float eps, bool relu, bool pool,"
+      " bool norm_first) -> (Tensor y, Tensor mean, Tensor rstd, Tensor gate)",
+      tags);
+  // The gradients of <grad, y> in x, weight and bias.
+  m.def(
+      "norm_act_pool_backward(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor rstd,"
+      " Tensor gate, float eps, bool pool, bool norm_first)"
+      " -> (Tensor x_grad, Tensor weight_grad, Tensor bias_grad)",
+      tags);
+  // The derivative y_dot of y in the direction (x_dot, weight_dot, bias_dot).
+  m.def(
+      "norm_act_pool_tangent(Tensor x_dot, Tensor? weight_dot, Tensor? bias_dot, Tensor x,"
+      " Tensor? weight, Tensor mean, Tensor rstd, Tensor gate, float eps, bool pool,"
+      " bool norm_first) -> Tensor",
+      tags);
+  // y_dot, and the gradients of <grad, y_dot> in x and weight.
+  m.def(
+      "norm_act_pool_double_backward(Tensor x_dot, Tensor? weight_dot, Tensor? bias_dot,"
+      " Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, Tensor gate, float eps,"
+      " bool pool, bool norm_first) -> (Tensor y_dot, Tensor x_grad, Tensor weight_grad)",
+      tags);
+
   // 1 where scores > 0, else 0
   m.def("binary_mask(Tensor scores) -> Tensor", tags);
   // Ones at the k[s] largest of each row of scores (S,n)

@@ -17,20 +17,23 @@ def fold(tensor: Tensor | None, in_dim: int | None, batch: int) -> Tensor | None
     return tensor.flatten(0, 1)
 
 
-def fold_into_tasks(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """The vmap rule of an op whose tensor arguments and result all lead with the task axis."""
+def fold_into_tasks(op: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., tuple]:
+    """The vmap rule of an op whose tensor arguments and results all lead with the task axis."""
 
-    def rule(info, in_dims: Sequence[int | None], *args) -> tuple[Tensor, int]:
+    def rule(info, in_dims: Sequence[int | None], *args) -> tuple:
         batch = info.batch_size
         folded = [
             fold(arg, dim, batch) if arg is None or isinstance(arg, Tensor) else arg
             for arg, dim in zip(args, in_dims, strict=True)
         ]
-        return op(*folded).unflatten(0, (batch, -1)), 0
+        results = op(*folded)
+        if isinstance(results, Tensor):
+            return results.unflatten(0, (batch, -1)), 0
+        return tuple(r.unflatten(0, (batch, -1)) for r in results), (0,) * len(results)
 
     return rule
 
 
-def register_vmap(name: str, op: Callable[..., Tensor]) -> None:
+def register_vmap(name: str, op: Callable[..., Tensor | tuple[Tensor, ...]]) -> None:
     """Registers :func:`fold_into_tasks` for ``metasparse::name``."""
     torch.library.register_vmap(f"metasparse::{name}", fold_into_tasks(op))

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from metasparse_ext.reference.norm_act_pool import norm_act_pool as _reference
+from metasparse_ext import _library, reference
+from metasparse_ext.ops._register import register_vmap
 
 ACTIVATIONS = ("relu", "none")
 ORDERS = ("norm_act_pool", "norm_pool_act", "act_pool_norm")
@@ -55,8 +56,22 @@ def norm_act_pool(
         TypeError: An argument is not a tensor, or dtypes are unsupported or differ.
         ValueError: A shape, option or eps that does not fit.
     """
-    _check(x, weight, bias, eps, activation, pool, order)
-    return _reference(x, weight, bias, eps=eps, activation=activation, pool=pool, order=order)
+    tasks = _check(x, weight, bias, eps, activation, pool, order)
+    if not _library.loaded():
+        return reference.norm_act_pool(
+            x, weight, bias, eps=eps, activation=activation, pool=pool, order=order
+        )
+    count = 1 if tasks is None else tasks
+    y = torch.ops.metasparse.norm_act_pool(
+        _with_tasks(x, 4, count),
+        _with_tasks(weight, 1, count),
+        _with_tasks(bias, 1, count),
+        eps,
+        activation == "relu",
+        bool(pool),
+        order != "act_pool_norm",  # ReLU and max-pool commute
+    )[0]
+    return y if tasks is not None else y.squeeze(0)
 
 
 def _check(
@@ -67,7 +82,8 @@ def _check(
     activation: str,
     pool: bool | int,
     order: str,
-) -> None:
+) -> int | None:
+    """Checks every argument; returns T, or None when no argument has a task axis."""
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"norm_act_pool: expected activation to be one of {ACTIVATIONS}, got {activation!r}"
@@ -80,7 +96,8 @@ def _check(
         raise ValueError(f"norm_act_pool: expected eps >= 0, got {eps!r}")
     if not isinstance(x, Tensor):
         raise TypeError(f"norm_act_pool: expected x to be a Tensor, got {type(x).__name__}")
-    if x.dtype not in (torch.float32, torch.float64):
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if x.dtype not in (torch.float32, torch.float64) and not (autocast and x.is_floating_point()):
         raise TypeError(f"norm_act_pool: expected x of float32 or float64, got {x.dtype}")
     if x.dim() not in (4, 5):
         raise ValueError(
@@ -97,6 +114,7 @@ def _check(
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             tasks = _check_affine(name, value, x, tasks)
+    return tasks
 
 
 def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int | None:
@@ -105,7 +123,8 @@ def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int
         raise TypeError(
             f"norm_act_pool: expected {name} to be a Tensor or None, got {type(value).__name__}"
         )
-    if value.dtype != x.dtype:
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if value.dtype != x.dtype and not (autocast and value.is_floating_point()):
         raise TypeError(f"norm_act_pool: expected {name} of x's dtype {x.dtype}, got {value.dtype}")
     channels = x.size(-3)
     if value.dim() == 1 and value.size(0) == channels:
@@ -117,3 +136,60 @@ def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int
         f"norm_act_pool: expected {name} of shape ({channels},) or {shape}, "
         f"got {tuple(value.shape)}"
     )
+
+
+def _with_tasks(tensor: Tensor | None, rank: int, tasks: int) -> Tensor | None:
+    """A view with a leading task axis; a shared tensor is repeated by a zero stride."""
+    if tensor is None or tensor.dim() == rank + 1:
+        return tensor
+    return tensor.unsqueeze(0).expand(tasks, *tensor.shape)
+
+
+def _new_output(x: Tensor, pool: bool, dtype: torch.dtype | None = None) -> Tensor:
+    size = [d // 2 if pool else d for d in x.shape[-2:]]
+    return x.new_empty((*x.shape[:3], *size), dtype=dtype)
+
+
+def _new_per_channel(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[2]))
+
+
+def _fake_forward(x, weight, bias, eps, relu, pool, norm_first):
+    gate = (
+        _new_output(x, pool, torch.uint8)
+        if relu or pool
+        else x.new_empty((x.shape[0], 0), dtype=torch.uint8)
+    )
+    return _new_output(x, pool), _new_per_channel(x), _new_per_channel(x), gate
+
+
+def _fake_backward(grad, x, weight, mean, rstd, gate, eps, pool, norm_first):
+    return x.new_empty(x.shape), _new_per_channel(x), _new_per_channel(x)
+
+
+def _fake_tangent(x_dot, weight_dot, bias_dot, x, weight, mean, rstd, gate, eps, pool, norm_first):
+    return _new_output(x, pool)
+
+
+def _fake_double_backward(
+    x_dot, weight_dot, bias_dot, grad, x, weight, mean, rstd, gate, eps, pool, norm_first
+):
+    return _new_output(x, pool), x.new_empty(x.shape), _new_per_channel(x)
+
+
+def _register() -> None:
+    fakes = {
+        "norm_act_pool": _fake_forward,
+        "norm_act_pool_backward": _fake_backward,
+        "norm_act_pool_tangent": _fake_tangent,
+        "norm_act_pool_double_backward": _fake_double_backward,
+    }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"metasparse::{name}", fake)
+        register_vmap(name, getattr(torch.ops.metasparse, name))
+        for device in ("cpu", "cuda"):  # like masked_conv, and like PyTorch's other norms
+            torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+
+
+if _library.problem is None:
+    _register()

@@ -2,6 +2,7 @@
 
 from metasparse_ext.reference.binary_mask import binary_mask
 from metasparse_ext.reference.masked_conv import masked_conv
+from metasparse_ext.reference.norm_act_pool import norm_act_pool
 from metasparse_ext.reference.topk_mask import topk_mask
 
-__all__ = ["binary_mask", "masked_conv", "topk_mask"]
+__all__ = ["binary_mask", "masked_conv", "norm_act_pool", "topk_mask"]
