@@ -5,6 +5,7 @@ overrides). The decision depends on torch and the toolkit alone, never on a GPU 
 is printed in one line.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -109,6 +110,7 @@ def make_build_ext():
             record = {
                 "version": VERSION,
                 "torch": torch.__version__,
+                "schemas": hashlib.sha256((ROOT / "csrc/library.cpp").read_bytes()).hexdigest(),
                 "cuda": torch.version.cuda if WITH_CUDA else None,
                 "cuda_reason": CUDA_REASON,
                 "cpu_isas": list(isa_flags()),

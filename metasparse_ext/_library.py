@@ -1,6 +1,7 @@
 """Loading of the compiled library, with a reason in words when it cannot be had."""
 
 import functools
+import hashlib
 import importlib
 import json
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 _RECORD = Path(__file__).with_name("_build.json")
+_SCHEMAS = Path(__file__).parents[1] / "csrc" / "library.cpp"  # there in a source tree only
 _MEND = (
     "reinstall it in this environment: "
     "pip install --no-build-isolation --force-reinstall --no-deps metasparse_ext"
@@ -27,6 +29,10 @@ def _read_record() -> dict | None:
         return None
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _load() -> str | None:
     """Loads ``metasparse_ext._C``; the reason in a sentence if it cannot be loaded."""
     record = _read_record()
@@ -37,6 +43,8 @@ def _load() -> str | None:
             f"the compiled library of metasparse_ext was built for torch {record['torch']}, "
             f"but torch {torch.__version__} is running; {_MEND}"
         )
+    if _SCHEMAS.is_file() and _digest(_SCHEMAS) != record.get("schemas"):
+        return f"the compiled library of metasparse_ext is older than its sources; {_MEND}"
     try:
         importlib.import_module("metasparse_ext._C")
     except ImportError as error:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
+
 ROOT = Path(__file__).resolve().parent.parent
 CPP = (".cpp", ".cu", ".cuh", ".h")
 
@@ -75,3 +77,7 @@ def test_text_files_end_with_one_newline():
         if text and (not text.endswith("\n") or text.endswith("\n\n"))
     ]
     assert not bad, bad
+
+
+def test_the_tables_of_the_readme_come_from_the_raw_results():
+    assert tables.render() == tables.README.read_text(encoding="utf-8")
