@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metasparse_ext.implicit import Layout, task_losses, task_outputs
+from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, ScoreMask
 
 
 class Gated(nn.Module):
@@ -38,14 +39,17 @@ class Problem(NamedTuple):
     params: Tensor
     inputs: Tensor
     labels: Tensor
+    task_aware: bool = False
 
     def losses(self, shift: int = 0):
         """Per-task losses; another shift of the labels makes another problem."""
         labels = (self.labels + shift) % 3
-        return task_losses(self.module, self.layout, self.inputs, labels)
+        return task_losses(
+            self.module, self.layout, self.inputs, labels, task_aware=self.task_aware
+        )
 
     def outputs(self):
-        return task_outputs(self.module, self.layout, self.inputs)
+        return task_outputs(self.module, self.layout, self.inputs, task_aware=self.task_aware)
 
 
 def mask_problem(masks: str, tasks: int = 3, seed: int = 0) -> Problem:
@@ -62,10 +66,34 @@ def mask_problem(masks: str, tasks: int = 3, seed: int = 0) -> Problem:
     return Problem(module, layout, params, inputs, torch.randint(3, (tasks, 7)))
 
 
+def conv_problem(masks: str, tasks: int = 2, seed: int = 0) -> Problem:
+    """The package's own masked network, on the task axis."""
+    torch.manual_seed(seed)
+    module = Conv4(2, 6, 3, 3, blocks=2, dtype=torch.float64)
+    for layer in module.modules():
+        if isinstance(layer, MaskedConv2d) and masks == "learned":
+            layer.masker = ScoreMask.like(layer.weight, low=-1.0, high=1.0)
+        elif isinstance(layer, MaskedConv2d):
+            layer.masker = FixedMask(torch.rand(layer.weight.shape[:2]) < 0.7)
+    layout = Layout.of(module)
+    start = layout.flatten(dict(module.named_parameters())).detach()
+    params = start + 0.1 * torch.randn(tasks, layout.numel, dtype=torch.float64)
+    inputs = torch.randn(tasks, 6, 2, 6, 6, dtype=torch.float64)
+    return Problem(module, layout, params, inputs, torch.randint(3, (tasks, 6)), task_aware=True)
+
+
+PROBLEMS = {"linear": mask_problem, "conv": conv_problem}
+
+
 def dense_hessian(loss, params: Tensor) -> Tensor:
     """(T, P, P) Hessians of per-task losses, by autograd one row at a time."""
-    full = torch.autograd.functional.hessian(lambda p: loss(p).sum(), params)
-    return torch.stack([full[t, :, t] for t in range(params.shape[0])])
+    point = params.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(point).sum(), point, create_graph=True)
+    rows = [
+        torch.autograd.grad(gradient[:, i].sum(), point, retain_graph=True)[0]
+        for i in range(params.shape[1])
+    ]
+    return torch.stack(rows, dim=1)
 
 
 def dense_ggn(outputs, loss, params: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from implicit_problems import dense_ggn, dense_hessian, mask_problem
+from implicit_problems import PROBLEMS, dense_ggn, dense_hessian, mask_problem
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,7 +16,8 @@ from metasparse_ext.implicit import (
 
 mean_loss = torch.func.vmap(F.cross_entropy)
 # Large enough for every kind's matrix to be positive definite on these untrained networks.
-LAM = 4.0
+LAMS = {"linear": 4.0, "conv": 60.0}
+LAM = LAMS["linear"]
 
 
 def query_gradient(problem):
@@ -25,11 +26,12 @@ def query_gradient(problem):
     return point.grad
 
 
+@pytest.mark.parametrize("network", PROBLEMS)
 @pytest.mark.parametrize("masks", ["learned", "frozen"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
-def test_against_linalg_solve(masks, kind, curvature):
-    problem = mask_problem(masks)
+def test_against_linalg_solve(network, masks, kind, curvature):
+    problem, lam = PROBLEMS[network](masks), LAMS[network]
     if curvature == "hessian":
         inner, model = problem.losses(), None
         h = dense_hessian(inner, problem.params)
@@ -40,7 +42,7 @@ def test_against_linalg_solve(masks, kind, curvature):
         inner,
         problem.losses(1),
         problem.params,
-        lam=LAM,
+        lam=lam,
         kind=kind,
         curvature=curvature,
         model=model,
@@ -48,9 +50,9 @@ def test_against_linalg_solve(masks, kind, curvature):
     )
     eye = torch.eye(problem.layout.numel, dtype=torch.float64)
     matrix = {
-        "paper": eye + h / LAM,
-        "imaml_dev": 2 * eye + h / (LAM + 10),
-        "ridge": eye + h / LAM,
+        "paper": eye + h / lam,
+        "imaml_dev": 2 * eye + h / (lam + 10),
+        "ridge": eye + h / lam,
     }[kind]
     expected = torch.linalg.solve(matrix, query_gradient(problem))
     torch.testing.assert_close(result.gradient, expected, rtol=1e-9, atol=1e-11)

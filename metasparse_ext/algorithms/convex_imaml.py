@@ -37,7 +37,7 @@ class ConvexIMAML(HeadLearner):
         model: nn.Module,
         *,
         head: str | None = None,
-        lam: float = 0.1,
+        lam: float = 0.01,
         solver: str = "exact",
         max_iterations: int | None = None,
     ) -> None:

@@ -178,4 +178,37 @@ def _metadock() -> dict[str, Preset]:
     return presets
 
 
-PRESETS: dict[str, Preset] = {**_maml(), **_imaml(), **_metadock()}
+def _convex() -> dict[str, Preset]:
+    """Heads alone. The report that names them gives no setting: these are the package's own."""
+    presets = {}
+    for data, size, width, strided in (
+        ("omniglot", 28, 64, True),
+        ("cifar-fs", 32, 64, True),
+        ("mini-imagenet", 84, 32, False),
+    ):
+        for learner, options in (
+            ("convex-maml", {"inner_lr": 0.1, "inner_steps": 5}),
+            ("convex-imaml", {"lam": 0.01}),
+        ):
+            for shots in (1, 5):
+                presets[f"{learner}/{data}/{_task(5, shots)}"] = Preset(
+                    learner=learner,
+                    options=options,
+                    data="folder" if data == "mini-imagenet" else data,
+                    image_size=size,
+                    rotations=data == "omniglot",
+                    width=width,
+                    strided=strided,
+                    ways=5,
+                    shots=shots,
+                    queries=5,
+                    tasks=8,
+                    iterations=20_000,
+                    meta_lr=1e-3,
+                    note="No published setting; the inner rate and steps are learn2learn's for "
+                    "ANIL, the rest is this package's choice.",
+                )
+    return presets
+
+
+PRESETS: dict[str, Preset] = {**_maml(), **_imaml(), **_metadock(), **_convex()}
