@@ -30,6 +30,7 @@ from metasparse_ext.training import (
     results,
 )
 from metasparse_ext.training.config import OPTIMISERS, SCHEDULES
+from metasparse_ext.training.distributed import first_process, joined
 from metasparse_ext.training.progress import reporter
 
 T = TypeVar("T")
@@ -151,9 +152,10 @@ def train(learner: str, out: str, resume: bool, **flags: Any) -> None:
     """Train LEARNER and write a run folder.
 
     The folder gets config.json, metrics.jsonl, last.pt and best.pt. Ctrl-C saves and stops; the
-    same command with --resume goes on, exactly.
+    same command with --resume goes on, exactly. Under torchrun, processes
+    share the tasks of a meta-batch.
     """
-    run, console = Run(out), Console()
+    run, console = Run(out), Console(quiet=not first_process())
     if run.started and not resume:
         raise UserError(
             f"{out} already holds a run: add --resume to go on, or choose another --out"
@@ -163,8 +165,8 @@ def train(learner: str, out: str, resume: bool, **flags: Any) -> None:
     config = _configure(learner, given, base)
     if resume and not run.started:
         _say(console, f"nothing to resume in {out}: starting")
-    with reporter(console) as shown:
-        trainer = _checked(lambda: Trainer(config, run, reporter=shown))
+    with joined(config.device) as workers, reporter(console) as shown:
+        trainer = _checked(lambda: Trainer(config, run, reporter=shown, workers=workers))
         outcome = trainer.fit()
     if outcome.interrupted:
         _say(console, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")

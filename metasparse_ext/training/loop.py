@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
-from metasparse_ext.algorithms.base import MetaLearner, Metrics
+from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import TaskBatch
 from metasparse_ext.training import atomic, build, checkpoint, metrics
 from metasparse_ext.training.checkpoint import Checkpoint
 from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.distributed import ALONE, Workers
 from metasparse_ext.training.evaluation import evaluate
 from metasparse_ext.training.interrupt import StopRequest
 from metasparse_ext.training.run import Run
@@ -71,31 +73,45 @@ class Trainer:
             only ``iterations`` may have grown.
         run: The run folder. One that holds a checkpoint goes on from it; another is begun.
         reporter: Is told what happens.
+        workers: The processes among which the tasks of a meta-batch are divided. Only the first
+            of them writes; the others' reporters should be silent.
 
     Raises:
         DataError, CheckpointError, ValueError: If the configuration cannot be built.
     """
 
-    def __init__(self, config: RunConfig, run: Run, *, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Run,
+        *,
+        reporter: Reporter | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
         self.config = config = build.resolved(config)
         self.run = run
         self.reporter = reporter
+        self.workers = workers
+        workers.require_shares(config.tasks)
         self.classes = build.images(config, "train")
         self.validation_classes = build.images(config, config.validation_split)
-        start = config.replace(init_from=None) if run.started else config
+        # One answer for all, and before the first of them makes the folder.
+        resuming = workers.any(run.started)
+        start = config.replace(init_from=None) if resuming else config
         self.learner = build.learner(start, self.classes.shape)
         self.optimiser = build.optimiser(config, self.learner)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.iteration = 0
         self.best: Mapping[str, Any] | None = None
         self._validation_batches()
-        if run.started:
+        if resuming:
             self._restore()
         self.batches = build.episodes(
             config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
         )
-        if not run.started:
-            run.create(config)
+        if not resuming:
+            if workers.first:
+                run.create(config)
             self._save(run.last_path)
 
     def fit(self) -> Outcome:
@@ -107,8 +123,8 @@ class Trainer:
         config = self.config
         if self.reporter:
             self.reporter.start(config, self.iteration)
-        with metrics.MetricsFile(self.run.metrics_path) as self.log, StopRequest() as request:
-            while self.iteration < config.iterations and not request.stop:
+        with self._open_log() as self.log, StopRequest() as request:
+            while not (self._done or self.workers.any(request.stop)):
                 self._step(next(self.batches))
                 validating = self._done or self.iteration % config.validate_every == 0
                 if validating:
@@ -116,7 +132,7 @@ class Trainer:
                 # After the validation, so that a run resumed from here has not left it out.
                 if validating or self.iteration % config.save_every == 0:
                     self._save(self.run.last_path)
-            if request.stop:
+            if not self._done:
                 self._save(self.run.last_path)
         return Outcome(self.iteration, not self._done, self.best)
 
@@ -131,13 +147,7 @@ class Trainer:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimiser.zero_grad()
-        try:
-            measured = self.learner.meta_backward(batch.to(config.device))
-        except FloatingPointError as error:
-            self._save(self.run.last_path)
-            raise TrainingError(
-                f"{error}; the last finite state is saved in {self.run.last_path}"
-            ) from error
+        measured = self._meta_backward(self.workers.share(batch).to(config.device))
         norm = self._clip()
         self.optimiser.step()
         self.iteration += 1
@@ -145,13 +155,34 @@ class Trainer:
             record = {
                 "iteration": self.iteration,
                 "kind": "train",
-                **_means(measured),
+                **{name: float(v) for name, v in measured.items() if math.isfinite(v)},
                 "gradient_norm": float(norm),
                 "seconds": round(time.perf_counter() - started, 6),
             }
-            self.log.write(record)
+            self._write(record)
             if self.reporter:
                 self.reporter.step(record)
+
+    def _meta_backward(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Leaves the meta-gradient of all tasks, and returns the means of what was measured."""
+        failure: FloatingPointError | None = None
+        measured: dict[str, Tensor] = {}
+        try:
+            found = self.learner.meta_backward(batch)
+            measured = {name: value.double().mean() for name, value in vars(found).items()}
+        except FloatingPointError as error:
+            failure = error
+        if self.workers.any(failure is not None):
+            self.learner.iteration.fill_(self.iteration)
+            self._save(self.run.last_path)
+            raise TrainingError(
+                f"{failure or 'another process met a number that is not finite'}; "
+                f"the last finite state is saved in {self.run.last_path}"
+            ) from failure
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        self.workers.average(gradients)
+        self.workers.average(list(measured.values()))
+        return measured
 
     def _clip(self) -> Tensor:
         """Clips the meta-gradient where asked, and returns the norm it had before."""
@@ -184,14 +215,23 @@ class Trainer:
         better = record["eligible"] and (
             self.best is None or record["accuracy"] > self.best["accuracy"]
         )
-        self.log.write(record)
+        self._write(record)
         if better:
             self.best = record
             self._save(self.run.best_path)
         if self.reporter:
             self.reporter.validation(record, better)
 
+    def _open_log(self) -> AbstractContextManager[metrics.MetricsFile | None]:
+        return metrics.MetricsFile(self.run.metrics_path) if self.workers.first else nullcontext()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(record)
+
     def _save(self, path: Path) -> None:
+        if not self.workers.first:
+            return
         checkpoint.save(
             Checkpoint(
                 config=self.config.to_dict(),
@@ -212,6 +252,8 @@ class Trainer:
         self.iteration = saved.iteration
         self.best = saved.best
         torch.set_rng_state(saved.random_state)
+        if not self.workers.first:
+            return
         metrics.truncate(self.run.metrics_path, saved.iteration)
         atomic.replace_text(self.run.config_path, self.config.to_json())
 
@@ -225,12 +267,6 @@ class Trainer:
                 f"{self.run} was begun with {name} = {getattr(begun, name)!r}, "
                 f"got {getattr(self.config, name)!r}"
             )
-
-
-def _means(measured: Metrics) -> dict[str, float]:
-    """The finite means over the tasks of what a meta-step measured."""
-    values = {name: float(value.double().mean()) for name, value in vars(measured).items()}
-    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def eligible(learner: MetaLearner, active: float) -> bool:

@@ -1,0 +1,88 @@
+"""Data-parallel training: every process takes a share of the tasks of each meta-batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metasparse_ext.data import Samples, TaskBatch
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a training, seen from one of them.
+
+    All hold the same learner and draw the same meta-batches; each works on its own tasks, and the
+    mean of their gradients, that of the whole meta-batch, is what all of them step with.
+
+    Attributes:
+        rank: Number of this process.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def require_shares(self, tasks: int) -> None:
+        """Raises a ValueError if so many tasks do not divide evenly."""
+        if tasks % self.size:
+            raise ValueError(
+                f"tasks: {self.size} processes need a multiple of {self.size}, got {tasks}"
+            )
+
+    def share(self, batch: TaskBatch) -> TaskBatch:
+        """The tasks of a meta-batch that are this process's."""
+        each = batch.support.labels.shape[0] // self.size
+        own = slice(self.rank * each, (self.rank + 1) * each)
+        return TaskBatch(*(Samples(*(part[own] for part in samples)) for samples in batch))
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replaces tensors by their mean over the processes, in one exchange."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in some process."""
+        if self.size == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        found = torch.tensor(int(flag), device=device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
+
+ALONE = Workers()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Workers]:
+    """The processes that ``torchrun`` started, or this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Workers(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def first_process() -> bool:
+    """Whether this process is the one that reports, before any has been joined."""
+    return os.environ.get("RANK", "0") == "0"
