@@ -111,14 +111,16 @@ class LearnedWeightMask(nn.Module):
         return self.mask
 
 
-def test_learned_weight_mask_gets_a_gradient_where_it_is_zero():
+@pytest.mark.parametrize("mapped", [False, True], ids=["direct", "vmap"])
+def test_learned_weight_mask_gets_a_gradient_where_it_is_zero(mapped):
     mask = (torch.rand(4, 3, 3, 3) > 0.9).double()
     layer = MaskedConv2d(3, 4, 3, mask=LearnedWeightMask(mask), **DOUBLE)
     x = torch.randn(N, 3, 7, 7, **DOUBLE)
     expected = F.conv2d(x, layer.weight * layer.masker.mask, layer.bias).square().sum()
     wanted = torch.autograd.grad(expected, layer.masker.mask)
+    result = torch.func.vmap(layer)(x[None]) if mapped else layer(x)
     torch.testing.assert_close(
-        torch.autograd.grad(layer(x).square().sum(), layer.masker.mask), wanted
+        torch.autograd.grad(result.square().sum(), layer.masker.mask), wanted
     )
 
 

@@ -1,5 +1,8 @@
 """Conv4, sparsify and cost."""
 
+import doctest
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -151,3 +154,11 @@ def test_sparsify_refuses_or_reports(options, reason):
         masked = sparsify(model, keep_unsupported=True)
     assert not isinstance(masked.last, MaskedConv2d)
     assert isinstance(masked.first, MaskedConv2d)
+
+
+@pytest.mark.parametrize("name", ["masked_conv", "conv4", "sparsify", "cost"])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"metasparse_ext.nn.{name}")
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0

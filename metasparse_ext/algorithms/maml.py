@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 class MAML(MetaLearner):
     """Model-agnostic meta-learning: an initialisation from which a few gradient steps suffice.
 
-    Inner loop: phi_0 = theta, phi_{k+1} = phi_k - a grad L_support(phi_k). The meta-gradient of a
-        task is
+    Inner loop: phi_0 = theta, phi_{k+1} = phi_k - a grad L_support(phi_k). With H_k the Hessian of
+    L_support at phi_k, the meta-gradient of a task is
 
-        (I - a H_0) (I - a H_1) ... (I - a H_{n-1}) grad L_query(phi_n),   H_k = Hessian of
-        L_support at phi_k,
+        (I - a H_0) (I - a H_1) ... (I - a H_{n-1}) grad L_query(phi_n),
 
     applied from the right, one Hessian-vector product a step, so the graph of a step is freed as
     soon as it was used. The first-order form leaves out the Hessians.

@@ -48,12 +48,10 @@ class Conv4(nn.Module):
     """Four blocks of convolution, batch norm per task and ReLU, each halving the map, and a head.
 
     Two families of the literature differ in how a block halves the map. Strided (MAML and iMAML on
-    Omniglot, MetaDOCK): 28 -> 14 -> 7 -> 4 -> 2, 32 -> 16 -> 8 -> 4 -> 2, 84 -> 42 -> 21 -> 11 ->
-        6.
-    Pooled (MAML, Reptile, CAVIA on mini-ImageNet): 28 -> 14 -> 7 -> 3 -> 1, 84 -> 42 -> 21 -> 10 ->
-        5.
-    The zero-pad to 8 that iMAML's code puts after the second strided block at 28 pixels coincides
-    with the padding of the third convolution, so it changes nothing and is not there.
+    Omniglot, MetaDOCK): 28, 14, 7, 4, 2 or 32, 16, 8, 4, 2 or 84, 42, 21, 11, 6 pixels. Pooled
+    (MAML, Reptile, CAVIA on mini-ImageNet): 28, 14, 7, 3, 1 or 84, 42, 21, 10, 5 pixels. The
+    zero-pad to 8 that iMAML's code puts after the second strided block at 28 pixels coincides with
+    the padding of the third convolution, so it changes nothing and is not there.
 
     Args:
         in_channels: C of the images.
@@ -69,6 +67,11 @@ class Conv4(nn.Module):
         device, dtype: Of the parameters.
 
     Shapes: images (N, C, H, W) to logits (N, ways), and (T, N, C, H, W) to (T, N, ways).
+
+    Example:
+        >>> net = Conv4(in_channels=1, image_size=28, width=64, ways=5)
+        >>> net(torch.randn(10, 1, 28, 28)).shape, net(torch.randn(4, 10, 1, 28, 28)).shape
+        (torch.Size([10, 5]), torch.Size([4, 10, 5]))
 
     Raises:
         ValueError: if the images are too small for so many blocks, or an option is unknown.

@@ -100,6 +100,14 @@ def cost(
     Returns:
         A :class:`Cost`; ``print`` it for a table.
 
+    Example:
+        >>> mask = torch.zeros(8, 3)
+        >>> mask[:, 0] = 1
+        >>> conv = MaskedConv2d(3, 8, 3, padding=1, mask=mask)
+        >>> counted = cost(conv, (3, 32, 32))
+        >>> counted.macs, counted.active_macs
+        (221184, 73728)
+
     Raises:
         ValueError: if input_shape is not (C, H, W), or a mask names no masked layer.
     """

@@ -11,15 +11,13 @@ from metasparse_ext.ops import masked_conv2d
 class MaskedConv2d(nn.Conv2d):
     """An ``nn.Conv2d`` with a mask that switches kernels on and off; pruned ones are skipped.
 
-    Takes ``nn.Conv2d``'s arguments and is one, so initialisers, ``isinstance`` checks and state
-    dicts work as usual.
-    It also works on a task axis: images (N, I, H, W) or (T, N, I, H, W), and through
+    Takes ``nn.Conv2d``'s arguments and is one, so initialisers and ``isinstance`` checks work as
+    usual. It also works on a task axis: images (N, I, H, W) or (T, N, I, H, W), and through
     ``torch.func.functional_call`` each parameter with or without a leading T.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, bias, device, dtype: As in
-        ``nn.Conv2d``;
-            padding may be "same" or "valid".
+            ``nn.Conv2d``; padding may be "same" or "valid".
         dilation, groups, padding_mode: Accepted for ``nn.Conv2d``'s signature; only its defaults
             are supported.
         mask: Which kernels are active: a tensor of zeros and ones, (O, I) or (O, I, kh, kw), or a
@@ -28,6 +26,14 @@ class MaskedConv2d(nn.Conv2d):
     Attributes:
         masker: The maker of masks, called with the weight at every forward; assign another to
             change it.
+
+    Example:
+        >>> conv = MaskedConv2d(16, 32, 3, padding=1, mask=torch.rand(32, 16) < 0.25)
+        >>> conv(torch.randn(5, 16, 28, 28)).shape
+        torch.Size([5, 32, 28, 28])
+        >>> weights = {"weight": torch.randn(4, 32, 16, 3, 3)}  # four tasks, one shared bias
+        >>> torch.func.functional_call(conv, weights, torch.randn(4, 5, 16, 28, 28)).shape
+        torch.Size([4, 5, 32, 28, 28])
 
     Raises:
         ValueError: for dilation, groups or a padding mode, and for a mask whose shape does not fit
@@ -80,7 +86,7 @@ class MaskedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         weight, mask = self.weight, self.masker(self.weight)
         if mask.dim() >= 4:
-            weight, mask = _masked_weights(weight, mask)
+            weight, mask = _masked_weights(weight, mask, getattr(self.masker, "learned", True))
         x, padding = self._pad(x)
         return masked_conv2d(x, weight, mask, self.bias, self.stride, padding)
 
@@ -105,11 +111,10 @@ def unsupported(*, dilation: int | tuple[int, int], groups: int, padding_mode: s
     return None
 
 
-def _masked_weights(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+def _masked_weights(weight: Tensor, mask: Tensor, learned: bool) -> tuple[Tensor, Tensor | None]:
     """A mask with one entry a weight, as the masked weight and the mask of its non-zero kernels.
 
     A mask that is learned needs the gradient of every weight, those of the skipped kernels too, so
-    nothing is skipped.
+    nothing is skipped. A tensor cannot be asked: under ``torch.func.vmap`` none requires grad.
     """
-    kernels = None if mask.requires_grad else mask.detach().flatten(-2).amax(-1)
-    return weight * mask, kernels
+    return weight * mask, None if learned else mask.detach().flatten(-2).amax(-1)

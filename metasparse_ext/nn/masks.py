@@ -3,7 +3,7 @@
 A maker is called with the weight of its layer, (O, I, kh, kw) or (T, O, I, kh, kw), and returns a
 tensor of zeros and ones: one number a kernel, (O, I) or (T, O, I), or one number a weight, in the
 weight's shape. What a maker learns is an ordinary parameter, so learners adapt it per task like any
-other.
+other. A maker whose masks pass no gradient back says so by ``learned = False``.
 """
 
 import torch
@@ -23,6 +23,7 @@ class FixedMask(nn.Module):
         ValueError: if the mask has another number of dimensions or other values than 0 and 1.
     """
 
+    learned = False
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
@@ -57,8 +58,7 @@ class ScoreMask(nn.Module):
             every kernel active.
         device, dtype: Of the scores.
 
-    Source: MetaDOCK (Chavan et al., CVPR 2022), section "Dynamic kernel selection", and its public
-        code.
+    Source: MetaDOCK (Chavan et al., CVPR 2022) and its public code.
     """
 
     def __init__(
@@ -109,6 +109,8 @@ class TopKMask(nn.Module):
 
     Source: the supermask of GEMS (WACV 2023), supplement, listings 3 and 4.
     """
+
+    learned = False
 
     def __init__(
         self, density: float, granularity: str = "weight", *, signed: bool = False

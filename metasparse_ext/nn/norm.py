@@ -42,10 +42,8 @@ class BatchNorm2d(_TaskNorm):
     """Batch norm over (N, H, W) of each task, by the statistics of the batch, also in evaluation.
 
     That is ``nn.BatchNorm2d(affine=True, momentum=1.0, track_running_stats=False)``, the batch norm
-    of MAML, iMAML and
-    MetaDOCK: nothing is tracked, so nothing is updated in place and nothing leaks from one task
-        into another. Note that
-    predictions then depend on the whole batch (transduction).
+    of MAML, iMAML and MetaDOCK. Nothing is tracked, so nothing is updated in place and nothing
+    leaks from one task into another. Predictions depend on the whole batch (transduction).
 
     Args:
         num_features: C.

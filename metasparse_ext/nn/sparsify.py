@@ -34,6 +34,14 @@ def sparsify(
     Returns:
         The masked model.
 
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        >>> sparsify(model)[2]
+        MaskedConv2d(
+          8, 8, kernel_size=(1, 1), stride=(1, 1)
+          (masker): FixedMask((8, 8), 100.0% active)
+        )
+
     Raises:
         ValueError: naming every convolution that cannot be masked and why.
     """
