@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "../norm_act_pool_checks.h"
+#include "huge_pages.h"
 #include "isa.h"
 #include "kernels/norm_act_pool.h"
 
@@ -54,11 +55,19 @@ NormActPoolShape shape_of(const Tensor& x, bool relu, bool pool, bool norm_first
   return {x.size(1), x.size(3), x.size(4), relu, pool, norm_first};
 }
 
-// y's size; for the gate, bytes.
+Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const Tensor t = at::empty(sizes, options);
+  advise_huge_pages(t.mutable_data_ptr(), t.nbytes());
+  return t;
+}
+
+Tensor empty_input(const Tensor& x) { return empty_large(x.sizes(), x.options()); }
+
+// Of y's size; bytes for the gate.
 Tensor empty_output(const Tensor& x, bool pool, at::ScalarType dtype) {
   const int64_t divisor = pool ? 2 : 1;
-  return at::empty({x.size(0), x.size(1), x.size(2), x.size(3) / divisor, x.size(4) / divisor},
-                   x.options().dtype(dtype));
+  return empty_large({x.size(0), x.size(1), x.size(2), x.size(3) / divisor, x.size(4) / divisor},
+                     x.options().dtype(dtype));
 }
 
 Tensor empty_per_channel(const Tensor& x) { return at::empty({x.size(0), x.size(2)}, x.options()); }
@@ -186,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_backward(const Tensor& grad_, c
   check_like_output(op, "grad", grad_, x, pool);
   const Tensor grad = with_whole_planes(grad_);
   const auto shape = point.shape(pool, norm_first);
-  const Tensor gx = at::empty(x.sizes(), x.options());
+  const Tensor gx = empty_input(x);
   const Tensor gw = empty_per_channel(x), gb = empty_per_channel(x);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
     each_channel<scalar_t>(x, shape, [&](int64_t t, int64_t c, scalar_t* scratch) {
@@ -228,7 +237,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_double_backward(
   const Tensor grad = with_whole_planes(grad_);
   const auto shape = point.shape(pool, norm_first);
   const Tensor y_dot = empty_output(x, pool, x.scalar_type());
-  const Tensor gx = at::empty(x.sizes(), x.options()), gw = empty_per_channel(x);
+  const Tensor gx = empty_input(x), gw = empty_per_channel(x);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
     each_channel<scalar_t>(x, shape, [&](int64_t t, int64_t c, scalar_t* scratch) {
       const NormActPoolDoubleBackward<scalar_t> job{

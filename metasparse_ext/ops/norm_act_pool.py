@@ -96,8 +96,7 @@ def _check(
         raise ValueError(f"norm_act_pool: expected eps >= 0, got {eps!r}")
     if not isinstance(x, Tensor):
         raise TypeError(f"norm_act_pool: expected x to be a Tensor, got {type(x).__name__}")
-    autocast = torch.is_autocast_enabled(x.device.type)
-    if x.dtype not in (torch.float32, torch.float64) and not (autocast and x.is_floating_point()):
+    if x.dtype not in (torch.float32, torch.float64) and not _to_be_cast(x):
         raise TypeError(f"norm_act_pool: expected x of float32 or float64, got {x.dtype}")
     if x.dim() not in (4, 5):
         raise ValueError(
@@ -123,8 +122,7 @@ def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int
         raise TypeError(
             f"norm_act_pool: expected {name} to be a Tensor or None, got {type(value).__name__}"
         )
-    autocast = torch.is_autocast_enabled(x.device.type)
-    if value.dtype != x.dtype and not (autocast and value.is_floating_point()):
+    if value.dtype != x.dtype and not _to_be_cast(value):
         raise TypeError(f"norm_act_pool: expected {name} of x's dtype {x.dtype}, got {value.dtype}")
     channels = x.size(-3)
     if value.dim() == 1 and value.size(0) == channels:
@@ -138,11 +136,17 @@ def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int
     )
 
 
+def _to_be_cast(tensor: Tensor) -> bool:
+    """Whether a surrounding autocast region makes it float32."""
+    return tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
+
+
 def _with_tasks(tensor: Tensor | None, rank: int, tasks: int) -> Tensor | None:
     """A view with a leading task axis; a shared tensor is repeated by a zero stride."""
     if tensor is None or tensor.dim() == rank + 1:
         return tensor
-    return tensor.unsqueeze(0).expand(tasks, *tensor.shape)
+    # one task needs no expand, whose gradient would be summed over it
+    return tensor.unsqueeze(0) if tasks == 1 else tensor.expand(tasks, *tensor.shape)
 
 
 def _new_output(x: Tensor, pool: bool, dtype: torch.dtype | None = None) -> Tensor:

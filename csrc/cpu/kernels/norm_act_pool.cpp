@@ -1,31 +1,11 @@
 #include "norm_act_pool.h"
 
-#include "vec.h"
+#include "gate_codes.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {
 namespace {
 
 // ---- loops over contiguous values --------------------------------------------------------------
-
-template <class T>
-struct CodeOf;
-template <>
-struct CodeOf<float> {
-  using type = int32_t;
-};
-template <>
-struct CodeOf<double> {
-  using type = int64_t;
-};
-
-// Gate codes, and the truth values of comparisons, one per lane of a Vec<T>.
-template <class T>
-using CodeVec = Vec<typename CodeOf<T>::type>;
-
-template <class T>
-struct ByteVec {
-  typedef uint8_t type __attribute__((vector_size(kLanes<T>), aligned(1), may_alias));
-};
 
 // A vector of values in memory, or, at the end of a row, the first `count` values of one.
 template <class T>
@@ -35,12 +15,10 @@ struct Whole {
   METASPARSE_INLINE Vec<T> only(Vec<T> v) const { return v; }
 
   METASPARSE_INLINE CodeVec<T> load_codes(const uint8_t* p) const {
-    const auto bytes = *reinterpret_cast<const typename ByteVec<T>::type*>(p);
-    return __builtin_convertvector(bytes, CodeVec<T>);
+    return METASPARSE_ISA::load_codes<T>(p);
   }
   METASPARSE_INLINE void store_codes(uint8_t* p, CodeVec<T> codes) const {
-    using Bytes = typename ByteVec<T>::type;
-    *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(codes, Bytes);
+    METASPARSE_ISA::store_codes<T>(p, codes);
   }
 
   // Twice as many values, those of even and of odd place apart.
@@ -68,14 +46,10 @@ struct Part {
   METASPARSE_INLINE Vec<T> only(Vec<T> v) const { return select(first(count), v, Vec<T>{}); }
 
   METASPARSE_INLINE CodeVec<T> load_codes(const uint8_t* p) const {
-    uint8_t bytes[kLanes<T>] = {};
-    for (int64_t l = 0; l < count; ++l) bytes[l] = p[l];
-    return Whole<T>().load_codes(bytes);
+    return METASPARSE_ISA::load_codes<T>(p, static_cast<int>(count));
   }
   METASPARSE_INLINE void store_codes(uint8_t* p, CodeVec<T> codes) const {
-    uint8_t bytes[kLanes<T>];
-    Whole<T>().store_codes(bytes, codes);
-    for (int64_t l = 0; l < count; ++l) p[l] = bytes[l];
+    METASPARSE_ISA::store_codes<T>(p, codes, static_cast<int>(count));
   }
 
   METASPARSE_INLINE void load_pairs(const T* p, Vec<T>* even_odd) const {
@@ -401,7 +375,7 @@ METASPARSE_INLINE void normalise(int64_t count, const T* x, T mean, T scale, T s
 }
 
 template <class T>
-void forward(const NormActPoolShape& s, const NormActPoolForward<T>& job, T* scratch) {
+void forward_of_planes(const NormActPoolShape& s, const NormActPoolForward<T>& job, T* scratch) {
   const bool gate_first = gated(s) && !s.norm_first;
   if (gate_first) {  // y holds the gated values until they are normalised in place
     each_band(s, [&](int64_t n, const Band& band) METASPARSE_BODY {
@@ -466,7 +440,7 @@ struct Projection {
 };
 
 template <class T>
-void backward(const NormActPoolShape& s, const NormActPoolBackward<T>& job, T* scratch) {
+void backward_of_planes(const NormActPoolShape& s, const NormActPoolBackward<T>& job, T* scratch) {
   const NormActPoolPoint<T>& at = job.at;
   T *x_buffer = scratch, *grad_buffer = scratch + band_capacity(s);
   Projection<T> sums;
@@ -502,7 +476,7 @@ Combination<T> tangent_combination(const NormActPoolTangent<T>& job, double m, d
 }
 
 template <class T>
-void tangent(const NormActPoolShape& s, const NormActPoolTangent<T>& job, T* scratch) {
+void tangent_of_planes(const NormActPoolShape& s, const NormActPoolTangent<T>& job, T* scratch) {
   const NormActPoolPoint<T>& at = job.at;
   T *x_buffer = scratch, *dot_buffer = scratch + band_capacity(s);
   Projection<T> sums;
@@ -569,8 +543,8 @@ struct DoubleCombination {
 };
 
 template <class T>
-void double_backward(const NormActPoolShape& s, const NormActPoolDoubleBackward<T>& job,
-                     T* scratch) {
+void double_backward_of_planes(const NormActPoolShape& s, const NormActPoolDoubleBackward<T>& job,
+                               T* scratch) {
   const NormActPoolPoint<T>& at = job.tangent.at;
   const int64_t room = band_capacity(s);
   T *x_buffer = scratch, *grad_buffer = x_buffer + room, *dot_buffer = grad_buffer + room;
@@ -608,7 +582,159 @@ void double_backward(const NormActPoolShape& s, const NormActPoolDoubleBackward<
   });
 }
 
-int64_t scratch_size(const NormActPoolShape& s) { return 3 * band_capacity(s); }
+// ---- small planes ------------------------------------------------------------------------------
+// Planes of a few vectors or less would spend the time on their ends. Without pooling, or when
+// their height is even, they are copied to lie one below the other and are then one tall plane.
+
+constexpr int64_t kSmallPlane = 128;
+constexpr int64_t kPackedValues = 1 << 14;
+
+bool packs(const NormActPoolShape& s) {
+  const int64_t plane = s.height * s.width;
+  return s.samples > 1 && plane <= kSmallPlane && s.samples * plane <= kPackedValues &&
+         (!s.pool || s.height % 2 == 0);
+}
+
+NormActPoolShape packed(NormActPoolShape s) {
+  s.height *= s.samples;
+  s.samples = 1;
+  return s;
+}
+
+template <class T>
+class Packer {
+ public:
+  Packer(const NormActPoolShape& shape, T* scratch)
+      : shape_(shape), room_(scratch + buffers(packed(shape))) {}
+
+  // Room for bands, before the packed planes.
+  static int64_t buffers(const NormActPoolShape& s) { return 3 * band_capacity(s); }
+  // Room for three tensors of x's size, two of y's and the gate.
+  static int64_t values(const NormActPoolShape& s) { return 6 * s.samples * s.height * s.width; }
+
+  Planes<const T> input(const Planes<const T>& x) { return copied(x, input_size()); }
+  Planes<const T> output(const Planes<const T>& y) { return copied(y, output_size()); }
+  Planes<const uint8_t> gate(const Planes<const uint8_t>& gate) {
+    if (gate.data == nullptr) return gate;
+    const Planes<uint8_t> room = gate_room();
+    copy_codes(gate, room);
+    return {room.data, 0};
+  }
+  NormActPoolPoint<T> point(NormActPoolPoint<T> at) {
+    at.x = input(at.x);
+    at.gate = gate(at.gate);
+    return at;
+  }
+
+  Planes<T> input_room() { return take(input_size()); }
+  Planes<T> output_room() { return take(output_size()); }
+  Planes<uint8_t> gate_room() {
+    return {reinterpret_cast<uint8_t*>(take(output_size()).data), output_size()};
+  }
+
+  void unpack_input(const Planes<T>& from, const Planes<T>& to) const {
+    copy({from.data, from.stride}, to, input_size());
+  }
+  void unpack_output(const Planes<T>& from, const Planes<T>& to) const {
+    copy({from.data, from.stride}, to, output_size());
+  }
+  void unpack_gate(const Planes<uint8_t>& from, const Planes<uint8_t>& to) const {
+    if (to.data != nullptr) copy_codes({from.data, from.stride}, to);
+  }
+
+ private:
+  int64_t input_size() const { return shape_.height * shape_.width; }
+  int64_t output_size() const { return out_height(shape_) * out_width(shape_); }
+
+  Planes<T> take(int64_t size) {
+    T* const data = room_;
+    room_ += shape_.samples * size;
+    return {data, size};
+  }
+  Planes<const T> copied(const Planes<const T>& planes, int64_t size) {
+    const Planes<T> room = take(size);
+    copy(planes, room, size);
+    return {room.data, 0};
+  }
+  void copy(const Planes<const T>& from, const Planes<T>& to, int64_t size) const {
+    for (int64_t n = 0; n < shape_.samples; ++n) {
+      const T* source = from.data + n * from.stride;
+      T* target = to.data + n * to.stride;
+      each_vector<T>(size, [&](int64_t i, auto at, int)
+                               METASPARSE_BODY { at.store(target + i, at.load(source + i)); });
+    }
+  }
+  void copy_codes(const Planes<const uint8_t>& from, const Planes<uint8_t>& to) const {
+    for (int64_t n = 0; n < shape_.samples; ++n) {
+      const uint8_t* source = from.data + n * from.stride;
+      uint8_t* target = to.data + n * to.stride;
+      each_vector<T>(output_size(), [&](int64_t i, auto at, int) METASPARSE_BODY {
+        at.store_codes(target + i, at.load_codes(source + i));
+      });
+    }
+  }
+
+  const NormActPoolShape& shape_;
+  T* room_;
+};
+
+template <class T>
+void forward(const NormActPoolShape& s, const NormActPoolForward<T>& job, T* scratch) {
+  if (!packs(s)) return forward_of_planes(s, job, scratch);
+  Packer<T> packer(s, scratch);
+  NormActPoolForward<T> inner = job;
+  inner.x = packer.input(job.x);
+  inner.y = packer.output_room();
+  if (gated(s)) inner.gate = packer.gate_room();
+  forward_of_planes(packed(s), inner, scratch);
+  packer.unpack_output(inner.y, job.y);
+  packer.unpack_gate(inner.gate, job.gate);
+}
+
+template <class T>
+void backward(const NormActPoolShape& s, const NormActPoolBackward<T>& job, T* scratch) {
+  if (!packs(s)) return backward_of_planes(s, job, scratch);
+  Packer<T> packer(s, scratch);
+  NormActPoolBackward<T> inner = job;
+  inner.at = packer.point(job.at);
+  inner.grad = packer.output(job.grad);
+  inner.x_grad = packer.input_room();
+  backward_of_planes(packed(s), inner, scratch);
+  packer.unpack_input(inner.x_grad, job.x_grad);
+}
+
+template <class T>
+void tangent(const NormActPoolShape& s, const NormActPoolTangent<T>& job, T* scratch) {
+  if (!packs(s)) return tangent_of_planes(s, job, scratch);
+  Packer<T> packer(s, scratch);
+  NormActPoolTangent<T> inner = job;
+  inner.at = packer.point(job.at);
+  inner.x_dot = packer.input(job.x_dot);
+  inner.y_dot = packer.output_room();
+  tangent_of_planes(packed(s), inner, scratch);
+  packer.unpack_output(inner.y_dot, job.y_dot);
+}
+
+template <class T>
+void double_backward(const NormActPoolShape& s, const NormActPoolDoubleBackward<T>& job,
+                     T* scratch) {
+  if (!packs(s)) return double_backward_of_planes(s, job, scratch);
+  Packer<T> packer(s, scratch);
+  NormActPoolDoubleBackward<T> inner = job;
+  inner.tangent.at = packer.point(job.tangent.at);
+  inner.tangent.x_dot = packer.input(job.tangent.x_dot);
+  inner.tangent.y_dot = packer.output_room();
+  inner.grad = packer.output(job.grad);
+  inner.x_grad = packer.input_room();
+  double_backward_of_planes(packed(s), inner, scratch);
+  packer.unpack_output(inner.tangent.y_dot, job.tangent.y_dot);
+  packer.unpack_input(inner.x_grad, job.x_grad);
+}
+
+int64_t scratch_size(const NormActPoolShape& s) {
+  if (!packs(s)) return Packer<float>::buffers(s);
+  return Packer<float>::buffers(packed(s)) + Packer<float>::values(s);
+}
 
 }  // namespace
 
