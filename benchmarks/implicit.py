@@ -206,7 +206,7 @@ def autograd_newton(
 
 # ---- a Convex iMAML meta-step ------------------------------------------------------------------
 
-HEAD_LAM = 0.1
+HEAD_LAM = 0.01
 
 
 def run_convex_step(case: Network, budget: float) -> Row:
@@ -214,7 +214,7 @@ def run_convex_step(case: Network, budget: float) -> Row:
         [ConvexIMAML(case.build(dtype), lam=HEAD_LAM), case.batch(dtype)]
         for dtype in (torch.float64, torch.float32)
     )
-    check = ConvexIMAML(double[0].model, lam=HEAD_LAM, solver="gd")
+    check = ConvexIMAML(double[0].model, lam=HEAD_LAM, solver="newton")
     gradients = [meta_gradient(*double), meta_gradient(check, double[1])]
     error = verify(f"Convex iMAML {case}", *gradients, 1e-6)
 

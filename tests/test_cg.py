@@ -177,6 +177,15 @@ def test_sizes_strides_and_expanded_inputs(backend, size):
     torch.testing.assert_close(shared.solution, copied.solution, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(_library.problem is not None, reason="no compiled library")
+def test_opcheck():
+    x, r, p, q = rhs(4 * 2, 5).view(4, 2, 5)
+    dots = reference.dots(r, r)
+    status = torch.full((2,), CGStatus.ITERATIONS)
+    state = (x, r, p, q, None, dots, dots.clone(), torch.zeros(2).double(), status, status.clone())
+    torch.library.opcheck(torch.ops.metasparse.cg_step, state)
+
+
 @pytest.mark.parametrize("size", [1, 16, 1001, 40_000], ids=str)
 @pytest.mark.parametrize("preconditioned", [False, True], ids=["plain", "jacobi"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])

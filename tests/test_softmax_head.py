@@ -217,6 +217,15 @@ def test_strided_and_expanded_inputs():
     close(spread, one.expand(3, -1, -1), 1e-14)
 
 
+def test_autocast_computes_in_the_heads_dtype():
+    features, labels, weight, lam = draw(dtype=torch.float32)
+    half = features.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        solution = softmax_head(half, labels, weight, lam=lam)
+    assert solution.weight.dtype == torch.float32
+    close(solution.weight, softmax_head(half.float(), labels, weight, lam=lam).weight, 1e-6)
+
+
 @compiled
 def test_torch_func():
     features, labels, weight, _ = draw(4, 5, 6, 3)

@@ -85,7 +85,7 @@ def softmax_head(
     primal and in the features' dtype. The gradient forms the (T, N, N) Gram matrices.
 
     Args:
-        features: (T, N, D), float32 or float64.
+        features: (T, N, D), float32 or float64. Under autocast they take the dtype of ``weight``.
         labels: (T, N) int64, in [0, C).
         weight: (C, D) shared by the tasks, or (T, C, D): where the fit starts and is pulled to.
         bias: None, (C,) or (T, C).
@@ -107,6 +107,8 @@ def softmax_head(
         raise ValueError(
             f"softmax_head: expected solver to be one of {tuple(SOLVERS)}, got {solver!r}"
         )
+    if torch.is_autocast_enabled(features.device.type):
+        features = features.to(weight.dtype)
     _check(features, labels, weight, bias, lam)
     chosen = SOLVERS[solver]
     problem = _problem(features, labels, weight, bias, lam)
