@@ -1,5 +1,7 @@
 """The implicit meta-gradient against explicit matrices and against unrolled adaptation."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from implicit_problems import PROBLEMS, dense_ggn, dense_hessian, mask_problem
@@ -115,6 +117,21 @@ def test_a_module_that_is_not_ours_in_five_lines():
     h = dense_hessian(support, phi)[2]
     expected = torch.linalg.solve(torch.eye(layout.numel).double() + h / 5, b)
     torch.testing.assert_close(result.gradient[2], expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_documentations_example_runs():
+    text = (Path(__file__).parent.parent / "docs" / "implicit.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    images, labels = torch.randn(2, 4, 5, 3, 12, 12), torch.randint(5, (2, 4, 5))
+    names = {
+        "support_images": images[0],
+        "query_images": images[1],
+        "support_labels": labels[0],
+        "query_labels": labels[1],
+    }
+    exec(code, names)
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in names["net"].parameters())
+    assert (names["result"].solve.iterations == 5).all()
 
 
 def test_query_loss_of_a_wrong_shape():

@@ -64,15 +64,15 @@ def implicit_gradient(
         iterations, tolerance, x0, preconditioner: the solve, see :func:`cg`.
 
     Example:
-        Any module will do. Four tasks of a network that is not of this package::
+        Any module will do, here one that is not of this package::
 
-            net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), ...)
+            net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
             layout = Layout.of(net)
-            support = task_losses(net, layout, x_support, y_support)     # images (4, N, 3, H, W)
+            support = task_losses(net, layout, x_support, y_support)     # images (T, N, 3, 8, 8)
             query = task_losses(net, layout, x_query, y_query)
-            result = implicit_gradient(support, query, phi, lam=0.5)     # phi (4, P): adapted
-            for p, g in zip(net.parameters(), layout.unflatten(result.gradient.mean(0)).values()):
-                p.grad = g
+            result = implicit_gradient(support, query, phi, lam=0.5)     # phi (T, P): adapted
+            for name, gradient in layout.unflatten(result.gradient.mean(0)).items():
+                net.get_parameter(name).grad = gradient
     """
     loss, gradient = _value_and_gradient(query_loss, params)
     inner = linearize(support_loss, params, model=model, curvature=curvature)
