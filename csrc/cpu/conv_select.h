@@ -36,4 +36,19 @@ const DirectKernels<T>& active_direct_kernels() {
   return baseline::direct_kernels<T>();
 }
 
+template <class T>
+const WinogradKernels<T>& active_winograd_kernels(int tile) {
+#if defined(__x86_64__)
+  switch (active_isa()) {
+    case Isa::avx512:
+      return avx512::winograd_kernels<T>(tile);
+    case Isa::avx2:
+      return avx2::winograd_kernels<T>(tile);
+    default:
+      break;
+  }
+#endif
+  return baseline::winograd_kernels<T>(tile);
+}
+
 }  // namespace metasparse::cpu

@@ -4,6 +4,7 @@
 
 #include "conv_direct.h"
 #include "conv_engine.h"
+#include "conv_winograd.h"
 #include "masked_conv.h"
 
 namespace metasparse::cpu {
@@ -35,6 +36,11 @@ ConvScheme<T> forward_scheme(const ConvShape& shape, Backend backend) {
   switch (backend) {
     case Backend::direct:
       return direct_forward<T>(shape);
+    case Backend::winograd2:
+    case Backend::winograd3:
+    case Backend::winograd4:
+    case Backend::winograd5:
+      return winograd_forward<T>(shape, winograd_tile(backend));
     default:
       refuse(backend);
   }
@@ -45,6 +51,11 @@ ConvScheme<T> input_grad_scheme(const ConvShape& shape, Backend backend) {
   switch (backend) {
     case Backend::direct:
       return direct_input_grad<T>(shape);
+    case Backend::winograd2:
+    case Backend::winograd3:
+    case Backend::winograd4:
+    case Backend::winograd5:
+      return winograd_input_grad<T>(shape, winograd_tile(backend));
     default:
       refuse(backend);
   }
@@ -55,6 +66,11 @@ ConvScheme<T> weight_grad_scheme(const ConvShape& shape, Backend backend) {
   switch (backend) {
     case Backend::direct:
       return direct_weight_grad<T>(shape);
+    case Backend::winograd2:
+    case Backend::winograd3:
+    case Backend::winograd4:
+    case Backend::winograd5:
+      return winograd_weight_grad<T>(shape, winograd_tile(backend));
     default:
       refuse(backend);
   }

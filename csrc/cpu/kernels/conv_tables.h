@@ -28,11 +28,33 @@ struct DirectKernels {
                 const Images<T>&, LaneRange* ranges);
 };
 
+// The transforms of one tile size M; planes of V, M and D are numbered row * (M + 2) + column of
+// the transformed tile. `scratch` points to as many bytes as `scratch_bytes` says, 64-byte aligned.
+template <class T>
+struct WinogradKernels {
+  int64_t (*scratch_bytes)(const TileBlock&);
+  // Output (r, c) reads the input from row r + row_shift, column c + column_shift on.
+  void (*input)(const TileBlock&, const Images<const T>&, int32_t row_shift, int32_t column_shift,
+                T* v, int64_t point_stride, void* scratch);
+  // As DirectKernels::drain.
+  void (*output)(const TileBlock&, const T* m, int64_t column_stride, const T* bias,
+                 int64_t channels, const Images<T>&, void* scratch);
+  void (*adjoint)(const TileBlock&, const Images<const T>& grad, T* d, int64_t column_stride,
+                  void* scratch);
+  // As WeightCode; `flipped` reads the kernels rotated by half a turn.
+  void (*encode)(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped,
+                 T* u, int64_t stride);
+  void (*decode_adjoint)(const T* du, int64_t stride, const int32_t* places, int64_t begin,
+                         int64_t end, T* grad_kernels);
+};
+
 namespace baseline {
 template <class T>
 const ProductKernels<T>& product_kernels();
 template <class T>
 const DirectKernels<T>& direct_kernels();
+template <class T>
+const WinogradKernels<T>& winograd_kernels(int tile);
 }  // namespace baseline
 
 namespace avx2 {
@@ -40,6 +62,8 @@ template <class T>
 const ProductKernels<T>& product_kernels();
 template <class T>
 const DirectKernels<T>& direct_kernels();
+template <class T>
+const WinogradKernels<T>& winograd_kernels(int tile);
 }  // namespace avx2
 
 namespace avx512 {
@@ -47,6 +71,8 @@ template <class T>
 const ProductKernels<T>& product_kernels();
 template <class T>
 const DirectKernels<T>& direct_kernels();
+template <class T>
+const WinogradKernels<T>& winograd_kernels(int tile);
 }  // namespace avx512
 
 }  // namespace metasparse::cpu

@@ -1,0 +1,127 @@
+#include "conv_winograd.h"
+
+#include "conv_select.h"
+
+namespace metasparse::cpu {
+
+namespace {
+
+// Padding of one convolution at stride 1.
+struct Padding {
+  int64_t rows, columns;
+};
+
+template <class T>
+class WinogradPass final : public ConvPass<T> {
+ public:
+  WinogradPass(int64_t samples, Images<const T> source, Images<T> output, Padding padding, int tile)
+      : kernels_(active_winograd_kernels<T>(tile)),
+        source_(source),
+        output_(output),
+        padding_(padding) {
+    this->images = samples;
+    this->tile_rows = (output.height + tile - 1) / tile;
+    this->tile_columns = (output.width + tile - 1) / tile;
+    this->source_channels = source.channels;
+    this->output_channels = output.channels;
+    this->points = this->columns = (tile + 2) * (tile + 2);
+  }
+
+  int weight_of(int point) const override { return point; }
+  int column_of(int point) const override { return point; }
+
+  void gather(const TileBlock& block, const T* data, T* v, int64_t point_stride,
+              ScratchBuffer& scratch) const override {
+    Images<const T> images = source_;
+    images.data = data;
+    kernels_.input(block, images, static_cast<int32_t>(-padding_.rows),
+                   static_cast<int32_t>(-padding_.columns), v, point_stride, room(block, scratch));
+  }
+
+  void drain(const TileBlock& block, const T* m, int64_t column_stride, int64_t first,
+             int64_t count, const T* bias, T* data, ScratchBuffer& scratch) const override {
+    Images<T> images = output_;
+    images.data = data + first * images.plane();
+    kernels_.output(block, m, column_stride, bias == nullptr ? nullptr : bias + first, count,
+                    images, room(block, scratch));
+  }
+
+  void gather_adjoint(const TileBlock& block, const T* grad, T* d, int64_t column_stride,
+                      ScratchBuffer& scratch) const override {
+    kernels_.adjoint(block, {grad, output_.channels, output_.height, output_.width}, d,
+                     column_stride, room(block, scratch));
+  }
+
+ private:
+  void* room(const TileBlock& block, ScratchBuffer& scratch) const {
+    return scratch.get<char>(kernels_.scratch_bytes(block));
+  }
+
+  const WinogradKernels<T>& kernels_;
+  Images<const T> source_;
+  Images<T> output_;
+  Padding padding_;
+};
+
+template <class T>
+class WinogradWeights final : public WeightCode<T> {
+ public:
+  WinogradWeights(int tile, bool flipped)
+      : kernels_(active_winograd_kernels<T>(tile)), flipped_(flipped) {
+    this->weights = (tile + 2) * (tile + 2);
+  }
+
+  void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
+              int64_t stride) const override {
+    kernels_.encode(kernels, places, begin, end, flipped_, u, stride);
+  }
+
+  void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin,
+                      int64_t end, T* grad_kernels) const override {
+    kernels_.decode_adjoint(du, stride, places, begin, end, grad_kernels);
+  }
+
+ private:
+  const WinogradKernels<T>& kernels_;
+  bool flipped_;
+};
+
+template <class T>
+ConvScheme<T> scheme_of(int64_t samples, Images<const T> source, Images<T> output, Padding padding,
+                        int tile, bool flipped) {
+  ConvScheme<T> scheme;
+  scheme.passes.push_back(
+      std::make_unique<WinogradPass<T>>(samples, source, output, padding, tile));
+  scheme.code = std::make_unique<WinogradWeights<T>>(tile, flipped);
+  return scheme;
+}
+
+}  // namespace
+
+template <class T>
+ConvScheme<T> winograd_forward(const ConvShape& s, int tile) {
+  return scheme_of<T>(s.samples, {nullptr, s.in_channels, s.height, s.width},
+                      {nullptr, s.out_channels, s.out_height, s.out_width}, {s.pad_h, s.pad_w},
+                      tile, false);
+}
+
+template <class T>
+ConvScheme<T> winograd_input_grad(const ConvShape& s, int tile) {
+  return scheme_of<T>(s.samples, {nullptr, s.out_channels, s.out_height, s.out_width},
+                      {nullptr, s.in_channels, s.height, s.width}, {2 - s.pad_h, 2 - s.pad_w}, tile,
+                      true);
+}
+
+template <class T>
+ConvScheme<T> winograd_weight_grad(const ConvShape& shape, int tile) {
+  return winograd_forward<T>(shape, tile);
+}
+
+template ConvScheme<float> winograd_forward(const ConvShape&, int);
+template ConvScheme<double> winograd_forward(const ConvShape&, int);
+template ConvScheme<float> winograd_input_grad(const ConvShape&, int);
+template ConvScheme<double> winograd_input_grad(const ConvShape&, int);
+template ConvScheme<float> winograd_weight_grad(const ConvShape&, int);
+template ConvScheme<double> winograd_weight_grad(const ConvShape&, int);
+
+}  // namespace metasparse::cpu

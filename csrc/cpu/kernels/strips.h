@@ -1,0 +1,98 @@
+// Strips: rows of a block's tiles, side by side.
+//
+// Tiles of M columns in the lanes are a transposition of image rows: value l * M + j of a row is
+// column j of tile l. To transpose in registers, the image rows that a block of tiles touches are
+// first copied to strips, in which tile after tile follows without gaps, whatever rows of whatever
+// images they come from; what lies outside the image becomes zeros there. Where the pieces of a
+// block lie is the same for all channels: it is worked out once per block and replayed.
+//
+// A strip that was just written piece by piece cannot be forwarded to whole-register loads, so
+// callers keep two and fill one channel ahead of the one they transform.
+#pragma once
+
+#include "../conv_types.h"
+#include "vec.h"
+
+namespace metasparse::cpu::METASPARSE_ISA {
+
+// At most a register of one image row, repeated for the rows below it: those in `rows` exist.
+struct StripPiece {
+  int64_t offset;  // of the first row's first value from the channel's first
+  int32_t place;   // in the strip
+  uint32_t lanes;
+  uint32_t rows;
+};
+
+// Where strips lie: `tile` columns per tile, `rows` of them, the tile (r, c) starting at the
+// image's (row_step * r + row_shift, tile * c + column_shift).
+struct StripShape {
+  int32_t tile, rows;
+  int32_t row_step, row_shift, column_shift;
+};
+
+METASPARSE_INLINE int64_t strip_pitch(const TileBlock& block, int tile, int lanes) {
+  return (static_cast<int64_t>(block.vectors) * tile + 1) * lanes;  // a register of slack
+}
+
+// Pieces needed at most: one per run and one per register of the strip.
+METASPARSE_INLINE int64_t strip_pieces(const TileBlock& block, int tile) {
+  return block.run_count + static_cast<int64_t>(block.vectors) * tile;
+}
+
+template <class T>
+StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, int64_t image_stride,
+                        int64_t height, int64_t width, StripPiece* out) {
+  for (int32_t r = 0; r < block.run_count; ++r) {
+    const TileRun& run = block.runs[r];
+    const int64_t row = static_cast<int64_t>(shape.row_step) * run.row + shape.row_shift;
+    const Lanes rows = run.image < 0 ? 0 : lanes_between(-row, height - row, shape.rows);
+    const int32_t count = run.count * shape.tile;
+    for (int32_t done = 0; done < count; done += kLanes<T>) {
+      const int64_t column =
+          static_cast<int64_t>(shape.tile) * run.column + shape.column_shift + done;
+      const int64_t rest = count - done;
+      const Lanes lanes =
+          lanes_between(-column, width - column < rest ? width - column : rest, kLanes<T>);
+      const int32_t place = run.lane * shape.tile + done;
+      if (rows == 0 || lanes == 0) {
+        *out++ = {0, place, 0, 0};
+      } else {
+        *out++ = {run.image * image_stride + row * width + column, place, lanes, rows};
+      }
+    }
+  }
+  return out;
+}
+
+// One channel's strips. A piece stores whole registers: the next one overwrites what it spills.
+template <class T, int Rows>
+METASPARSE_INLINE void fill_strips(const StripPiece* piece, const StripPiece* end, const T* plane,
+                                   int64_t width, T* strips, int64_t pitch) {
+  for (; piece != end; ++piece) {
+    const T* p = plane + piece->offset;
+    T* strip = strips + piece->place;
+    METASPARSE_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const Lanes lanes = piece->rows >> r & 1 ? piece->lanes : 0;
+      store_unaligned(strip + r * pitch, load_some(lanes, p + r * width));
+    }
+  }
+}
+
+// The reverse: rows and columns of strips that lie in the image are written to it.
+template <class T, int Rows>
+METASPARSE_INLINE void drain_strips(const StripPiece* piece, const StripPiece* end, const T* strips,
+                                    int64_t pitch, T* plane, int64_t width) {
+  for (; piece != end; ++piece) {
+    T* p = plane + piece->offset;
+    const T* strip = strips + piece->place;
+    METASPARSE_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      if (piece->rows >> r & 1) {
+        store_some(piece->lanes, p + r * width, load_unaligned(strip + r * pitch));
+      }
+    }
+  }
+}
+
+}  // namespace metasparse::cpu::METASPARSE_ISA
