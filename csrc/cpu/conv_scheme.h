@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "conv_lists.h"
 #include "conv_types.h"
@@ -55,8 +56,10 @@ class ConvPass {
 
   // The adjoint of drain: d[column * column_stride + channel * width + lane] from the gradient of
   // the output images. Only passes that serve a weight gradient have it.
-  virtual void gather_adjoint(const TileBlock& block, const T* grad, T* d, int64_t column_stride,
-                              ScratchBuffer& scratch) const = 0;
+  virtual void gather_adjoint(const TileBlock& /*block*/, const T* /*grad*/, T* /*d*/,
+                              int64_t /*column_stride*/, ScratchBuffer& /*scratch*/) const {
+    throw std::logic_error("this pass serves no weight gradient");
+  }
 };
 
 // How the stored weights of a scheme come from kernels, and the gradients of kernels from theirs.

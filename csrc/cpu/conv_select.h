@@ -51,4 +51,19 @@ const WinogradKernels<T>& active_winograd_kernels(int tile) {
   return baseline::winograd_kernels<T>(tile);
 }
 
+template <class T>
+const PolyphaseKernels<T>& active_polyphase_kernels(int tile) {
+#if defined(__x86_64__)
+  switch (active_isa()) {
+    case Isa::avx512:
+      return avx512::polyphase_kernels<T>(tile);
+    case Isa::avx2:
+      return avx2::polyphase_kernels<T>(tile);
+    default:
+      break;
+  }
+#endif
+  return baseline::polyphase_kernels<T>(tile);
+}
+
 }  // namespace metasparse::cpu

@@ -38,11 +38,17 @@ constexpr NamedBackend kNames[] = {
 //     dense weight gradient, 84 to 7               1.4 .. 2.1
 //     3 channels in, 84: direct forward 1.2 1.3 1.4, weight gradient .7 1.0 1.2; F4 input
 //     gradient 3.2
-//   3x3, stride 2, 64 channels, map 16, direct     .8/1.0/.8     1.2/1.5/1.2   1.9/1.9/1.8
-//                                    8, direct     .7/.9/.9      1.0/1.1/1.2   1.3/1.5/1.6
-//                                    4, direct     .5/.9/.8      .6/.9/1.1     .8/1.1/1.1
+//   3x3, stride 2, 64 channels, map 84, M=3        1.8/2.2/1.9   2.4/2.7/2.5   3.2/2.9/3.5
+//                                   42, M=3        1.3/1.8/1.1   1.8/2.2/1.4   2.5/4.8/2.0
+//                                   32, M=2        1.4/2.3/1.1   2.0/2.1/1.6   3.1/3.4/2.4
+//                              T=4, 16, M=2        1.3/1.7/1.4   1.8/2.1/1.8   3.0/3.2/2.8
+//                                    8, M=2        1.0/1.2/1.3   1.4/1.6/1.6   1.8/2.2/1.9
+//                                    4, M=2        1.0/1.1/1.2   1.2/1.3/1.5   1.8/1.7/2.1
+//                         T=4, N=5,  4, M=2         .9/ .9/1.1   1.1/1.1/1.3   1.6/1.4/1.6
+//     128 channels                  32, M=2        1.2/1.8/1.2   2.0/2.5/1.8   3.4/5.6/2.7
+//     3 channels in, 32, M=2                       1.1/2.4/ .6   1.1/2.8/ .6   1.2/2.9/ .7
 
-enum Family { kDirect, kWinograd };
+enum Family { kDirect, kWinograd, kPolyphase };
 
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 constexpr unsigned kForward = 1, kInputGrad = 2, kWeightGrad = 4;
@@ -53,21 +59,21 @@ struct Rule {
   unsigned ops;
   int64_t stride;  // of 3x3 kernels; 0: any kernel and stride
   int64_t min_sources,
-      max_sources;   // channels that are summed over: in, or out for the input gradient
-  int64_t min_side;  // of the output map
+      max_sources;    // channels that are summed over: in, or out for the input gradient
+  int64_t min_side;   // of the output map
+  int64_t min_tiles;  // 2x2 output tiles of a task, which have the SIMD lanes to fill
   double max_density;
 };
 
 constexpr Rule kRules[] = {
-    {kWinograd, kForward | kInputGrad, 1, 8, kAny, 2, 1.0},
-    {kWinograd, kWeightGrad, 1, 8, kAny, 2, 1.0},
-    {kDirect, kForward, 1, 1, 7, 8, 1.0},
-    {kDirect, kWeightGrad, 1, 1, 7, 8, 0.3},
-    {kDirect, kForward, 2, 1, 7, 8, 1.0},
-    {kDirect, kForward, 2, 8, kAny, 4, 0.45},
-    {kDirect, kInputGrad, 2, 8, kAny, 4, 0.6},
-    {kDirect, kWeightGrad, 2, 8, kAny, 2, 0.55},
-    {kDirect, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 4, 0.45},
+    {kWinograd, kForward | kInputGrad | kWeightGrad, 1, 8, kAny, 2, 1, 1.0},
+    {kDirect, kForward, 1, 1, 7, 8, 16, 1.0},
+    {kDirect, kWeightGrad, 1, 1, 7, 8, 16, 0.3},
+    {kPolyphase, kForward, 2, 3, kAny, 2, 24, 1.0},
+    {kPolyphase, kInputGrad | kWeightGrad, 2, 8, kAny, 2, 24, 1.0},
+    {kPolyphase, kForward | kInputGrad | kWeightGrad, 2, 8, kAny, 2, 4, 0.6},
+    {kDirect, kForward, 2, 1, 7, 8, 16, 1.0},
+    {kDirect, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 2, 16, 0.45},
 };
 
 bool satisfies(const ConvShape& s, ConvOp op, double density, const Rule& rule) {
@@ -75,10 +81,13 @@ bool satisfies(const ConvShape& s, ConvOp op, double density, const Rule& rule) 
                        : op == ConvOp::input_grad ? kInputGrad
                                                   : kWeightGrad;
   const bool kernel3 = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == s.stride_w;
+  if (rule.family == kPolyphase && !backend_supports(Backend::polyphase2, s)) return false;
   const int64_t sources = op == ConvOp::input_grad ? s.out_channels : s.in_channels;
   return (rule.ops & bit) != 0 && (rule.stride == 0 || (kernel3 && s.stride_h == rule.stride)) &&
          sources >= rule.min_sources && sources <= rule.max_sources &&
-         std::min(s.out_height, s.out_width) >= rule.min_side && density <= rule.max_density;
+         std::min(s.out_height, s.out_width) >= rule.min_side &&
+         s.samples * ((s.out_height + 1) / 2) * ((s.out_width + 1) / 2) >= rule.min_tiles &&
+         density <= rule.max_density;
 }
 
 // Tiles cost their products, whether or not the map fills them; the weights are measured, and
@@ -109,13 +118,24 @@ Backend winograd_for(const ConvShape& s, ConvOp op) {
   return best;
 }
 
+Backend polyphase_for(const ConvShape& s) {
+  const auto products = [&](int64_t m) {
+    return ((s.out_height + m - 1) / m) * ((s.out_width + m - 1) / m) * (2 * m + 1) * (2 * m + 1);
+  };
+  return products(3) < products(2) ? Backend::polyphase3 : Backend::polyphase2;
+}
+
 }  // namespace
 
 bool backend_supports(Backend backend, const ConvShape& s) {
   if (backend == Backend::library || backend == Backend::direct) return true;
   const bool kernel3 = s.kernel_h == 3 && s.kernel_w == 3;
   if (winograd_tile(backend) != 0) return kernel3 && s.stride_h == 1 && s.stride_w == 1;
-  return false;
+  return kernel3 && s.stride_h == 2 && s.stride_w == 2 && s.pad_h == 1 && s.pad_w == 1;
+}
+
+int polyphase_tile(Backend backend) {
+  return backend == Backend::polyphase2 ? 2 : backend == Backend::polyphase3 ? 3 : 0;
 }
 
 int winograd_tile(Backend backend) {
@@ -145,6 +165,7 @@ Backend choose_backend(Backend requested, ConvOp op, const ConvShape& shape, dou
   for (const Rule& rule : kRules) {
     if (!satisfies(shape, op, density, rule)) continue;
     if (rule.family == kDirect) return Backend::direct;
+    if (rule.family == kPolyphase) return polyphase_for(shape);
     return precise ? Backend::winograd2 : winograd_for(shape, op);
   }
   return Backend::library;

@@ -35,8 +35,9 @@ bool backend_supports(Backend backend, const ConvShape& shape);
 // returned as it is if it supports the shape, and otherwise is an error (std::invalid_argument).
 Backend choose_backend(Backend requested, ConvOp op, const ConvShape& shape, double density);
 
-// The side of the output tiles of a Winograd backend; 0 for the others.
+// The side of the output tiles of a Winograd or polyphase backend; 0 for the others.
 int winograd_tile(Backend backend);
+int polyphase_tile(Backend backend);
 
 const char* backend_name(Backend backend);
 

@@ -4,6 +4,7 @@
 
 #include "conv_direct.h"
 #include "conv_engine.h"
+#include "conv_polyphase.h"
 #include "conv_winograd.h"
 #include "masked_conv.h"
 
@@ -41,6 +42,9 @@ ConvScheme<T> forward_scheme(const ConvShape& shape, Backend backend) {
     case Backend::winograd4:
     case Backend::winograd5:
       return winograd_forward<T>(shape, winograd_tile(backend));
+    case Backend::polyphase2:
+    case Backend::polyphase3:
+      return polyphase_forward<T>(shape, polyphase_tile(backend));
     default:
       refuse(backend);
   }
@@ -56,6 +60,9 @@ ConvScheme<T> input_grad_scheme(const ConvShape& shape, Backend backend) {
     case Backend::winograd4:
     case Backend::winograd5:
       return winograd_input_grad<T>(shape, winograd_tile(backend));
+    case Backend::polyphase2:
+    case Backend::polyphase3:
+      return polyphase_input_grad<T>(shape, polyphase_tile(backend));
     default:
       refuse(backend);
   }
@@ -71,6 +78,9 @@ ConvScheme<T> weight_grad_scheme(const ConvShape& shape, Backend backend) {
     case Backend::winograd4:
     case Backend::winograd5:
       return winograd_weight_grad<T>(shape, winograd_tile(backend));
+    case Backend::polyphase2:
+    case Backend::polyphase3:
+      return polyphase_weight_grad<T>(shape, polyphase_tile(backend));
     default:
       refuse(backend);
   }

@@ -48,6 +48,28 @@ struct WinogradKernels {
                          int64_t end, T* grad_kernels);
 };
 
+// The transforms of the polyphase scheme of stride 2, one tile size M; planes of V are numbered
+// row point * (2 M + 1) + column point. The input gradient has two passes, of the odd and of the
+// even input rows. encode and decode_adjoint are WinogradKernels' own kind.
+template <class T>
+struct PolyphaseKernels {
+  int64_t (*scratch_bytes)(const TileBlock&);
+  void (*input)(const TileBlock&, const Images<const T>&, int64_t tile_columns, T* v,
+                int64_t point_stride, void* scratch);
+  void (*output)(const TileBlock&, const T* m, int64_t column_stride, const T* bias,
+                 int64_t channels, const Images<T>&, void* scratch);
+  void (*adjoint)(const TileBlock&, const Images<const T>& grad, T* d, int64_t column_stride,
+                  void* scratch);
+  void (*grad_input[2])(const TileBlock&, const Images<const T>& grad, int64_t tile_columns, T* v,
+                        int64_t point_stride, void* scratch);
+  void (*grad_output[2])(const TileBlock&, const T* m, int64_t column_stride, int64_t channels,
+                         const Images<T>&, void* scratch);
+  void (*encode)(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped,
+                 T* u, int64_t stride);
+  void (*decode_adjoint)(const T* du, int64_t stride, const int32_t* places, int64_t begin,
+                         int64_t end, T* grad_kernels);
+};
+
 namespace baseline {
 template <class T>
 const ProductKernels<T>& product_kernels();
@@ -55,6 +77,8 @@ template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
+template <class T>
+const PolyphaseKernels<T>& polyphase_kernels(int tile);
 }  // namespace baseline
 
 namespace avx2 {
@@ -64,6 +88,8 @@ template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
+template <class T>
+const PolyphaseKernels<T>& polyphase_kernels(int tile);
 }  // namespace avx2
 
 namespace avx512 {
@@ -73,6 +99,8 @@ template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
+template <class T>
+const PolyphaseKernels<T>& polyphase_kernels(int tile);
 }  // namespace avx512
 
 }  // namespace metasparse::cpu

@@ -8,6 +8,7 @@
 #include "conv_tables.h"
 #include "matrix.h"
 #include "strips.h"
+#include "tile_transforms.h"
 #include "winograd_matrices.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {
@@ -35,40 +36,46 @@ METASPARSE_INLINE void input_line(const Vec<T>* d, int step, Vec<T>* out, int ou
   }
 }
 
-template <class T, int M>
-METASPARSE_INLINE void output_line(const Vec<T>* m, int step, Vec<T>* out, int out_step) {
-  if constexpr (M == 4) {
-    const Vec<T> two = broadcast(T(2)), four = broadcast(T(4)), eight = broadcast(T(8));
-    const Vec<T> sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
-    const Vec<T> sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
-    out[0] = m[0] + sum1 + sum2;
-    out[out_step] = two * difference2 + difference1;
-    out[2 * out_step] = four * sum2 + sum1;
-    out[3 * out_step] = eight * difference2 + difference1 + m[5 * step];
-  } else {
-    multiply<OutputMatrix<M>, T>(m, step, out, out_step);
-  }
-}
+template <int M>
+struct Scheme {
+  static constexpr int tile = M, planes = M + 2, weights = M + 2;
+  using Weight = WeightMatrix<M>;
 
-template <class T, int M>
-METASPARSE_INLINE void adjoint_line(const Vec<T>* y, int step, Vec<T>* out, int out_step) {
-  if constexpr (M == 4) {
-    const Vec<T> two = broadcast(T(2)), four = broadcast(T(4));
-    const Vec<T> y0 = y[0], y1 = y[step], y2 = y[2 * step], y3 = y[3 * step];
-    const Vec<T> even = y0 + y2, odd = y1 + y3;
-    const Vec<T> even2 = four * y2 + y0, odd2 = four * y3 + y1;
-    out[0] = y0;
-    out[out_step] = even + odd;
-    out[2 * out_step] = even - odd;
-    out[3 * out_step] = two * odd2 + even2;
-    out[4 * out_step] = even2 - two * odd2;
-    out[5 * out_step] = y3;
-  } else {
-    multiply<Transposed<OutputMatrix<M>>, T>(y, step, out, out_step);
+  template <class T>
+  static METASPARSE_INLINE void output_line(const Vec<T>* m, int step, Vec<T>* out, int out_step) {
+    if constexpr (M == 4) {
+      const Vec<T> two = broadcast(T(2)), four = broadcast(T(4)), eight = broadcast(T(8));
+      const Vec<T> sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
+      const Vec<T> sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
+      out[0] = m[0] + sum1 + sum2;
+      out[out_step] = two * difference2 + difference1;
+      out[2 * out_step] = four * sum2 + sum1;
+      out[3 * out_step] = eight * difference2 + difference1 + m[5 * step];
+    } else {
+      multiply<OutputMatrix<M>, T>(m, step, out, out_step);
+    }
   }
-}
 
-// ---- images to V, M to images, gradients to D --------------------------------------------------
+  template <class T>
+  static METASPARSE_INLINE void adjoint_line(const Vec<T>* y, int step, Vec<T>* out, int out_step) {
+    if constexpr (M == 4) {
+      const Vec<T> two = broadcast(T(2)), four = broadcast(T(4));
+      const Vec<T> y0 = y[0], y1 = y[step], y2 = y[2 * step], y3 = y[3 * step];
+      const Vec<T> even = y0 + y2, odd = y1 + y3;
+      const Vec<T> even2 = four * y2 + y0, odd2 = four * y3 + y1;
+      out[0] = y0;
+      out[out_step] = even + odd;
+      out[2 * out_step] = even - odd;
+      out[3 * out_step] = two * odd2 + even2;
+      out[4 * out_step] = even2 - two * odd2;
+      out[5 * out_step] = y3;
+    } else {
+      multiply<Transposed<OutputMatrix<M>>, T>(y, step, out, out_step);
+    }
+  }
+};
+
+// ---- images to V -------------------------------------------------------------------------------
 
 // Memory for the strips of two channels, then for the pieces.
 template <class T, int M>
@@ -135,154 +142,9 @@ void input(const TileBlock& block, const Images<const T>& x, int32_t row_shift,
 }
 
 template <class T, int M>
-METASPARSE_INLINE void transform_outputs(const T* m, int64_t column_stride, T bias, T* strip,
-                                         int64_t pitch) {
-  constexpr int A = M + 2;
-  Vec<T> rows[M][A];
-  METASPARSE_UNROLL
-  for (int c = 0; c < A; ++c) {
-    Vec<T> column[A];
-    METASPARSE_UNROLL
-    for (int r = 0; r < A; ++r) column[r] = load(m + (r * A + c) * column_stride);
-    output_line<T, M>(column, 1, &rows[0][c], A);
-  }
-  const Vec<T> shift = broadcast(bias);
-  METASPARSE_UNROLL
-  for (int r = 0; r < M; ++r) {
-    Vec<T> out[M], ordered[M];
-    output_line<T, M>(rows[r], 1, out, 1);
-    METASPARSE_UNROLL
-    for (int j = 0; j < M; ++j) out[j] += shift;
-    interleave<T, M>(out, ordered);
-    METASPARSE_UNROLL
-    for (int j = 0; j < M; ++j) store(strip + r * pitch + j * kLanes<T>, ordered[j]);
-  }
-}
-
-template <class T, int M>
-void output(const TileBlock& block, const T* m, int64_t column_stride, const T* bias,
-            int64_t channels, const Images<T>& y, void* scratch) {
-  const int64_t pitch = strip_pitch(block, M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + M * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + M * pitch);
-  StripPiece* end =
-      find_pieces<T>(block, {M, M, M, 0, 0}, y.channels * y.plane(), y.height, y.width, pieces);
-  const auto drain = [&](int64_t channel) {
-    drain_strips<T, M>(pieces, end, strips[channel & 1], pitch, y.data + channel * y.plane(),
-                       y.width);
-  };
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    for (int t = 0; t < block.vectors; ++t) {
-      transform_outputs<T, M>(m + (channel * block.vectors + t) * kLanes<T>, column_stride,
-                              bias == nullptr ? T(0) : bias[channel],
-                              strips[channel & 1] + t * M * kLanes<T>, pitch);
-    }
-    if (channel > 0) drain(channel - 1);
-  }
-  if (channels > 0) drain(channels - 1);
-}
-
-template <class T, int M>
-void adjoint(const TileBlock& block, const Images<const T>& grad, T* d, int64_t column_stride,
-             void* scratch) {
-  constexpr int A = M + 2;
-  const int64_t pitch = strip_pitch(block, M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + M * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + M * pitch);
-  StripPiece* end = find_pieces<T>(block, {M, M, M, 0, 0}, grad.channels * grad.plane(),
-                                   grad.height, grad.width, pieces);
-  const auto fill = [&](int64_t channel) {
-    fill_strips<T, M>(pieces, end, grad.data + channel * grad.plane(), grad.width,
-                      strips[channel & 1], pitch);
-  };
-  fill(0);
-  for (int64_t channel = 0; channel < grad.channels; ++channel) {
-    if (channel + 1 < grad.channels) fill(channel + 1);
-    for (int t = 0; t < block.vectors; ++t) {
-      const T* strip = strips[channel & 1] + t * M * kLanes<T>;
-      Vec<T> rows[M][A];
-      METASPARSE_UNROLL
-      for (int r = 0; r < M; ++r) {
-        Vec<T> raw[M], y[M];
-        METASPARSE_UNROLL
-        for (int j = 0; j < M; ++j) raw[j] = load(strip + r * pitch + j * kLanes<T>);
-        deinterleave<T, M>(raw, y);
-        adjoint_line<T, M>(y, 1, rows[r], 1);
-      }
-      T* out = d + (channel * block.vectors + t) * kLanes<T>;
-      METASPARSE_UNROLL
-      for (int c = 0; c < A; ++c) {
-        Vec<T> column[A];
-        adjoint_line<T, M>(&rows[0][c], A, column, 1);
-        METASPARSE_UNROLL
-        for (int r = 0; r < A; ++r) store(out + (r * A + c) * column_stride, column[r]);
-      }
-    }
-  }
-}
-
-// ---- weights -----------------------------------------------------------------------------------
-
-// A register of kernels at a time, lane by lane; past the end the last kernel is repeated.
-template <class T, int M>
-void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped, T* u,
-            int64_t stride) {
-  constexpr int A = M + 2;
-  for (int64_t e = begin; e < end; e += kLanes<T>) {
-    alignas(64) T taps[9][kLanes<T>];
-    for (int l = 0; l < kLanes<T>; ++l) {
-      const T* kernel = kernels + static_cast<int64_t>(places[e + l < end ? e + l : end - 1]) * 9;
-      METASPARSE_UNROLL
-      for (int k = 0; k < 9; ++k) taps[k][l] = kernel[flipped ? 8 - k : k];
-    }
-    Vec<T> g[9], rows[A][3];
-    METASPARSE_UNROLL
-    for (int k = 0; k < 9; ++k) g[k] = load(taps[k]);
-    METASPARSE_UNROLL
-    for (int c = 0; c < 3; ++c) multiply<WeightMatrix<M>, T>(g + c, 3, &rows[0][c], 3);
-    METASPARSE_UNROLL
-    for (int r = 0; r < A; ++r) {
-      Vec<T> out[A];
-      multiply<WeightMatrix<M>, T>(rows[r], 1, out, 1);
-      METASPARSE_UNROLL
-      for (int c = 0; c < A; ++c) store(u + (r * A + c) * stride + e, out[c]);
-    }
-  }
-}
-
-template <class T, int M>
-void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin, int64_t end,
-                    T* grad_kernels) {
-  constexpr int A = M + 2;
-  using Adjoint = Transposed<WeightMatrix<M>>;
-  for (int64_t e = begin; e < end; e += kLanes<T>) {
-    Vec<T> rows[3][A];
-    METASPARSE_UNROLL
-    for (int c = 0; c < A; ++c) {
-      Vec<T> column[A];
-      METASPARSE_UNROLL
-      for (int r = 0; r < A; ++r) column[r] = load(du + (r * A + c) * stride + e);
-      multiply<Adjoint, T>(column, 1, &rows[0][c], A);
-    }
-    alignas(64) T taps[9][kLanes<T>];
-    METASPARSE_UNROLL
-    for (int r = 0; r < 3; ++r) {
-      Vec<T> out[3];
-      multiply<Adjoint, T>(rows[r], 1, out, 1);
-      METASPARSE_UNROLL
-      for (int c = 0; c < 3; ++c) store(taps[r * 3 + c], out[c]);
-    }
-    for (int l = 0; l < kLanes<T> && e + l < end; ++l) {
-      T* kernel = grad_kernels + static_cast<int64_t>(places[e + l]) * 9;
-      METASPARSE_UNROLL
-      for (int k = 0; k < 9; ++k) kernel[k] = taps[k][l];
-    }
-  }
-}
-
-template <class T, int M>
-constexpr WinogradKernels<T> kTile = {scratch_bytes<T, M>, input<T, M>,  output<T, M>,
-                                      adjoint<T, M>,       encode<T, M>, decode_adjoint<T, M>};
+constexpr WinogradKernels<T> kTile = {scratch_bytes<T, M>,        input<T, M>,
+                                      output_tiles<T, Scheme<M>>, adjoint_tiles<T, Scheme<M>>,
+                                      encode<T, Scheme<M>>,       decode_adjoint<T, Scheme<M>>};
 
 }  // namespace
 

@@ -23,12 +23,22 @@ struct StripPiece {
   uint32_t rows;
 };
 
-// Where strips lie: `tile` columns per tile, `rows` of them, the tile (r, c) starting at the
-// image's (row_step * r + row_shift, tile * c + column_shift).
+// Where strips lie: `tile` columns per tile, `rows` of them, `row_gap` image rows apart, those of
+// the tile (r, c) starting at the image's (row_step * r + row_shift, tile * c + column_shift).
 struct StripShape {
   int32_t tile, rows;
   int32_t row_step, row_shift, column_shift;
+  int32_t row_gap = 1;
 };
+
+METASPARSE_INLINE Lanes rows_inside(const StripShape& shape, int64_t row, int64_t height) {
+  Lanes rows = 0;
+  for (int32_t r = 0; r < shape.rows; ++r) {
+    const int64_t actual = row + static_cast<int64_t>(r) * shape.row_gap;
+    rows |= static_cast<Lanes>(actual >= 0 && actual < height) << r;
+  }
+  return rows;
+}
 
 METASPARSE_INLINE int64_t strip_pitch(const TileBlock& block, int tile, int lanes) {
   return (static_cast<int64_t>(block.vectors) * tile + 1) * lanes;  // a register of slack
@@ -45,7 +55,7 @@ StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, int64_t
   for (int32_t r = 0; r < block.run_count; ++r) {
     const TileRun& run = block.runs[r];
     const int64_t row = static_cast<int64_t>(shape.row_step) * run.row + shape.row_shift;
-    const Lanes rows = run.image < 0 ? 0 : lanes_between(-row, height - row, shape.rows);
+    const Lanes rows = run.image < 0 ? 0 : rows_inside(shape, row, height);
     const int32_t count = run.count * shape.tile;
     for (int32_t done = 0; done < count; done += kLanes<T>) {
       const int64_t column =

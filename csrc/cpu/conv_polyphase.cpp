@@ -1,0 +1,191 @@
+#include "conv_polyphase.h"
+
+#include "conv_select.h"
+
+namespace metasparse::cpu {
+
+namespace {
+
+// Tiles lie on the output map in all passes; `source` is what V comes from, `output` what M
+// becomes.
+template <class T>
+class PolyphasePass : public ConvPass<T> {
+ public:
+  PolyphasePass(const ConvShape& s, int tile, Images<const T> source, Images<T> output)
+      : kernels_(active_polyphase_kernels<T>(tile)), tile_(tile), source_(source), output_(output) {
+    this->images = s.samples;
+    this->tile_rows = (s.out_height + tile - 1) / tile;
+    this->tile_columns = (s.out_width + tile - 1) / tile;
+    this->source_channels = source.channels;
+    this->output_channels = output.channels;
+  }
+
+ protected:
+  int axis_points() const { return 2 * tile_ + 1; }
+
+  // Point 0 .. M of an axis have weights of their own, the even ones share the last.
+  int axis_weight(int point) const { return point <= tile_ ? point : tile_ + 1; }
+
+  int weight_at(int row_point, int column_point) const {
+    return axis_weight(row_point) * (tile_ + 2) + axis_weight(column_point);
+  }
+
+  Images<const T> source_at(const T* data) const {
+    Images<const T> images = source_;
+    images.data = data;
+    return images;
+  }
+
+  Images<T> output_at(T* data, int64_t first_channel) const {
+    Images<T> images = output_;
+    images.data = data + first_channel * images.plane();
+    return images;
+  }
+
+  void* room(const TileBlock& block, ScratchBuffer& scratch) const {
+    return scratch.get<char>(kernels_.scratch_bytes(block));
+  }
+
+  const PolyphaseKernels<T>& kernels_;
+  const int tile_;
+  const Images<const T> source_;
+  const Images<T> output_;
+};
+
+template <class T>
+class PolyphaseForward final : public PolyphasePass<T> {
+ public:
+  PolyphaseForward(const ConvShape& s, int tile)
+      : PolyphasePass<T>(s, tile, {nullptr, s.in_channels, s.height, s.width},
+                         {nullptr, s.out_channels, s.out_height, s.out_width}) {
+    this->points = this->axis_points() * this->axis_points();
+    this->columns = (2 * tile - 1) * (2 * tile - 1);
+  }
+
+  int weight_of(int point) const override {
+    return this->weight_at(point / this->axis_points(), point % this->axis_points());
+  }
+
+  int column_of(int point) const override {
+    return axis_column(point / this->axis_points()) * (2 * this->tile_ - 1) +
+           axis_column(point % this->axis_points());
+  }
+
+  void gather(const TileBlock& block, const T* data, T* v, int64_t point_stride,
+              ScratchBuffer& scratch) const override {
+    this->kernels_.input(block, this->source_at(data), this->tile_columns, v, point_stride,
+                         this->room(block, scratch));
+  }
+
+  void drain(const TileBlock& block, const T* m, int64_t column_stride, int64_t first,
+             int64_t count, const T* bias, T* data, ScratchBuffer& scratch) const override {
+    this->kernels_.output(block, m, column_stride, bias == nullptr ? nullptr : bias + first, count,
+                          this->output_at(data, first), this->room(block, scratch));
+  }
+
+  void gather_adjoint(const TileBlock& block, const T* grad, T* d, int64_t column_stride,
+                      ScratchBuffer& scratch) const override {
+    const Images<T>& shape = this->output_;
+    this->kernels_.adjoint(block, {grad, shape.channels, shape.height, shape.width}, d,
+                           column_stride, this->room(block, scratch));
+  }
+
+ private:
+  // The accumulator of an axis point: the first and the last even point share those of point 0 and
+  // of infinity, the others have their own after them.
+  int axis_column(int point) const {
+    const int m = this->tile_;
+    if (point <= m) return point;
+    const int even = point - m - 1;
+    return even == 0 ? 0 : even == m - 1 ? m : m + even;
+  }
+};
+
+template <class T>
+class PolyphaseInputGrad final : public PolyphasePass<T> {
+ public:
+  PolyphaseInputGrad(const ConvShape& s, int tile, bool even)
+      : PolyphasePass<T>(s, tile, {nullptr, s.out_channels, s.out_height, s.out_width},
+                         {nullptr, s.in_channels, s.height, s.width}),
+        even_(even) {
+    this->points = this->columns = (even ? tile : tile + 1) * this->axis_points();
+  }
+
+  int weight_of(int point) const override {
+    const int row = point / this->axis_points();
+    return this->weight_at(even_ ? this->tile_ + 1 + row : row, point % this->axis_points());
+  }
+
+  int column_of(int point) const override { return point; }
+
+  void gather(const TileBlock& block, const T* data, T* v, int64_t point_stride,
+              ScratchBuffer& scratch) const override {
+    this->kernels_.grad_input[even_](block, this->source_at(data), this->tile_columns, v,
+                                     point_stride, this->room(block, scratch));
+  }
+
+  void drain(const TileBlock& block, const T* m, int64_t column_stride, int64_t first,
+             int64_t count, const T*, T* data, ScratchBuffer& scratch) const override {
+    this->kernels_.grad_output[even_](block, m, column_stride, count, this->output_at(data, first),
+                                      this->room(block, scratch));
+  }
+
+ private:
+  bool even_;
+};
+
+template <class T>
+class PolyphaseWeights final : public WeightCode<T> {
+ public:
+  PolyphaseWeights(int tile, bool flipped)
+      : kernels_(active_polyphase_kernels<T>(tile)), flipped_(flipped) {
+    this->weights = (tile + 2) * (tile + 2);
+  }
+
+  void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
+              int64_t stride) const override {
+    kernels_.encode(kernels, places, begin, end, flipped_, u, stride);
+  }
+
+  void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin,
+                      int64_t end, T* grad_kernels) const override {
+    kernels_.decode_adjoint(du, stride, places, begin, end, grad_kernels);
+  }
+
+ private:
+  const PolyphaseKernels<T>& kernels_;
+  bool flipped_;
+};
+
+}  // namespace
+
+template <class T>
+ConvScheme<T> polyphase_forward(const ConvShape& shape, int tile) {
+  ConvScheme<T> scheme;
+  scheme.passes.push_back(std::make_unique<PolyphaseForward<T>>(shape, tile));
+  scheme.code = std::make_unique<PolyphaseWeights<T>>(tile, false);
+  return scheme;
+}
+
+template <class T>
+ConvScheme<T> polyphase_input_grad(const ConvShape& shape, int tile) {
+  ConvScheme<T> scheme;
+  scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(shape, tile, false));
+  scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(shape, tile, true));
+  scheme.code = std::make_unique<PolyphaseWeights<T>>(tile, true);
+  return scheme;
+}
+
+template <class T>
+ConvScheme<T> polyphase_weight_grad(const ConvShape& shape, int tile) {
+  return polyphase_forward<T>(shape, tile);
+}
+
+template ConvScheme<float> polyphase_forward(const ConvShape&, int);
+template ConvScheme<double> polyphase_forward(const ConvShape&, int);
+template ConvScheme<float> polyphase_input_grad(const ConvShape&, int);
+template ConvScheme<double> polyphase_input_grad(const ConvShape&, int);
+template ConvScheme<float> polyphase_weight_grad(const ConvShape&, int);
+template ConvScheme<double> polyphase_weight_grad(const ConvShape&, int);
+
+}  // namespace metasparse::cpu

@@ -1,0 +1,164 @@
+// The transforms that Winograd and polyphase convolution have in common: M to images, gradients to
+// D, kernels to U, and dU to the gradients of kernels. Each is one matrix applied to the rows of a
+// small square and then to its columns.
+//
+// A Scheme names the matrices:
+//   tile                       outputs per tile and axis
+//   planes, weights            planes of M, and weights of a kernel, per axis
+//   output_line(in, out)       planes -> outputs;  adjoint_line: its transpose
+//   Weight                     the matrix from 3 taps to weights
+#pragma once
+
+#include "matrix.h"
+#include "strips.h"
+
+namespace metasparse::cpu::METASPARSE_ISA {
+
+template <class T, class Scheme>
+METASPARSE_INLINE void transform_outputs(const T* m, int64_t column_stride, T bias, T* strip,
+                                         int64_t pitch) {
+  constexpr int A = Scheme::planes, M = Scheme::tile;
+  Vec<T> rows[M][A];
+  METASPARSE_UNROLL
+  for (int c = 0; c < A; ++c) {
+    Vec<T> column[A];
+    METASPARSE_UNROLL
+    for (int r = 0; r < A; ++r) column[r] = load(m + (r * A + c) * column_stride);
+    Scheme::template output_line<T>(column, 1, &rows[0][c], A);
+  }
+  const Vec<T> shift = broadcast(bias);
+  METASPARSE_UNROLL
+  for (int r = 0; r < M; ++r) {
+    Vec<T> out[M], ordered[M];
+    Scheme::template output_line<T>(rows[r], 1, out, 1);
+    METASPARSE_UNROLL
+    for (int j = 0; j < M; ++j) out[j] += shift;
+    interleave<T, M>(out, ordered);
+    METASPARSE_UNROLL
+    for (int j = 0; j < M; ++j) store(strip + r * pitch + j * kLanes<T>, ordered[j]);
+  }
+}
+
+template <class T, class Scheme>
+void output_tiles(const TileBlock& block, const T* m, int64_t column_stride, const T* bias,
+                  int64_t channels, const Images<T>& y, void* scratch) {
+  constexpr int M = Scheme::tile;
+  const int64_t pitch = strip_pitch(block, M, kLanes<T>);
+  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + M * pitch};
+  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + M * pitch);
+  StripPiece* end =
+      find_pieces<T>(block, {M, M, M, 0, 0}, y.channels * y.plane(), y.height, y.width, pieces);
+  const auto drain = [&](int64_t channel) {
+    drain_strips<T, M>(pieces, end, strips[channel & 1], pitch, y.data + channel * y.plane(),
+                       y.width);
+  };
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    for (int t = 0; t < block.vectors; ++t) {
+      transform_outputs<T, Scheme>(m + (channel * block.vectors + t) * kLanes<T>, column_stride,
+                                   bias == nullptr ? T(0) : bias[channel],
+                                   strips[channel & 1] + t * M * kLanes<T>, pitch);
+    }
+    if (channel > 0) drain(channel - 1);
+  }
+  if (channels > 0) drain(channels - 1);
+}
+
+template <class T, class Scheme>
+void adjoint_tiles(const TileBlock& block, const Images<const T>& grad, T* d, int64_t column_stride,
+                   void* scratch) {
+  constexpr int A = Scheme::planes, M = Scheme::tile;
+  const int64_t pitch = strip_pitch(block, M, kLanes<T>);
+  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + M * pitch};
+  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + M * pitch);
+  StripPiece* end = find_pieces<T>(block, {M, M, M, 0, 0}, grad.channels * grad.plane(),
+                                   grad.height, grad.width, pieces);
+  const auto fill = [&](int64_t channel) {
+    fill_strips<T, M>(pieces, end, grad.data + channel * grad.plane(), grad.width,
+                      strips[channel & 1], pitch);
+  };
+  fill(0);
+  for (int64_t channel = 0; channel < grad.channels; ++channel) {
+    if (channel + 1 < grad.channels) fill(channel + 1);
+    for (int t = 0; t < block.vectors; ++t) {
+      const T* strip = strips[channel & 1] + t * M * kLanes<T>;
+      Vec<T> rows[M][A];
+      METASPARSE_UNROLL
+      for (int r = 0; r < M; ++r) {
+        Vec<T> raw[M], y[M];
+        METASPARSE_UNROLL
+        for (int j = 0; j < M; ++j) raw[j] = load(strip + r * pitch + j * kLanes<T>);
+        deinterleave<T, M>(raw, y);
+        Scheme::template adjoint_line<T>(y, 1, rows[r], 1);
+      }
+      T* out = d + (channel * block.vectors + t) * kLanes<T>;
+      METASPARSE_UNROLL
+      for (int c = 0; c < A; ++c) {
+        Vec<T> column[A];
+        Scheme::template adjoint_line<T>(&rows[0][c], A, column, 1);
+        METASPARSE_UNROLL
+        for (int r = 0; r < A; ++r) store(out + (r * A + c) * column_stride, column[r]);
+      }
+    }
+  }
+}
+
+// ---- weights -----------------------------------------------------------------------------------
+
+// A register of kernels at a time, lane by lane; past the end the last kernel is repeated.
+template <class T, class Scheme>
+void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped, T* u,
+            int64_t stride) {
+  constexpr int A = Scheme::weights;
+  for (int64_t e = begin; e < end; e += kLanes<T>) {
+    alignas(64) T taps[9][kLanes<T>];
+    for (int l = 0; l < kLanes<T>; ++l) {
+      const T* kernel = kernels + static_cast<int64_t>(places[e + l < end ? e + l : end - 1]) * 9;
+      METASPARSE_UNROLL
+      for (int k = 0; k < 9; ++k) taps[k][l] = kernel[flipped ? 8 - k : k];
+    }
+    Vec<T> g[9], rows[A][3];
+    METASPARSE_UNROLL
+    for (int k = 0; k < 9; ++k) g[k] = load(taps[k]);
+    METASPARSE_UNROLL
+    for (int c = 0; c < 3; ++c) multiply<typename Scheme::Weight, T>(g + c, 3, &rows[0][c], 3);
+    METASPARSE_UNROLL
+    for (int r = 0; r < A; ++r) {
+      Vec<T> out[A];
+      multiply<typename Scheme::Weight, T>(rows[r], 1, out, 1);
+      METASPARSE_UNROLL
+      for (int c = 0; c < A; ++c) store(u + (r * A + c) * stride + e, out[c]);
+    }
+  }
+}
+
+template <class T, class Scheme>
+void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin, int64_t end,
+                    T* grad_kernels) {
+  constexpr int A = Scheme::weights;
+  using Adjoint = Transposed<typename Scheme::Weight>;
+  for (int64_t e = begin; e < end; e += kLanes<T>) {
+    Vec<T> rows[3][A];
+    METASPARSE_UNROLL
+    for (int c = 0; c < A; ++c) {
+      Vec<T> column[A];
+      METASPARSE_UNROLL
+      for (int r = 0; r < A; ++r) column[r] = load(du + (r * A + c) * stride + e);
+      multiply<Adjoint, T>(column, 1, &rows[0][c], A);
+    }
+    alignas(64) T taps[9][kLanes<T>];
+    METASPARSE_UNROLL
+    for (int r = 0; r < 3; ++r) {
+      Vec<T> out[3];
+      multiply<Adjoint, T>(rows[r], 1, out, 1);
+      METASPARSE_UNROLL
+      for (int c = 0; c < 3; ++c) store(taps[r * 3 + c], out[c]);
+    }
+    for (int l = 0; l < kLanes<T> && e + l < end; ++l) {
+      T* kernel = grad_kernels + static_cast<int64_t>(places[e + l]) * 9;
+      METASPARSE_UNROLL
+      for (int k = 0; k < 9; ++k) kernel[k] = taps[k][l];
+    }
+  }
+}
+
+}  // namespace metasparse::cpu::METASPARSE_ISA
