@@ -18,6 +18,9 @@ test: $(INSTALLED)  ## every test
 bench: $(INSTALLED)  ## the benchmarks of the ops; writes benchmarks/results
 	$(BIN)/python -m benchmarks.ops
 
+sanitize:  ## the CPU convolution kernels under AddressSanitizer and UBSan, between guard pages
+	$(PYTHON) tools/check_cpu_kernels.py
+
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" ninja

@@ -1,0 +1,136 @@
+"""The CPU kernels of the masked convolution: every backend, operation and instruction set."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cpu_kernels
+import pytest
+import torch
+from cpu_kernels import OPS, Case
+
+import metasparse_ext as ms
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(OPS, "set_conv_backend"), reason="the compiled library is missing"
+)
+
+CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl"]}
+
+
+@pytest.fixture
+def backend():
+    """Sets the backend of a test's convolutions."""
+    yield OPS.set_conv_backend
+    OPS.set_conv_backend("automatic")
+
+
+def run_with_isa(isa: str, *command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "METASPARSE_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    folder = Path(__file__).parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder.parent), str(folder)])
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", cpu_kernels.BACKENDS)
+def test_backend_matches_the_definition(name, poisoned_memory, one_thread):
+    assert cpu_kernels.failures(name) == []
+
+
+@pytest.mark.parametrize("name", ["direct", "winograd3", "winograd4"])
+def test_threads_share_the_work(name, backend):
+    """More threads than blocks of tiles: also channels are shared out."""
+    backend(name)
+    x, grad = torch.randn(3, 2, 16, 9, 9), torch.randn(3, 2, 30, 9, 9)
+    weight, mask = torch.randn(3, 30, 16, 3, 3), (torch.rand(3, 30, 16) < 0.5).float()
+    window = ([1, 1], [1, 1])
+
+    def results(threads: int) -> list[torch.Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return [
+                OPS.masked_conv(x, weight, mask, None, *window),
+                OPS.masked_conv_input_grad(grad, weight, mask, [9, 9], *window),
+                OPS.masked_conv_weight_grad(grad, x, mask, [3, 3], *window),
+            ]
+        finally:
+            torch.set_num_threads(before)
+
+    for one, many in zip(results(1), results(8), strict=True):
+        torch.testing.assert_close(many, one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", CPU_FLAGS)
+def test_every_instruction_set(isa):
+    cpuinfo = Path("/proc/cpuinfo")
+    known = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    if not all(flag in known for flag in CPU_FLAGS[isa]):
+        pytest.skip(f"this CPU has no {isa}")
+    if isa == OPS.cpu_isa():
+        pytest.skip("the other tests run with it")
+    result = run_with_isa(isa, "-m", "cpu_kernels")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.strip() == f"instruction set {isa}"
+
+
+def test_unknown_instruction_set_says_which_there_are():
+    result = run_with_isa("sse9", "-c", "import cpu_kernels; cpu_kernels.OPS.cpu_isa()")
+    assert "METASPARSE_CPU_ISA must be baseline, avx2 or avx512, but is sse9" in result.stderr
+
+
+def test_unknown_backend_lists_the_known_ones(backend):
+    with pytest.raises(ValueError, match=r"must be one of automatic, .*polyphase3, but is fastest"):
+        backend("fastest")
+
+
+def test_forced_backend_refuses_what_it_cannot_do(backend):
+    backend("winograd4")
+    with pytest.raises(ValueError, match="winograd4 does not support"):
+        ms.masked_conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3), torch.ones(1, 1), stride=2)
+
+
+@pytest.mark.parametrize("name", ["direct", "winograd3", "winograd4"])
+def test_strided_and_expanded_operands(name, backend):
+    """Tasks and channels that do not lie where a contiguous tensor would have them."""
+    backend(name)
+    x = torch.randn(3, 8, 10, 9, 5).permute(0, 1, 4, 3, 2)[:, ::2]
+    weight = torch.randn(6, 5, 3, 3).expand(3, 6, 5, 3, 3)
+    mask = (torch.rand(3, 5, 6) < 0.5).float().transpose(1, 2)
+    expected = ms.masked_conv2d(
+        x.contiguous(), weight.contiguous(), mask.contiguous(), padding=1
+    ).double()
+    torch.testing.assert_close(
+        ms.masked_conv2d(x, weight, mask, padding=1).double(), expected, rtol=0, atol=0
+    )
+    backend("library")
+    reference = ms.masked_conv2d(x, weight, mask, padding=1).double()
+    assert cpu_kernels.relative_error(expected, reference) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["direct", "winograd4"])
+def test_results_do_not_depend_on_what_else_is_in_the_batch(name, backend):
+    """Tiles of other images share registers with an image's own and must not change it."""
+    backend(name)
+    x = torch.randn(7, 4, 11, 5)
+    weight, mask = torch.randn(6, 4, 3, 3), torch.ones(6, 4)
+    together = ms.masked_conv2d(x, weight, mask, padding=1)
+    alone = torch.cat([ms.masked_conv2d(x[n : n + 1], weight, mask, padding=1) for n in range(7)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    x[3] = float("nan")
+    clean = [0, 1, 2, 4, 5, 6]
+    polluted = ms.masked_conv2d(x, weight, mask, padding=1)
+    torch.testing.assert_close(polluted[clean], alone[clean], rtol=0, atol=0)
+
+
+def test_default_error_bound_on_a_layer(backend):
+    """1e-5 of the largest output, for the layer of the largest tiles."""
+    backend("automatic")
+    case = Case(1, 5, 64, 64, 28, 28)
+    found = cpu_kernels.errors("automatic", case, "half", torch.float32)
+    assert max(found.values()) < 1e-5
+    precise = cpu_kernels.errors("precise", case, "half", torch.float32)
+    assert max(precise.values()) < 2e-6

@@ -1,0 +1,223 @@
+// Runs every CPU convolution kernel over odd shapes and compares it with a naive sum, with operands
+// and results that lie between inaccessible pages. tools/check_cpu_kernels.py compiles it with
+// AddressSanitizer and UndefinedBehaviorSanitizer and runs it once per instruction set.
+//
+// The pages are there for what a sanitizer cannot see: masked loads and stores are intrinsics. Each
+// case runs twice, with all buffers ending at the page after them and with all beginning after the
+// page before.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../csrc/cpu/isa.h"
+#include "../csrc/cpu/masked_conv.h"
+#include "../csrc/cpu/parallel.h"
+
+namespace metasparse::cpu {
+
+// In place of torch's threads.
+int64_t thread_count() { return 3; }
+
+void parallel_units(int64_t units, const std::function<void(int64_t)>& body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t unit = next++; unit < units; unit = next++) body(unit);
+  };
+  std::thread other(work);
+  work();
+  other.join();
+}
+
+namespace {
+
+class GuardedMemory {
+ public:
+  GuardedMemory(size_t bytes, bool at_end) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t room = (bytes + page - 1) / page * page;
+    size_ = room + 2 * page;
+    base_ = static_cast<char*>(
+        mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED) throw std::bad_alloc();
+    mprotect(base_, page, PROT_NONE);
+    mprotect(base_ + page + room, page, PROT_NONE);
+    data_ = base_ + page + (at_end ? room - bytes : 0);
+  }
+  GuardedMemory(const GuardedMemory&) = delete;
+  GuardedMemory& operator=(const GuardedMemory&) = delete;
+  ~GuardedMemory() { munmap(base_, size_); }
+
+  void* data() const { return data_; }
+
+ private:
+  char* base_;
+  char* data_;
+  size_t size_;
+};
+
+template <class T>
+class Array {
+ public:
+  Array(int64_t count, bool at_end)
+      : count_(count), memory_(static_cast<size_t>(count) * sizeof(T), at_end) {}
+
+  T* data() const { return static_cast<T*>(memory_.data()); }
+  T& operator[](int64_t i) const { return data()[i]; }
+  int64_t size() const { return count_; }
+
+  template <class F>
+  void fill(F value) const {
+    for (int64_t i = 0; i < count_; ++i) data()[i] = static_cast<T>(value());
+  }
+
+ private:
+  int64_t count_;
+  GuardedMemory memory_;
+};
+
+struct Result {
+  std::vector<double> y, grad_x, grad_w;
+};
+
+// The definition, term by term.
+template <class T>
+Result naive(const ConvShape& s, const Array<T>& x, const Array<T>& w, const Array<T>& m,
+             const Array<T>& bias, const Array<T>& g) {
+  Result r;
+  r.y.resize(static_cast<size_t>(g.size()));
+  r.grad_x.resize(static_cast<size_t>(x.size()));
+  r.grad_w.resize(static_cast<size_t>(w.size()));
+  for (int64_t e = 0; e < g.size(); ++e) {
+    const int64_t c = e % s.out_width, row = e / s.out_width % s.out_height;
+    const int64_t o = e / (s.out_width * s.out_height) % s.out_channels;
+    const int64_t n = e / (s.out_width * s.out_height * s.out_channels);
+    const int64_t t = n / s.samples;
+    r.y[e] = bias[t * s.out_channels + o];
+    for (int64_t i = 0; i < s.in_channels; ++i) {
+      const int64_t kernel = (t * s.out_channels + o) * s.in_channels + i;
+      if (m[kernel] == T(0)) continue;
+      for (int64_t k = 0; k < s.kernel_h * s.kernel_w; ++k) {
+        const int64_t h = row * s.stride_h - s.pad_h + k / s.kernel_w;
+        const int64_t v = c * s.stride_w - s.pad_w + k % s.kernel_w;
+        if (h < 0 || h >= s.height || v < 0 || v >= s.width) continue;
+        const int64_t from = ((n * s.in_channels + i) * s.height + h) * s.width + v;
+        const int64_t weight = kernel * s.kernel_h * s.kernel_w + k;
+        const double effective = static_cast<double>(w[weight]) * m[kernel];
+        r.y[e] += effective * x[from];
+        r.grad_x[from] += effective * g[e];
+        r.grad_w[weight] += static_cast<double>(g[e]) * x[from] * m[kernel];
+      }
+    }
+  }
+  return r;
+}
+
+template <class T>
+bool close(const char* what, const std::string& name, const Array<T>& got,
+           const std::vector<double>& expected) {
+  double largest = 1e-30, error = 0;
+  for (int64_t e = 0; e < got.size(); ++e) {
+    largest = std::max(largest, std::abs(expected[e]));
+    const double difference = std::abs(static_cast<double>(got[e]) - expected[e]);
+    error = difference <= error ? error : difference;  // a NaN stays
+  }
+  if (error <= largest * (sizeof(T) == 8 ? 1e-12 : 3e-5)) return true;
+  std::printf("%s %s: error %g of %g\n", name.c_str(), what, error, largest);
+  return false;
+}
+
+template <class T>
+bool run_case(const ConvShape& s, Backend backend, double density, bool at_end) {
+  std::mt19937 random(1);
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform;
+  const int64_t kernels = s.tasks * s.out_channels * s.in_channels;
+  const int64_t size = s.kernel_h * s.kernel_w;
+  const Array<T> x(s.tasks * s.samples * s.in_channels * s.height * s.width, at_end);
+  const Array<T> g(s.tasks * s.samples * s.out_channels * s.out_height * s.out_width, at_end);
+  const Array<T> w(kernels * size, at_end), m(kernels, at_end);
+  const Array<T> bias(s.tasks * s.out_channels, at_end);
+  const Array<T> y(g.size(), at_end), grad_x(x.size(), at_end), grad_w(w.size(), at_end);
+  for (const Array<T>* a : {&x, &g, &w, &bias}) a->fill([&] { return normal(random); });
+  m.fill([&] { return uniform(random) < density ? uniform(random) < .5 ? 1.0 : 0.5 : 0.0; });
+  for (int64_t e = 0; e < w.size(); ++e) {
+    if (m[e / size] == T(0)) w[e] = std::numeric_limits<T>::quiet_NaN();
+  }
+  for (const Array<T>* a : {&y, &grad_x, &grad_w}) a->fill([] { return NAN; });
+
+  const auto per_task = [&](const Array<T>& a) {
+    return PerTask<const T>{a.data(), a.size() / s.tasks};
+  };
+  masked_conv_forward<T>(s, per_task(x), per_task(w), per_task(m), per_task(bias), y.data(),
+                         backend);
+  masked_conv_input_grad<T>(s, per_task(g), per_task(w), per_task(m), grad_x.data(), backend);
+  masked_conv_weight_grad<T>(s, per_task(g), per_task(x), per_task(m), grad_w.data(), backend);
+  const Result expected = naive(s, x, w, m, bias, g);
+
+  char name[160];
+  std::snprintf(name, sizeof name, "%s, T=%d N=%d %d>%d %dx%d stride %dx%d padding %dx%d, %s",
+                backend_name(backend), int(s.tasks), int(s.samples), int(s.in_channels),
+                int(s.out_channels), int(s.height), int(s.width), int(s.stride_h), int(s.stride_w),
+                int(s.pad_h), int(s.pad_w), sizeof(T) == 8 ? "double" : "float");
+  bool good = close("forward", name, y, expected.y);
+  good &= close("input gradient", name, grad_x, expected.grad_x);
+  good &= close("weight gradient", name, grad_w, expected.grad_w);
+  m.fill([] { return 1.0; });
+  for (int64_t e = 0; e < w.size(); ++e) w[e] = T(0);
+  grad_w.fill([] { return NAN; });
+  masked_conv_weight_grad<T>(s, per_task(g), per_task(x), {}, grad_w.data(), backend);
+  return good & close("dense weight gradient", name, grad_w, naive(s, x, w, m, bias, g).grad_w);
+}
+
+// tasks, samples, in, out, height, width, kernel, stride, padding (two each)
+ConvShape shape(int64_t t, int64_t n, int64_t i, int64_t o, int64_t h, int64_t w, int64_t kh,
+                int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw) {
+  return {t,  n,  i,  o,  h,  w, (h + 2 * ph - kh) / sh + 1, (w + 2 * pw - kw) / sw + 1,
+          kh, kw, sh, sw, ph, pw};
+}
+
+int run_all() {
+  const ConvShape shapes[] = {
+      shape(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0),   shape(2, 3, 5, 7, 9, 11, 3, 3, 1, 1, 1, 1),
+      shape(1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1),   shape(3, 2, 3, 2, 2, 5, 3, 3, 1, 1, 1, 1),
+      shape(1, 2, 3, 4, 9, 8, 3, 3, 1, 1, 0, 2),   shape(1, 1, 2, 3, 37, 23, 3, 3, 1, 1, 1, 1),
+      shape(1, 3, 2, 67, 5, 5, 3, 3, 1, 1, 1, 1),  shape(2, 3, 2, 5, 7, 7, 3, 3, 2, 2, 1, 1),
+      shape(1, 1, 3, 2, 1, 1, 3, 3, 2, 2, 1, 1),   shape(1, 2, 3, 2, 2, 1, 3, 3, 2, 2, 1, 1),
+      shape(2, 5, 3, 3, 4, 4, 3, 3, 2, 2, 1, 1),   shape(1, 1, 2, 3, 38, 41, 3, 3, 2, 2, 1, 1),
+      shape(1, 2, 4, 3, 13, 10, 5, 2, 3, 1, 2, 0), shape(2, 2, 3, 2, 6, 17, 2, 5, 1, 3, 0, 2),
+      shape(2, 2, 3, 2, 6, 7, 1, 1, 3, 2, 1, 1),
+  };
+  const Backend backends[] = {Backend::direct,    Backend::winograd2, Backend::winograd3,
+                              Backend::winograd4, Backend::winograd5, Backend::polyphase2,
+                              Backend::polyphase3};
+  int cases = 0, failures = 0;
+  for (const ConvShape& s : shapes) {
+    for (Backend backend : backends) {
+      if (!backend_supports(backend, s)) continue;
+      for (double density : {1.0, 0.5, 0.0}) {
+        for (bool at_end : {true, false}) {
+          failures += !run_case<float>(s, backend, density, at_end);
+          failures += !run_case<double>(s, backend, density, at_end);
+          cases += 2;
+        }
+      }
+    }
+  }
+  std::printf("%s: %d cases, %d failures\n", isa_name(active_isa()), cases, failures);
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace metasparse::cpu
+
+int main() { return metasparse::cpu::run_all(); }
