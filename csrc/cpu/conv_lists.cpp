@@ -6,17 +6,29 @@ namespace metasparse::cpu {
 
 namespace {
 
-// Entries are written unconditionally and kept by advancing the end: a mask has no pattern that a
-// branch predictor could learn, and a missed branch costs more than the whole entry.
+// Columns begin .. end - 1 that satisfy `active`, into `kept`; returns how many. Every column is
+// written, and kept by advancing the end: a mask has no pattern that a branch predictor could
+// learn, and a missed branch costs more than the entry.
+template <class Active>
+int32_t compact(int64_t begin, int64_t end, int32_t* kept, Active&& active) {
+  int32_t count = 0;
+  for (int64_t c = begin; c < end; ++c) {
+    kept[count] = static_cast<int32_t>(c);
+    count += active(c);
+  }
+  return count;
+}
+
 class EntryWriter {
  public:
   EntryWriter(std::vector<int32_t>& source_rows, std::vector<int32_t>& places,
               const ActiveKernels& mask, const ListLayout& layout)
-      : taps_(static_cast<int32_t>(layout.taps())),
+      : mask_(mask),
+        taps_(static_cast<int32_t>(layout.taps())),
         kernel_size_(static_cast<int32_t>(layout.kernel_size)),
         tap_place_(layout.tap_place.data()) {
-    // Slack for the entries that are written and not kept, and a register's worth for readers.
-    const size_t size = static_cast<size_t>((mask.rows * mask.columns + 2) * taps_ + 16);
+    // A register's worth of slack for readers.
+    const size_t size = static_cast<size_t>(mask.rows * mask.columns * taps_ + 16);
     if (source_rows.size() < size) source_rows.resize(size);
     if (places.size() < size) places.resize(size);
     source_rows_ = source_rows.data();
@@ -25,32 +37,37 @@ class EntryWriter {
 
   int32_t end() const { return end_; }
 
-  // The entries of one kernel, kept if `keep` is 1 and dropped if it is 0.
-  void write(int64_t column, int64_t kernel, int32_t keep) {
-    const int32_t row = static_cast<int32_t>(column) * taps_;
-    const int32_t place = static_cast<int32_t>(kernel) * kernel_size_;
-    for (int32_t tap = 0; tap < taps_; ++tap) {
-      source_rows_[end_ + tap] = row + tap;
-      places_[end_ + tap] = place + tap_place_[tap];
+  // The entries of `count` kernels of one row; returns how many entries these are.
+  int32_t write(int64_t row, const int32_t* columns, int32_t count) {
+    for (int32_t j = 0; j < count; ++j) {
+      const int32_t place = place_of(row, columns[j]);
+      for (int32_t tap = 0; tap < taps_; ++tap, ++end_) {
+        source_rows_[end_] = columns[j] * taps_ + tap;
+        places_[end_] = place + tap_place_[tap];
+      }
     }
-    end_ += keep * taps_;
+    return count * taps_;
   }
 
-  // The same for two kernels of one column, entries alternating.
-  void write_pair(int64_t column, int64_t first, int64_t second, int32_t keep) {
-    const int32_t row = static_cast<int32_t>(column) * taps_;
-    const int32_t place_a = static_cast<int32_t>(first) * kernel_size_;
-    const int32_t place_b = static_cast<int32_t>(second) * kernel_size_;
-    for (int32_t tap = 0; tap < taps_; ++tap) {
-      const int32_t e = end_ + 2 * tap;
-      source_rows_[e] = source_rows_[e + 1] = row + tap;
-      places_[e] = place_a + tap_place_[tap];
-      places_[e + 1] = place_b + tap_place_[tap];
+  // The same for the kernels of two rows, entries alternating; returns the entries of either.
+  int32_t write_pair(int64_t row, const int32_t* columns, int32_t count) {
+    for (int32_t j = 0; j < count; ++j) {
+      const int32_t first = place_of(row, columns[j]), second = place_of(row + 1, columns[j]);
+      for (int32_t tap = 0; tap < taps_; ++tap, end_ += 2) {
+        source_rows_[end_] = source_rows_[end_ + 1] = columns[j] * taps_ + tap;
+        places_[end_] = first + tap_place_[tap];
+        places_[end_ + 1] = second + tap_place_[tap];
+      }
     }
-    end_ += 2 * keep * taps_;
+    return count * taps_;
   }
 
  private:
+  int32_t place_of(int64_t row, int64_t column) const {
+    return static_cast<int32_t>(mask_.kernel(row, column)) * kernel_size_;
+  }
+
+  const ActiveKernels& mask_;
   int32_t taps_, kernel_size_;
   const int32_t* tap_place_;
   int32_t* source_rows_;
@@ -75,9 +92,10 @@ void ActiveKernels::assign(const T* mask, int64_t out_channels, int64_t in_chann
   for (int64_t k = 0; k < out_channels * in_channels; ++k) {
     binary &= (mask[k] == T(0)) | (mask[k] == T(1));
   }
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t column = 0; column < columns; ++column) {
-      active[static_cast<size_t>(row * columns + column)] = mask[kernel(row, column)] != T(0);
+  uint8_t* out = active.data();
+  for (int64_t o = 0; o < out_channels; ++o, mask += in_channels) {
+    for (int64_t i = 0; i < in_channels; ++i) {
+      out[transpose ? i * out_channels + o : o * in_channels + i] = mask[i] != T(0);
     }
   }
 }
@@ -87,6 +105,7 @@ template void ActiveKernels::assign(const double*, int64_t, int64_t, bool);
 
 void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunk_columns) {
   const std::vector<uint8_t> none(static_cast<size_t>(mask.columns), 0);
+  std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
   runs.clear();
   EntryWriter writer(source_rows, places, mask, layout);
   for (int64_t begin = 0; begin < mask.columns; begin += chunk_columns) {
@@ -96,18 +115,12 @@ void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64
       const uint8_t* b = row + 1 < mask.rows ? a + mask.columns : none.data();
       PairRun run;
       run.begin = writer.end();
-      for (int64_t c = begin; c < end; ++c) {
-        writer.write_pair(c, mask.kernel(row, c), mask.kernel(row + 1, c), a[c] & b[c]);
-      }
-      run.both = (writer.end() - run.begin) / 2;
-      const int32_t first_begin = writer.end();
-      for (int64_t c = begin; c < end; ++c) writer.write(c, mask.kernel(row, c), a[c] & ~b[c] & 1);
-      run.first = writer.end() - first_begin;
-      const int32_t second_begin = writer.end();
-      for (int64_t c = begin; c < end; ++c) {
-        writer.write(c, mask.kernel(row + 1, c), b[c] & ~a[c] & 1);
-      }
-      run.second = writer.end() - second_begin;
+      int32_t count = compact(begin, end, kept.data(), [&](int64_t c) { return a[c] & b[c]; });
+      run.both = writer.write_pair(row, kept.data(), count);
+      count = compact(begin, end, kept.data(), [&](int64_t c) { return a[c] & ~b[c]; });
+      run.first = writer.write(row, kept.data(), count);
+      count = compact(begin, end, kept.data(), [&](int64_t c) { return b[c] & ~a[c]; });
+      run.second = writer.write(row + 1, kept.data(), count);
       runs.push_back(run);
     }
   }
@@ -116,13 +129,15 @@ void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64
 
 void RowLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunk_columns) {
   row_begin.clear();
+  std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
   EntryWriter writer(source_rows, places, mask, layout);
   for (int64_t begin = 0; begin < mask.columns; begin += chunk_columns) {
     const int64_t end = std::min(mask.columns, begin + chunk_columns);
     for (int64_t row = 0; row < mask.rows; ++row) {
       row_begin.push_back(writer.end());
       const uint8_t* a = mask.active.data() + row * mask.columns;
-      for (int64_t c = begin; c < end; ++c) writer.write(c, mask.kernel(row, c), a[c]);
+      const int32_t count = compact(begin, end, kept.data(), [&](int64_t c) { return a[c]; });
+      writer.write(row, kept.data(), count);
     }
   }
   row_begin.push_back(writer.end());

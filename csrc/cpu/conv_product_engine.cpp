@@ -55,18 +55,18 @@ class Product {
       : scheme_(scheme),
         operands_(operands),
         kernels_(active_product_kernels<T>()),
-        pass_count_(static_cast<int64_t>(scheme.passes.size())),
-        prepared_(prepared_tasks<T>(pass_count_ * operands.tasks)) {
+        prepared_(prepared_tasks<T>(static_cast<int64_t>(scheme.passes.size()) * operands.tasks)) {
     for (const auto& pass : scheme.passes) {
       const int vectors = block_vectors(*pass, kernels_.lanes, operands.tasks, 4);
       chunk_columns_.push_back(chunk_columns(*pass, kernels_.lanes, vectors));
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, kernels_.lanes,
                            vectors);
+      lists_of_.push_back(find_lists(static_cast<int64_t>(lists_of_.size())));
     }
   }
 
   void run() {
-    const int64_t lists = pass_count_ * operands_.tasks;
+    const int64_t lists = static_cast<int64_t>(list_passes_.size()) * operands_.tasks;
     parallel_units(lists, [&](int64_t unit) { build_lists(unit); });
     const int64_t parts = thread_count();
     parallel_units(lists * parts, [&](int64_t unit) { encode(unit / parts, unit % parts, parts); });
@@ -91,8 +91,21 @@ class Product {
   }
 
  private:
+  // The number of a pass's lists; passes that read the same weights in the same chunks share them.
+  int64_t find_lists(int64_t pass) {
+    for (size_t lists = 0; lists < list_passes_.size(); ++lists) {
+      const int64_t other = list_passes_[lists];
+      if (scheme_.passes[other]->layout.tap_place == scheme_.passes[pass]->layout.tap_place &&
+          chunk_columns_[other] == chunk_columns_[pass]) {
+        return static_cast<int64_t>(lists);
+      }
+    }
+    list_passes_.push_back(pass);
+    return static_cast<int64_t>(list_passes_.size()) - 1;
+  }
+
   void build_lists(int64_t unit) {
-    const int64_t pass = unit / operands_.tasks;
+    const int64_t pass = list_passes_[unit / operands_.tasks];
     const int64_t task = unit % operands_.tasks;
     PreparedTask<T>& prepared = *prepared_[unit];
     const T* mask = operands_.mask.of(task);
@@ -144,7 +157,7 @@ class Product {
   void multiply(int64_t pass_index, int64_t task, int vectors, int64_t pair, int64_t pairs,
                 const T* v, int64_t v_stride, T* m, int64_t m_stride) {
     const ConvPass<T>& pass = *scheme_.passes[pass_index];
-    const PreparedTask<T>& prepared = *prepared_[pass_index * operands_.tasks + task];
+    const PreparedTask<T>& prepared = *prepared_[lists_of_[pass_index] * operands_.tasks + task];
     const int64_t all_pairs = divide_up(pass.output_channels, 2);
     const int64_t chunks = divide_up(pass.source_channels, chunk_columns_[pass_index]);
     uint64_t started = 0;  // columns that hold something
@@ -168,9 +181,10 @@ class Product {
   const ConvScheme<T>& scheme_;
   const ProductOperands<T>& operands_;
   const ProductKernels<T>& kernels_;
-  int64_t pass_count_;
   std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_;
-  std::vector<int64_t> chunk_columns_;
+  std::vector<int64_t> chunk_columns_;  // per pass
+  std::vector<int64_t> lists_of_;       // per pass
+  std::vector<int64_t> list_passes_;    // per lists: the pass that they are built for
   std::vector<TileBlocks> blocks_;
 };
 

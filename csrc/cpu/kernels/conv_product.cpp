@@ -16,61 +16,103 @@ namespace metasparse::cpu::METASPARSE_ISA {
 
 namespace {
 
+// Chains of multiply-adds per register of a row: a block of one or two registers would otherwise
+// wait for the latency of each addition.
+template <int N>
+inline constexpr int kChains = N == 1   ? 4
+                               : N == 2 ? 2
+                                        : 1;
+
+// sum[c] += u * row: one register row of V for one chain.
+template <class T, int N>
+METASPARSE_INLINE void add_row(Vec<T>* sum, T u, const T* v) {
+  const Vec<T> weight = broadcast(u);
+  METASPARSE_UNROLL
+  for (int t = 0; t < N; ++t) sum[t] = weight * load(v + t * kLanes<T>) + sum[t];
+}
+
+template <class T, int N>
+METASPARSE_INLINE void add_row_to_both(Vec<T>* a, Vec<T>* b, T ua, T ub, const T* v) {
+  const Vec<T> weight_a = broadcast(ua), weight_b = broadcast(ub);
+  METASPARSE_UNROLL
+  for (int t = 0; t < N; ++t) {
+    const Vec<T> x = load(v + t * kLanes<T>);
+    a[t] = weight_a * x + a[t];
+    b[t] = weight_b * x + b[t];
+  }
+}
+
+// The entries of one output row alone.
+template <class T, int N>
+METASPARSE_INLINE void add_entries(Vec<T> (*sum)[N], const T* u, const int32_t* source,
+                                   int32_t begin, int32_t end, const T* v) {
+  constexpr int kWidth = N * kLanes<T>;
+  int32_t j = begin;
+  for (; j + kChains<N> <= end; j += kChains<N>) {
+    METASPARSE_UNROLL
+    for (int c = 0; c < kChains<N>; ++c) {
+      add_row<T, N>(sum[c], u[j + c], v + static_cast<int64_t>(source[j + c]) * kWidth);
+    }
+  }
+  for (; j < end; ++j) add_row<T, N>(sum[0], u[j], v + static_cast<int64_t>(source[j]) * kWidth);
+}
+
+template <class T, int N>
+METASPARSE_INLINE void store_sum(const Vec<T> (*sum)[N], T* out) {
+  METASPARSE_UNROLL
+  for (int t = 0; t < N; ++t) {
+    Vec<T> total = sum[0][t];
+    METASPARSE_UNROLL
+    for (int c = 1; c < kChains<N>; ++c) total += sum[c][t];
+    store(out + t * kLanes<T>, total);
+  }
+}
+
 template <class T, int N>
 void product(const ProductStep<T>& step) {
   constexpr int kWidth = N * kLanes<T>;
+  constexpr int C = kChains<N>;
   T* out = step.m;
   for (int64_t pair = 0; pair < step.pairs; ++pair, out += 2 * kWidth) {
     const PairRun run = step.runs[pair];
     const T* u = step.weights + run.begin;
     const int32_t* source = step.source_rows + run.begin;
-    Vec<T> a[N], b[N];
-    METASPARSE_UNROLL
-    for (int t = 0; t < N; ++t) {
-      a[t] = step.accumulate ? load(out + t * kLanes<T>) : Vec<T>{};
-      b[t] = step.accumulate ? load(out + kWidth + t * kLanes<T>) : Vec<T>{};
-    }
-    for (int32_t j = 0; j < run.both; ++j, u += 2, source += 2) {
-      const Vec<T> ua = broadcast(u[0]), ub = broadcast(u[1]);
-      const T* v = step.v + static_cast<int64_t>(source[0]) * kWidth;
+    Vec<T> a[C][N]{}, b[C][N]{};
+    if (step.accumulate) {
       METASPARSE_UNROLL
       for (int t = 0; t < N; ++t) {
-        const Vec<T> x = load(v + t * kLanes<T>);
-        a[t] = ua * x + a[t];
-        b[t] = ub * x + b[t];
+        a[0][t] = load(out + t * kLanes<T>);
+        b[0][t] = load(out + kWidth + t * kLanes<T>);
       }
+    }
+    int32_t j = 0;
+    for (; j + C <= run.both; j += C, u += 2 * C, source += 2 * C) {
+      METASPARSE_UNROLL
+      for (int c = 0; c < C; ++c) {
+        add_row_to_both<T, N>(a[c], b[c], u[2 * c], u[2 * c + 1],
+                              step.v + static_cast<int64_t>(source[2 * c]) * kWidth);
+      }
+    }
+    for (; j < run.both; ++j, u += 2, source += 2) {
+      add_row_to_both<T, N>(a[0], b[0], u[0], u[1],
+                            step.v + static_cast<int64_t>(source[0]) * kWidth);
     }
     // The rest of a and the rest of b are independent chains: run them side by side.
     const T* second_u = u + run.first;
     const int32_t* second_source = source + run.first;
     const int32_t common = run.first < run.second ? run.first : run.second;
-    for (int32_t j = 0; j < common; ++j) {
-      const Vec<T> ua = broadcast(u[j]), ub = broadcast(second_u[j]);
-      const T* va = step.v + static_cast<int64_t>(source[j]) * kWidth;
-      const T* vb = step.v + static_cast<int64_t>(second_source[j]) * kWidth;
+    for (j = 0; j + C <= common; j += C) {
       METASPARSE_UNROLL
-      for (int t = 0; t < N; ++t) {
-        a[t] = ua * load(va + t * kLanes<T>) + a[t];
-        b[t] = ub * load(vb + t * kLanes<T>) + b[t];
+      for (int c = 0; c < C; ++c) {
+        add_row<T, N>(a[c], u[j + c], step.v + static_cast<int64_t>(source[j + c]) * kWidth);
+        add_row<T, N>(b[c], second_u[j + c],
+                      step.v + static_cast<int64_t>(second_source[j + c]) * kWidth);
       }
     }
-    for (int32_t j = common; j < run.first; ++j) {
-      const Vec<T> ua = broadcast(u[j]);
-      const T* v = step.v + static_cast<int64_t>(source[j]) * kWidth;
-      METASPARSE_UNROLL
-      for (int t = 0; t < N; ++t) a[t] = ua * load(v + t * kLanes<T>) + a[t];
-    }
-    for (int32_t j = common; j < run.second; ++j) {
-      const Vec<T> ub = broadcast(second_u[j]);
-      const T* v = step.v + static_cast<int64_t>(second_source[j]) * kWidth;
-      METASPARSE_UNROLL
-      for (int t = 0; t < N; ++t) b[t] = ub * load(v + t * kLanes<T>) + b[t];
-    }
-    METASPARSE_UNROLL
-    for (int t = 0; t < N; ++t) {
-      store(out + t * kLanes<T>, a[t]);
-      store(out + kWidth + t * kLanes<T>, b[t]);
-    }
+    add_entries<T, N>(a, u, source, j, run.first, step.v);
+    add_entries<T, N>(b, second_u, second_source, j, run.second, step.v);
+    store_sum<T, N>(a, out);
+    store_sum<T, N>(b, out + kWidth);
   }
 }
 
