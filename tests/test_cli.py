@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from training_helpers import package_path, tiny_config
 
 from metasparse_ext import cli
-from metasparse_ext.training import Run, Trainer, checkpoint, metrics
+from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -227,6 +227,26 @@ def test_a_damaged_run_is_named(tmp_path):
 )
 def test_settings_are_read_as_literals(text, value):
     assert cli._literal(text) == value
+
+
+def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):
+    tiny = {
+        **{"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 8},
+        **{"iterations": 40, "validate_every": 10, "validation_tasks": 4, "evaluation_tasks": 6},
+    }
+    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
+    monkeypatch.setattr(demo, "PRUNED", demo.PRUNED.replace(**tiny, mask_lr=1e-3))
+    result = invoke("demo", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()]
+    dense = next(row for row in rows if row[:1] == ["dense"])
+    pruned = next(row for row in rows if row[:1] == ["pruned"])
+    assert dense[5:7] == ["100.0", "%"]
+    assert float(pruned[5]) < 90
+    assert float(pruned[7]) < float(dense[7])
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {"accuracy-macs.png", "kernels-pruned.png", "learning-curves.png"}
+    assert "seconds in all" in result.stdout
 
 
 def test_help_is_short_and_complete():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
 from rich.table import Table
 
 from metasparse_ext.training import atomic, build, metrics
@@ -101,16 +102,16 @@ def usage(run: Run, split: str = "test") -> dict[str, NDArray[np.float64]] | Non
 
 def table(results: Mapping[str, Result]) -> Table:
     """A rich table, one row a run; the title says what was evaluated and how."""
-    first = next(iter(results.values()))
-    shown = Table(title=f"{first.setting}, {_manner(first.numbers)}", title_style="bold")
-    shown.add_column("")
-    for heading in (
-        "accuracy (95 % interval)",
-        "active kernels",
-        "multiply-accumulates",
-        "training s/iteration",
-    ):
-        shown.add_column(heading, justify="right")
+    numbers = next(iter(results.values())).numbers
+    shown = Table(
+        title=f"{next(iter(results.values())).setting}, {_manner(numbers)}",
+        caption="accuracy with its 95 % interval; multiply-accumulates of one image",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    shown.add_column("", overflow="fold")
+    for heading in ("accuracy", "active kernels", "multiply-accumulates", "s/iteration"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for label, result in results.items():
         shown.add_row(label, *_cells(result))
     return shown
@@ -121,7 +122,7 @@ def remark(result: Result) -> str:
     text = f"{result.checkpoint} checkpoint, iteration {result.iteration}"
     if result.budget is None:
         return text
-    achieved = f"{100 * result.numbers['active']:.1f} % of the kernels active"
+    achieved = f"{100 * result.numbers['active']:.1f} % of {result.numbers['kernels']:,} kernels"
     return f"{text}; budget {100 * result.budget:g} %, achieved {achieved}"
 
 
@@ -132,13 +133,10 @@ def _manner(numbers: Mapping[str, Any]) -> str:
 
 def _cells(result: Result) -> tuple[str, str, str, str]:
     numbers = result.numbers
-    active = f"{100 * numbers['active']:.1f} % of {numbers['kernels']:,}"
-    if result.budget is not None:
-        active += f" (budget {100 * result.budget:g} %)"
     return (
         f"{100 * numbers['accuracy']:.2f} ± {100 * numbers['interval']:.2f} %",
-        active,
-        f"{numbers['macs'] / 1e6:.2f} M of {numbers['dense_macs'] / 1e6:.2f} M",
+        f"{100 * numbers['active']:.1f} %",
+        f"{numbers['macs'] / 1e6:.2f} M",
         "" if result.seconds is None else f"{result.seconds:.3f}",
     )
 
