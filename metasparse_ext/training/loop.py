@@ -213,7 +213,7 @@ class Trainer:
         record = {"iteration": self.iteration, "kind": "validation", **report.to_dict()}
         record["eligible"] = eligible(self.learner, report.active)
         better = record["eligible"] and (
-            self.best is None or record["accuracy"] > self.best["accuracy"]
+            self.best is None or record["accuracy"] >= self.best["accuracy"]
         )
         self._write(record)
         if better:
