@@ -1,8 +1,9 @@
 """Whole meta-steps against peers: ``python -m benchmarks.meta_steps [--quick] [--threads N]``.
 
 MAML is held against learn2learn where it is installed (else against the same loop over tasks
-written with torch.autograd), on the same tasks, with the same weights: both sides must arrive at
-the same meta-gradient before a time is reported.
+written with torch.autograd), MetaDOCK against the procedure of its public code in stock PyTorch, on
+the same tasks, with the same weights: both sides must arrive at the same meta-gradient before a
+time is reported.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import metadock_peer, peers
 from benchmarks.harness import Row, fair_process, interleave, save, verify
-from metasparse_ext.algorithms import MAML
+from metasparse_ext.algorithms import MAML, MetaDOCK
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d
 
@@ -56,19 +57,21 @@ class MamlStep:
                 layer.masker = FixedMask(kept.float())
         return net
 
-    def batch(
-        self, dtype: torch.dtype, ways: int = 5, shots: int = 1, queries: int = 15
-    ) -> TaskBatch:
-        torch.manual_seed(1)
+    def batch(self, dtype: torch.dtype) -> TaskBatch:
+        return random_tasks(self.tasks, 1, 15, (self.channels, self.size, self.size), dtype)
 
-        def samples(each: int) -> Samples:
-            shape = self.tasks, ways * each, self.channels, self.size, self.size
-            images = torch.rand(shape).to(dtype)
-            return Samples(
-                images, torch.arange(ways).repeat_interleave(each).expand(self.tasks, -1)
-            )
 
-        return TaskBatch(samples(shots), samples(queries))
+def random_tasks(
+    tasks: int, shots: int, queries: int, image: tuple[int, int, int], dtype: torch.dtype
+) -> TaskBatch:
+    """Five classes of noise: arithmetic does not mind."""
+    torch.manual_seed(1)
+
+    def samples(each: int) -> Samples:
+        labels = torch.arange(5).repeat_interleave(each).expand(tasks, -1)
+        return Samples(torch.rand(tasks, 5 * each, *image).to(dtype), labels)
+
+    return TaskBatch(samples(shots), samples(queries))
 
 
 def run_maml(case: MamlStep, budget: float) -> Row:
@@ -92,6 +95,58 @@ def _maml_sides(case: MamlStep, peer: str, dtype: torch.dtype) -> tuple[Side, Si
         return [p.grad for p in learner.parameters()]
 
     return ours, lambda: run(twin, batch, case.inner_lr, case.steps)
+
+
+@dataclass(frozen=True)
+class MetaDockStep:
+    """The pruning iteration of CIFAR-FS 5-way 5-shot: 16 inner steps, 5 of conjugate gradients."""
+
+    density: float
+    backbone: str = "strided"
+    size: int = 32
+    channels: int = 3
+    width: int = 64
+    tasks: int = 4
+    steps: int = 16
+
+    def learner(self, dtype: torch.dtype) -> MetaDOCK:
+        """Half-way through its ramp, with this fraction of the kernels in use."""
+        torch.manual_seed(0)
+        net = Conv4(self.channels, self.size, self.width, ways=5)
+        learner = MetaDOCK(net, inner_lr=5e-3, inner_steps=self.steps, total_iterations=2)
+        with torch.no_grad():
+            for scores in learner._meta_scores().values():
+                scores.copy_(torch.rand_like(scores) - (1 - self.density))
+                scores[:, 0] = 0.5  # no channel without a kernel, see MamlStep
+        learner.iteration.fill_(1)
+        return learner.to(dtype)
+
+
+def run_metadock(case: MetaDockStep, budget: float) -> Row:
+    error = verify(str(case), *(side() for side in _metadock_sides(case, torch.float64)), BOUND)
+    ours, peer = _metadock_sides(case, torch.float32)
+    name = "official procedure"
+    timings = interleave({"ours": ours, name: peer}, budget=budget, least=3, most=10)
+    return Row("metadock", asdict(case), error, timings.pop("ours"), timings)
+
+
+def _metadock_sides(case: MetaDockStep, dtype: torch.dtype) -> tuple[Callable[[], Tensor], ...]:
+    learner = case.learner(dtype)
+    batch = random_tasks(case.tasks, 5, 5, (case.channels, case.size, case.size), dtype)
+    names = [name for name, _ in learner.named_parameters()]
+
+    def ours() -> Tensor:
+        learner.zero_grad(set_to_none=True)
+        learner.iteration.fill_(1)
+        learner.meta_backward(batch)
+        return torch.cat([p.grad.flatten() for p in learner.parameters()])
+
+    def peer() -> Tensor:
+        learner.iteration.fill_(1)
+        gradients = metadock_peer.meta_gradient(learner, batch)
+        return torch.cat([gradients[name].flatten() for name in names])
+
+    return ours, peer
 
 
 def maml_grid(quick: bool) -> Iterator[MamlStep]:
@@ -128,9 +183,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     fair_process(options.threads)
+    budget = 2.0 if options.quick else 15.0
     rows = []
     for case in maml_grid(options.quick):
-        rows.append(run_maml(case, budget=2.0 if options.quick else 15.0))
+        rows.append(run_maml(case, budget))
+        print(".", end="", file=sys.stderr, flush=True)
+    for density in (1.0, 0.5):
+        rows.append(run_metadock(MetaDockStep(density), budget))
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print_table(rows, Console(width=120))
