@@ -205,6 +205,9 @@ def _say(console: Console, text: str) -> None:
     help="Batch statistics over all queries of a task, or over the support set and one "
     "query; by default the run's.",
 )
+@click.option(
+    "--adapt-steps", type=click.IntRange(0), help="Steps of adaptation, if not the run's."
+)
 @click.option("--root", help="Folder of the data set's files, if it has moved.")
 @click.option("--device", help="Torch device, if not the run's.")
 def evaluate(run: str, **options: Any) -> None:

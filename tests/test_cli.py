@@ -125,6 +125,13 @@ def test_evaluate_prints_and_keeps_what_it_found(trained, kind):
     assert kept["numbers"]["transductive"] is (kind == "transductive")
 
 
+def test_evaluate_takes_more_steps_of_adaptation(trained):
+    result = invoke("evaluate", trained, "--adapt-steps", "7")
+    assert result.exit_code == 0, result.output
+    assert "7 steps of adaptation" in " ".join(result.stdout.split())
+    assert json.loads(trained.evaluation_path("test").read_text())["adapt_steps"] == 7
+
+
 def test_evaluate_takes_the_number_of_tasks_of_the_run(trained):
     assert invoke("evaluate", trained, "--split", "val").exit_code == 0
     assert json.loads(trained.evaluation_path("val").read_text())["numbers"]["tasks"] == 5

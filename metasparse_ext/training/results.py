@@ -26,6 +26,7 @@ class Result:
 
     Attributes:
         setting: Data set, split and kind of task, in words.
+        adapt_steps: Gradient steps of adaptation; without meaning where a solver adapts.
         checkpoint: ``best`` or, where no checkpoint met the budget, ``last``.
         iteration: Meta-iterations behind that checkpoint.
         budget: Fraction of kernels asked for, if any.
@@ -34,6 +35,7 @@ class Result:
     """
 
     setting: str
+    adapt_steps: int
     checkpoint: str
     iteration: int
     budget: float | None
@@ -47,6 +49,7 @@ def evaluate_run(
     tasks: int | None = None,
     split: str = "test",
     transductive: bool | None = None,
+    adapt_steps: int | None = None,
     root: str | None = None,
     device: str | None = None,
 ) -> Result:
@@ -56,6 +59,8 @@ def evaluate_run(
         run: The run.
         tasks, transductive: As in :func:`evaluate`; by default as the run's configuration says.
         split: ``train``, ``val`` or ``test``.
+        adapt_steps: Gradient steps of adaptation, if not the run's: sources may take more at test
+            time than in training.
         root: Where the data set's files are now, if not where the run found them.
         device: The torch device, if not the run's.
 
@@ -67,6 +72,8 @@ def evaluate_run(
     config = config.replace(root=root or config.root, device=device or config.device)
     classes = build.images(config, split)
     learner = build.trained(run, config, classes.shape)
+    if adapt_steps is not None:
+        learner.adapt_steps = adapt_steps
     found = evaluate(
         learner,
         build.episodes(config, classes, seed=_SEED, tasks=config.tasks),
@@ -75,6 +82,7 @@ def evaluate_run(
     )
     result = Result(
         setting=f"{config.ways}-way {config.shots}-shot, {config.data} {split} classes",
+        adapt_steps=learner.adapt_steps,
         checkpoint="best" if run.best_path.exists() else "last",
         iteration=int(learner.iteration),
         budget=getattr(learner, "budget", None),
@@ -120,6 +128,8 @@ def table(results: Mapping[str, Result]) -> Table:
 def remark(result: Result) -> str:
     """Which checkpoint was evaluated, and whether it keeps its budget, as one sentence."""
     text = f"{result.checkpoint} checkpoint, iteration {result.iteration}"
+    if result.adapt_steps:
+        text += f", {result.adapt_steps} steps of adaptation"
     if result.budget is None:
         return text
     achieved = f"{100 * result.numbers['active']:.1f} % of {result.numbers['kernels']:,} kernels"
