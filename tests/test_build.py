@@ -15,7 +15,9 @@ from metasparse_ext import _library
 PACKAGE = Path(ms.__file__).parent
 
 USE_AN_OP = """
-import warnings
+import sys, warnings
+# An editable install would lend the copy its own library.
+sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in repr(finder)]
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch, metasparse_ext as ms
