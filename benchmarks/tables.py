@@ -48,14 +48,16 @@ def training() -> Iterator[str]:
                 f"{100 * numbers['accuracy']:.2f} ± {100 * numbers['interval']:.2f} %",
                 f"{100 * numbers['active']:.1f} %",
                 f"{numbers['macs'] / 1e6:.2f} M",
+                str(found.adapt_steps),
                 str(found.iteration),
                 f"{found.seconds:.3f}",
             )
         )
     if rows:
-        head = ("run", "test", "accuracy", "active kernels", "MACs", "iterations", "s/iteration")
+        head = ("run", "test", "accuracy", "active kernels", "MACs")
+        head += ("adapt steps", "iterations", "s/iteration")
         yield markdown(
-            "Training on 2 cores of a CPU; 600 test tasks, 95 % interval, transductive. "
+            "Training on one core of a CPU; 600 test tasks, 95 % interval, transductive. "
             "Configuration and metrics of every iteration lie in `benchmarks/results/`.",
             head,
             rows,
