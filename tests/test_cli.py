@@ -1,6 +1,7 @@
 """The command line: what it prints, writes, refuses, and with which exit code."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from training_helpers import package_path, tiny_config
 
 from metasparse_ext import cli
 from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
+from metasparse_ext.training.progress import LineReporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -274,11 +276,9 @@ def test_as_a_process(tmp_path):
     assert ended.stderr == "metasparse: unknown learner 'metadok': did you mean metadock?\n"
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, monkeypatch):
-    import signal
-
-    from metasparse_ext.training.progress import LineReporter
-
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Presses Ctrl-C in the second iteration."""
     original = LineReporter.step
 
     def step(self, record):
@@ -287,8 +287,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(LineReporter, "step", step)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, interrupted):
     result = train("maml", tiny_root, tmp_path / "run")
     assert result.exit_code == 130
     assert "stopped at iteration 2" in result.stdout
     assert "--resume" in result.stdout
     assert checkpoint.load(Run(tmp_path / "run").last_path).iteration == 2
+
+
+def test_ctrl_c_ends_the_demo(tmp_path, tiny_root, monkeypatch, interrupted):
+    tiny = {"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 4}
+    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
+    result = invoke("demo", "--out", tmp_path)
+    assert result.exit_code == 130
+    assert not (tmp_path / "pruned").exists()

@@ -41,7 +41,7 @@ PRUNED = DENSE.replace(
         "lambda4": 0.0,
     },
     iterations=300,
-    meta_lr=5e-4,
+    meta_lr=1e-3,
     mask_lr=2e-4,
     validate_every=50,
 )
@@ -56,6 +56,9 @@ def demo(folder: Path, console: Console) -> dict[str, Result]:
 
     Returns:
         The evaluations of ``dense`` and ``pruned``.
+
+    Raises:
+        KeyboardInterrupt: If training was interrupted.
     """
     started = time.monotonic()
     threads = torch.get_num_threads()
@@ -88,4 +91,6 @@ def _train(console: Console, title: str, config: RunConfig, run: Run) -> None:
     console.rule(title, align="left")
     run.last_path.unlink(missing_ok=True)
     with reporter(console) as shown:
-        Trainer(config, run, reporter=shown).fit()
+        outcome = Trainer(config, run, reporter=shown).fit()
+    if outcome.interrupted:
+        raise KeyboardInterrupt
