@@ -77,7 +77,7 @@ def meta_gradient_sides(case: Network, dtype: torch.dtype):
     layout = Layout.of(net)
     start = layout.flatten(dict(net.named_parameters())).detach()
     phi = start + 0.01 * torch.randn(case.tasks, layout.numel).to(dtype)
-    support, query = (task_losses(net, layout, *s, task_aware=True) for s in batch)
+    support, query = (task_losses(net, layout, s.images, s.labels, task_aware=True) for s in batch)
 
     def ours() -> Tensor:
         return implicit_gradient(

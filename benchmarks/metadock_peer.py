@@ -46,8 +46,9 @@ def meta_gradient(learner: MetaDOCK, batch: TaskBatch) -> Parameters:
     """The mean meta-gradient over the tasks, by the name of the learner's parameters."""
     theta = {name: p.detach() for name, p in learner.named_parameters()}
     total = {name: torch.zeros_like(p) for name, p in theta.items()}
-    for images, labels, queries, answers in zip(*batch.support, *batch.query, strict=True):
-        one = _task_gradient(learner, theta, (images, labels), (queries, answers))
+    for t in range(batch.support.images.shape[0]):
+        support, query = ((part.images[t], part.labels[t]) for part in batch)
+        one = _task_gradient(learner, theta, support, query)
         for name, value in one.items():
             total[name] += value / batch.support.images.shape[0]
     return total

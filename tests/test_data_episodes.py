@@ -18,7 +18,7 @@ def equal(first, second):
     return all(
         torch.equal(a, b)
         for one, two in zip(first, second, strict=True)
-        for a, b in zip(one, two, strict=True)
+        for a, b in zip(one[:2], two[:2], strict=True)
     )
 
 
@@ -36,7 +36,9 @@ def test_shapes_and_types(data, tasks, shots):
         assert samples.images.dtype == torch.float32
         assert samples.labels.shape == (tasks, 5 * each)
         assert samples.labels.dtype == torch.int64
-        assert all(tensor.is_contiguous() for tensor in samples)
+        assert samples.images.is_contiguous()
+        assert samples.labels.is_contiguous()
+        assert samples.distribution is None
 
 
 def test_pixels_span_zero_to_one():

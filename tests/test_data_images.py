@@ -10,17 +10,29 @@ from metasparse_ext.data import DataError, ImageClasses, Samples, TaskBatch
 
 def test_batch_moves_as_one():
     samples = Samples(torch.zeros(2, 5, 1, 4, 4), torch.zeros(2, 5, dtype=torch.int64))
-    batch = TaskBatch(support=samples, query=samples).to("meta", non_blocking=True)
+    mixed = samples._replace(distribution=torch.arange(2))
+    batch = TaskBatch(support=mixed, query=samples).to("meta", non_blocking=True)
     assert isinstance(batch, TaskBatch)
     assert isinstance(batch.query, Samples)
-    assert {t.device.type for part in batch for t in part} == {"meta"}
+    assert {t.device.type for part in batch for t in part if t is not None} == {"meta"}
+    assert batch.distribution.device.type == "meta"
+    assert batch.query.distribution is None
+
+
+def test_some_tasks_of_a_batch():
+    samples = Samples(torch.rand(3, 2, 1, 4, 4), torch.zeros(3, 2), torch.arange(3))
+    batch = TaskBatch(samples, samples._replace(distribution=None))
+    first, last = batch.tasks(slice(1)), batch.tasks(torch.tensor([2]))
+    assert torch.equal(torch.cat([first.query.images, last.query.images]), samples.images[[0, 2]])
+    assert (first.distribution.tolist(), last.distribution.tolist()) == ([0], [2])
+    assert first.query.distribution is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs CUDA")
 def test_batch_pins_every_tensor():
     samples = Samples(torch.zeros(2, 5, 1, 4, 4), torch.zeros(2, 5, dtype=torch.int64))
     batch = TaskBatch(samples, samples).pin_memory()
-    assert all(tensor.is_pinned() for part in batch for tensor in part)
+    assert all(t.is_pinned() for part in batch for t in part if t is not None)
 
 
 def test_labels_are_grouped_and_keep_their_order():

@@ -34,7 +34,7 @@ def batches(config, classes, tasks=2):
 
 
 def one(samples: Samples, task: int) -> Samples:
-    return Samples(*(tensor[task : task + 1] for tensor in samples))
+    return samples.tasks(slice(task, task + 1))
 
 
 @pytest.mark.parametrize("transductive", [True, False])

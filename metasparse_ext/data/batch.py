@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,18 +15,28 @@ class Samples(NamedTuple):
     Attributes:
         images: (T, N, C, H, W) float32 in [0, 1].
         labels: (T, N) int64 in [0, ways).
+        distribution: (T,) int64, which of several data sets each task was drawn from, or None where
+            there is one. It travels with the samples, so that a learner is told when it adapts.
     """
 
     images: Tensor
     labels: Tensor
+    distribution: Tensor | None = None
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Samples:
         """The samples on ``device``; ``non_blocking`` overlaps copies from pinned memory."""
-        return Samples(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Samples:
         """The samples in page-locked memory, whence copies to a GPU are asynchronous."""
-        return Samples(*(tensor.pin_memory() for tensor in self))
+        return self._map(Tensor.pin_memory)
+
+    def tasks(self, chosen: slice | Tensor) -> Samples:
+        """The samples of some of the tasks."""
+        return self._map(lambda tensor: tensor[chosen])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Samples:
+        return Samples(*(tensor if tensor is None else function(tensor) for tensor in self))
 
 
 class TaskBatch(NamedTuple):
@@ -34,6 +45,11 @@ class TaskBatch(NamedTuple):
     support: Samples
     query: Samples
 
+    @property
+    def distribution(self) -> Tensor | None:
+        """(T,) int64, which of several data sets each task was drawn from, if there are several."""
+        return self.support.distribution
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TaskBatch:
         """The batch on ``device``; ``non_blocking`` overlaps copies from pinned memory."""
         return TaskBatch(*(samples.to(device, non_blocking) for samples in self))
@@ -41,3 +57,7 @@ class TaskBatch(NamedTuple):
     def pin_memory(self) -> TaskBatch:
         """The batch in page-locked memory, whence copies to a GPU are asynchronous."""
         return TaskBatch(*(samples.pin_memory() for samples in self))
+
+    def tasks(self, chosen: slice | Tensor) -> TaskBatch:
+        """Some of the tasks, by a slice or an index (K,)."""
+        return TaskBatch(*(samples.tasks(chosen) for samples in self))

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.data import TaskBatch
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Workers:
         """The tasks of a meta-batch that are this process's."""
         each = batch.support.labels.shape[0] // self.size
         own = slice(self.rank * each, (self.rank + 1) * each)
-        return TaskBatch(*(Samples(*(part[own] for part in samples)) for samples in batch))
+        return batch.tasks(own)
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replaces tensors by their mean over the processes, in one exchange."""

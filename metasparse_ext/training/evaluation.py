@@ -160,7 +160,7 @@ def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch
     """Meta-batches with ``tasks`` tasks in all; the last one may be cut."""
     left = tasks
     for batch in batches:
-        part = TaskBatch(*(Samples(*(t[:left] for t in samples)) for samples in batch))
+        part = batch.tasks(slice(left))
         yield part
         left -= part.support.labels.shape[0]
         if left == 0:
