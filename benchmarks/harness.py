@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,3 +154,9 @@ def save(name: str, rows: list[Row]) -> Path:
     document = {"environment": environment(), "rows": [row.to_json() for row in rows]}
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """What ``save`` wrote under this name, or None."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None

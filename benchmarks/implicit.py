@@ -8,19 +8,16 @@ that unrolls gradient descent on the head until the support loss is as low?
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.harness import Row, WrongResult, fair_process, interleave, save, verify
+from benchmarks.command import Group, run_benchmark
+from benchmarks.harness import Row, WrongResult, interleave, verify
 from metasparse_ext.algorithms import ConvexIMAML
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout, implicit_gradient, softmax_head, task_losses
@@ -222,7 +219,8 @@ def run_convex_step(case: Network, budget: float) -> Row:
     target = learner.meta_backward(batch).support_loss
     twin = peers.stock_twin(learner.model)
     rate, steps = descent_to(twin, batch.support, target)
-    name = f"unrolled head, {steps} steps"
+    peer = "learn2learn" if peers.HAS_LEARN2LEARN else "torch loop"
+    name = f"{peer}, {steps} steps on the head"
     variants = {
         "ours": lambda: meta_gradient(learner, batch),
         name: lambda: unrolled_step(twin, batch, rate, steps),
@@ -259,78 +257,66 @@ def descent_to(net: torch.nn.Sequential, support: Samples, target: Tensor) -> tu
 def unrolled_step(
     net: torch.nn.Sequential, batch: TaskBatch, rate: float, steps: int
 ) -> list[Tensor]:
-    """ANIL's loop over tasks: autograd's gradient of the head at every step, all of it kept."""
-    total = 0.0
-    for t in range(len(batch.support.images)):
+    """ANIL's loop over tasks, every step of the head's descent kept for the backward pass."""
+    adapt = _learn2learn_head if peers.HAS_LEARN2LEARN else _autograd_head
+    net.zero_grad()
+    tasks = len(batch.support.images)
+    for t in range(tasks):
         features = net[:-1](batch.support.images[t])
-        head = list(net[-1].parameters())
-        for _ in range(steps):
-            loss = F.cross_entropy(F.linear(features, *head), batch.support.labels[t])
-            grads = torch.autograd.grad(loss, head, create_graph=True)
-            head = [w - rate * g for w, g in zip(head, grads, strict=True)]
-        logits = F.linear(net[:-1](batch.query.images[t]), *head)
-        total = total + F.cross_entropy(logits, batch.query.labels[t])
-    return torch.autograd.grad(total / len(batch.support.images), list(net.parameters()))
+        head = adapt(net[-1], features, batch.support.labels[t], rate, steps)
+        logits = head(net[:-1](batch.query.images[t]))
+        (F.cross_entropy(logits, batch.query.labels[t]) / tasks).backward()
+    return [p.grad for p in net.parameters()]
+
+
+def _learn2learn_head(
+    layer: torch.nn.Linear, features: Tensor, labels: Tensor, rate: float, steps: int
+) -> Callable[[Tensor], Tensor]:
+    head = peers.learn2learn().algorithms.MAML(layer, lr=rate).clone()
+    for _ in range(steps):
+        head.adapt(F.cross_entropy(head(features), labels))
+    return head
+
+
+def _autograd_head(
+    layer: torch.nn.Linear, features: Tensor, labels: Tensor, rate: float, steps: int
+) -> Callable[[Tensor], Tensor]:
+    """The same with torch.autograd alone, for where learn2learn is not installed."""
+    weight, bias = layer.weight, layer.bias
+    for _ in range(steps):
+        loss = F.cross_entropy(F.linear(features, weight, bias), labels)
+        slopes = torch.autograd.grad(loss, (weight, bias), create_graph=True)
+        weight, bias = weight - rate * slopes[0], bias - rate * slopes[1]
+    return lambda images: F.linear(images, weight, bias)
 
 
 # ---- the command -------------------------------------------------------------------------------
 
 
-def measure(quick: bool) -> Iterator[Row]:
-    budget = 1.0 if quick else 15.0
-    gradients = [Network("strided", 28, 1, 64, shots=1, queries=15)]
-    steps = [Network("strided", 28, 1, 64, shots=1, queries=15)]
+def gradient_grid(quick: bool) -> Iterator[Network]:
+    yield Network("strided", 28, 1, 64, shots=1, queries=15)
     if not quick:
-        gradients.append(Network("strided", 84, 3, 64, shots=1, queries=15))
-        gradients.append(Network("pooled", 84, 3, 64, shots=1, queries=15))
-        steps.append(Network("strided", 28, 1, 64, shots=5, queries=15))
-        steps.append(Network("pooled", 84, 3, 32, shots=1, queries=15))
-    for case in gradients:
-        yield run_meta_gradient(case, budget)
+        yield Network("strided", 84, 3, 64, shots=1, queries=15)
+        yield Network("pooled", 84, 3, 64, shots=1, queries=15)
+
+
+def head_grid(quick: bool) -> Iterator[Head]:
     for samples in (25, 125):
-        yield run_head(Head(samples), budget)
-    for case in steps:
-        yield run_convex_step(case, budget)
+        yield Head(samples)
 
 
-def print_table(rows: list[Row], console: Console) -> None:
-    table = Table(title="milliseconds a call")
-    for name in ("what", "case", "stock", "stock ms", "ours ms", "times faster"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        case = row.case
-        if row.group == "head":
-            what = f"{case['samples']} samples, {case['features']} features"
-        else:
-            what = f"{case['backbone']} Conv4-{case['width']}, {case['size']}x{case['size']}"
-            what += f", {case['shots']} shots"
-        stock = row.best_stock
-        table.add_row(
-            row.group,
-            what,
-            stock,
-            f"{1e3 * row.stock[stock].median:.2f}",
-            f"{1e3 * row.ours.median:.2f}",
-            f"{row.speedup:.1f}",
-        )
-    console.print(table)
+def step_grid(quick: bool) -> Iterator[Network]:
+    yield Network("strided", 28, 1, 64, shots=1, queries=15)
+    if not quick:
+        yield Network("strided", 28, 1, 64, shots=5, queries=15)
+        yield Network("pooled", 84, 3, 32, shots=1, queries=15)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, not saved")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    fair_process(options.threads)
-    rows = []
-    for row in measure(options.quick):
-        rows.append(row)
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print_table(rows, Console(width=130))
-    if not options.quick:
-        print(f"raw results: {save(f'implicit-{options.threads}-threads', rows)}")
-
+GROUPS = {
+    "meta_gradient": Group(run_meta_gradient, gradient_grid),
+    "head": Group(run_head, head_grid),
+    "convex_step": Group(run_convex_step, step_grid),
+}
 
 if __name__ == "__main__":
-    main()
+    run_benchmark("implicit", __doc__.splitlines()[0], GROUPS, seconds=15.0, quick_seconds=1.0)

@@ -8,18 +8,15 @@ time is reported.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks import metadock_peer, peers
-from benchmarks.harness import Row, fair_process, interleave, save, verify
+from benchmarks.command import Group, run_benchmark
+from benchmarks.harness import Row, interleave, verify
 from metasparse_ext.algorithms import MAML, MetaDOCK
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d
@@ -158,44 +155,12 @@ def maml_grid(quick: bool) -> Iterator[MamlStep]:
             yield MamlStep(*shape, density)
 
 
-def print_table(rows: list[Row], console: Console) -> None:
-    table = Table(title="seconds a meta-iteration")
-    for name in ("learner", "network", "density", "peer", "peer s", "ours s", "times faster"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        case, stock = row.case, row.best_stock
-        network = f"{case['backbone']} Conv4-{case['width']}, {case['size']}x{case['size']}"
-        table.add_row(
-            row.group,
-            network,
-            str(case["density"]),
-            stock,
-            f"{row.stock[stock].median:.3f}",
-            f"{row.ours.median:.3f}",
-            f"{row.speedup:.2f}",
-        )
-    console.print(table)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds, not saved")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    fair_process(options.threads)
-    budget = 2.0 if options.quick else 15.0
-    rows = []
-    for case in maml_grid(options.quick):
-        rows.append(run_maml(case, budget))
-        print(".", end="", file=sys.stderr, flush=True)
+def metadock_grid(quick: bool) -> Iterator[MetaDockStep]:
     for density in (1.0, 0.5):
-        rows.append(run_metadock(MetaDockStep(density), budget))
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print_table(rows, Console(width=120))
-    if not options.quick:
-        print(f"raw results: {save(f'meta_steps-{options.threads}-threads', rows)}")
+        yield MetaDockStep(density)
 
+
+GROUPS = {"maml": Group(run_maml, maml_grid), "metadock": Group(run_metadock, metadock_grid)}
 
 if __name__ == "__main__":
-    main()
+    run_benchmark("meta_steps", __doc__.splitlines()[0], GROUPS, seconds=15.0, quick_seconds=2.0)

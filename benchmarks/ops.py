@@ -7,21 +7,16 @@ batch norm, ReLU and max-pool one after another. Both sides produce a fresh outp
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import metasparse_ext as ms
-from benchmarks.harness import Row, fair_process, interleave, save, verify
+from benchmarks.command import Group, run_benchmark
+from benchmarks.harness import Row, interleave, verify
 
 BOUND = 1e-5
 DENSITIES = (1.0, 0.5, 0.2, 0.1)
@@ -223,55 +218,11 @@ def topk_grid(quick: bool) -> Iterator[TopK]:
         yield TopK(weights, 0.5)
 
 
-def print_table(rows: list[Row], console: Console) -> None:
-    """One line a case without its density; the speed-ups by density beside each other."""
-    for group, members in groupby(rows, key=lambda row: row.group):
-        lines: dict[tuple, dict[object, Row]] = {}
-        for row in members:
-            case = dict(row.case)
-            density = case.pop("density", "")
-            lines.setdefault(tuple(case.items()), {})[density] = row
-        columns = list(dict.fromkeys(d for line in lines.values() for d in line))
-        table = Table(title=f"{group}: times faster than the fastest stock way")
-        for name, _ in next(iter(lines)):
-            table.add_column(name, justify="right")
-        for density in columns:
-            table.add_column(f"density {density}" if density != "" else "speed-up", justify="right")
-        for key, line in lines.items():
-            cells = [f"{line[d].speedup:.2f}" if d in line else "" for d in columns]
-            table.add_row(*(str(value) for _, value in key), *cells)
-        console.print(table)
-    console.print(
-        f"{len(rows)} rows; slowest {min(row.speedup for row in rows):.2f}, "
-        f"median {statistics.median(row.speedup for row in rows):.2f}"
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a sample, in under a minute")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=("conv", "block", "topk_mask"))
-    options = parser.parse_args()
-    fair_process(options.threads)
-    groups = {
-        "conv": (run_conv, conv_grid),
-        "block": (run_block, block_grid),
-        "topk_mask": (run_topk, topk_grid),
-    }
-    budget = 0.15 if options.quick else 0.6
-    rows = []
-    for name, (run, grid) in groups.items():
-        if options.only in (None, name):
-            for case in grid(options.quick):
-                rows.append(run(case, budget))
-                print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print_table(rows, Console(width=140))
-    if not options.quick:
-        suffix = f"-{options.only}" if options.only else ""
-        print(f"raw results: {save(f'ops{suffix}-{options.threads}-threads', rows)}")
-
+GROUPS = {
+    "conv": Group(run_conv, conv_grid),
+    "block": Group(run_block, block_grid),
+    "topk_mask": Group(run_topk, topk_grid),
+}
 
 if __name__ == "__main__":
-    main()
+    run_benchmark("ops", __doc__.splitlines()[0], GROUPS, seconds=0.6, quick_seconds=0.15)

@@ -6,14 +6,13 @@ With ``--check`` nothing is written, and the exit code says whether the README i
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, load
 from metasparse_ext.training import results
 from metasparse_ext.training.run import Run
 
@@ -27,11 +26,6 @@ def markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     rule = ["---"] + ["---:"] * (len(head) - 1)
     lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
     return f"{title}\n\n" + "\n".join(lines) + "\n"
-
-
-def load(name: str) -> dict[str, Any] | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def training() -> Iterator[str]:
@@ -65,11 +59,12 @@ def training() -> Iterator[str]:
 
 
 def meta_steps() -> Iterator[str]:
-    document = load("meta_steps-2-threads")
-    if document is None:
+    documents = [load(f"meta_steps-{group}-2-threads") for group in ("maml", "metadock")]
+    documents = [document for document in documents if document]
+    if not documents:
         return
     rows = []
-    for row in document["rows"]:
+    for row in (row for document in documents for row in document["rows"]):
         case, stock = row["case"], row["best_stock"]
         rows.append(
             (
@@ -83,14 +78,14 @@ def meta_steps() -> Iterator[str]:
             )
         )
     head = ("meta-step", "density", "peer", "peer s", "ours s", "times faster")
-    yield markdown(_measured("Meta-steps of four tasks", document), head, rows)
+    yield markdown(_measured("Meta-steps of four tasks", documents[0]), head, rows)
 
 
 def ops() -> Iterator[str]:
-    document = load("ops-2-threads")
+    document = load("ops-conv-2-threads")
     if document is None:
         return
-    rows = [row for row in document["rows"] if row["group"] == "conv"]
+    rows = document["rows"]
     lines = []
     for label, belongs in _conv_groups().items():
         for op in ("forward", "input gradient", "weight gradient"):
