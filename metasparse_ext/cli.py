@@ -100,7 +100,7 @@ def _field(flag: str, kind: Any, text: str) -> Callable[..., Any]:
 
 _CONFIG_OPTIONS = _options(
     click.option("--preset", help="Published settings to start from: `metasparse presets`."),
-    _field("--data", str, "Data set: glyphs, omniglot, cifar-fs, or folder."),
+    _field("--data", str, "Data set: glyphs, omniglot, cifar-fs or folder; several joined by +."),
     _field("--root", str, "Folder of the data set's files."),
     _field("--image-size", int, "Resize images to this side."),
     _field("--rotations/--no-rotations", bool, "Rotate training classes by multiples of 90°."),

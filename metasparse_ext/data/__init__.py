@@ -1,10 +1,12 @@
 """Few-shot image data: data sets by name, and reproducible N-way K-shot tasks from them."""
 
 from metasparse_ext.data.batch import Samples, TaskBatch
-from metasparse_ext.data.episodes import EpisodeSampler, episodes
+from metasparse_ext.data.episodes import episodes
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.mixture import Mixture, MixtureSampler
 from metasparse_ext.data.registry import DATASETS, load
+from metasparse_ext.data.sampler import EpisodeSampler
 
 __all__ = [
     "DATASETS",
@@ -12,6 +14,8 @@ __all__ = [
     "DataNotFoundError",
     "EpisodeSampler",
     "ImageClasses",
+    "Mixture",
+    "MixtureSampler",
     "Samples",
     "TaskBatch",
     "episodes",

@@ -11,27 +11,35 @@ import torch
 from metasparse_ext import data
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.algorithms.base import MetaLearner
-from metasparse_ext.data import ImageClasses, TaskBatch
+from metasparse_ext.data import ImageClasses, Mixture, TaskBatch
 from metasparse_ext.nn import Conv4
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.run import Run
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """Tells a learner that ramps something over the training how long that takes."""
-    ramps = "total_iterations" in inspect.signature(LEARNERS[config.learner]).parameters
-    if not ramps or "total_iterations" in config.options:
-        return config
-    return config.replace(options={**config.options, "total_iterations": config.iterations})
+    """Tells a learner that wants to know how long the training is, and of how many data sets."""
+    known = {
+        "total_iterations": config.iterations,
+        "distributions": config.data.count("+") + 1,
+    }
+    wanted = inspect.signature(LEARNERS[config.learner]).parameters
+    told = {name: value for name, value in known.items() if name in wanted}
+    return config.replace(options={**told, **config.options})
 
 
-def images(config: RunConfig, split: str) -> ImageClasses:
-    """Loads one split of the run's data set."""
+def images(config: RunConfig, split: str) -> ImageClasses | Mixture:
+    """Loads one split of the run's data set, or of its several."""
     return data.load(config.data, config.root, split=split, image_size=config.image_size)
 
 
+def distributions(classes: ImageClasses | Mixture) -> tuple[str, ...]:
+    """The names of the data sets of a mixture; none where there is one."""
+    return classes.names if isinstance(classes, Mixture) else ()
+
+
 def episodes(
-    config: RunConfig, classes: ImageClasses, *, seed: int, tasks: int, start: int = 0
+    config: RunConfig, classes: ImageClasses | Mixture, *, seed: int, tasks: int, start: int = 0
 ) -> Iterator[TaskBatch]:
     """Draws meta-batches; batch ``i`` depends on the seed, the split and ``i`` alone."""
     return data.episodes(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from metasparse_ext.data import TaskBatch
 
@@ -56,6 +56,22 @@ class Workers:
         flat /= self.size
         for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Replaces the gradients of a module by their mean over the processes.
+
+        A parameter that only other processes' tasks reached has a gradient here too, afterwards.
+        """
+        if self.size == 1:
+            return
+        parameters = list(module.parameters())
+        reached = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+        reached = reached.to(parameters[0].device)
+        self.average([reached])
+        for parameter, share in zip(parameters, reached.tolist(), strict=True):
+            if share and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.average([p.grad for p in parameters if p.grad is not None])
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set in some process."""

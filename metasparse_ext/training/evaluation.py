@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ class Evaluation:
         kernels: Number of kernels of the network.
         macs, dense_macs: Multiply-accumulates per image: those of active kernels (mean over the
             tasks), and of the same network without masks.
+        distributions: Of a mixture of data sets, by name: the tasks drawn from it, and accuracy and
+            interval on them.
         usage: For every masked layer, the fraction of tasks (O, I) in which a kernel is in use.
     """
 
@@ -45,6 +47,7 @@ class Evaluation:
     kernels: int
     macs: float
     dense_macs: int
+    distributions: dict[str, dict[str, float]]
     usage: dict[str, Tensor] = dataclasses.field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def evaluate(
     *,
     tasks: int = 600,
     transductive: bool = True,
+    distributions: Sequence[str] = (),
 ) -> Evaluation:
     """Adapts to the support set of every task and classifies its query set.
 
@@ -68,6 +72,7 @@ def evaluate(
         transductive: Take batch statistics over the whole query set of a task, as the published
             codes do. Otherwise each query image is classified in a batch of the task's support
             images and itself alone.
+        distributions: The names of the data sets of a mixture, to have the accuracy on each.
 
     Returns:
         The evaluation. The standard deviation is that of the population, as in the sources.
@@ -82,8 +87,8 @@ def evaluate(
         adapted = learner.adapt(support)
         with torch.no_grad():
             logits = predict(adapted, support, query.images, transductive=transductive)
-            totals.add(logits, query.labels, adapted, query.images.shape[2:])
-    return totals.evaluation(transductive)
+            totals.add(logits, query, adapted)
+    return totals.evaluation(transductive, distributions)
 
 
 def predict(
@@ -118,15 +123,16 @@ class _Totals:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._accuracy: list[Tensor] = []
+        self._distribution: list[Tensor] = []
         self._loss: list[Tensor] = []
         self._active: list[Tensor] = []
         self._macs: list[Tensor] = []
         self._used: dict[str, Tensor] = {}
         self._cost: Cost | None = None
 
-    def add(self, logits: Tensor, labels: Tensor, adapted: AdaptedTasks, shape: torch.Size) -> None:
-        """Adds T tasks: logits (T, Q, ways) and labels (T, Q) of images of ``shape`` (C, H, W)."""
-        tasks = labels.shape[0]
+    def add(self, logits: Tensor, query: Samples, adapted: AdaptedTasks) -> None:
+        """Adds T tasks: logits (T, Q, ways) of the query sets by the adapted networks."""
+        labels, tasks = query.labels, len(query.labels)
         self._accuracy.append((logits.argmax(-1) == labels).double().mean(1))
         self._loss.append(cross_entropy(logits, labels).double())
         self._active.append(adapted.active().double())
@@ -135,25 +141,35 @@ class _Totals:
             kernels = mask if mask.dim() == 3 else mask.flatten(-2).amax(-1)
             used = kernels.ne(0).sum(0)
             self._used[name] = self._used[name] + used if name in self._used else used
-        self._cost = cost(self._model, shape, masks)
+        if query.distribution is not None:
+            self._distribution.append(query.distribution)
+        self._cost = cost(self._model, query.images.shape[2:], masks)
         self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
 
-    def evaluation(self, transductive: bool) -> Evaluation:
+    def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:
         """The means over all tasks added."""
         accuracy = torch.cat(self._accuracy)
         tasks = len(accuracy)
         return Evaluation(
-            tasks=tasks,
-            accuracy=float(accuracy.mean()),
-            interval=1.96 * float(accuracy.std(correction=0)) / math.sqrt(tasks),
+            **_score(accuracy),
             loss=float(torch.cat(self._loss).mean()),
             transductive=transductive,
             active=float(torch.cat(self._active).mean()),
             kernels=self._cost.kernels,
             macs=float(torch.cat(self._macs).mean()),
             dense_macs=self._cost.macs,
+            distributions={
+                name: _score(accuracy[torch.cat(self._distribution) == number])
+                for number, name in enumerate(distributions[:tasks])
+            },
             usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
         )
+
+
+def _score(accuracy: Tensor) -> dict[str, float]:
+    """How many tasks (T,), their mean accuracy, and its interval."""
+    interval = 1.96 * float(accuracy.std(correction=0)) / math.sqrt(len(accuracy))
+    return {"tasks": len(accuracy), "accuracy": float(accuracy.mean()), "interval": interval}
 
 
 def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch]:

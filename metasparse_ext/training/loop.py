@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import TaskBatch
-from metasparse_ext.training import atomic, build, checkpoint, metrics
+from metasparse_ext.training import atomic, build, checkpoint, measures, metrics
 from metasparse_ext.training.checkpoint import Checkpoint
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.distributed import ALONE, Workers
@@ -95,6 +94,7 @@ class Trainer:
         workers.require_shares(config.tasks)
         self.classes = build.images(config, "train")
         self.validation_classes = build.images(config, config.validation_split)
+        self.distributions = build.distributions(self.classes)
         # One answer for all, and before the first of them makes the folder.
         resuming = workers.any(run.started)
         start = config.replace(init_from=None) if resuming else config
@@ -155,7 +155,7 @@ class Trainer:
             record = {
                 "iteration": self.iteration,
                 "kind": "train",
-                **{name: float(v) for name, v in measured.items() if math.isfinite(v)},
+                **measures.means(measured),
                 "gradient_norm": float(norm),
                 "seconds": round(time.perf_counter() - started, 6),
             }
@@ -164,12 +164,12 @@ class Trainer:
                 self.reporter.step(record)
 
     def _meta_backward(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Leaves the meta-gradient of all tasks, and returns the means of what was measured."""
+        """Leaves the meta-gradient of all tasks, and returns the totals of what was measured."""
         failure: FloatingPointError | None = None
         measured: dict[str, Tensor] = {}
         try:
             found = self.learner.meta_backward(batch)
-            measured = {name: value.double().mean() for name, value in vars(found).items()}
+            measured = measures.totals(found, batch.distribution, self.distributions)
         except FloatingPointError as error:
             failure = error
         if self.workers.any(failure is not None):
@@ -179,8 +179,7 @@ class Trainer:
                 f"{failure or 'another process met a number that is not finite'}; "
                 f"the last finite state is saved in {self.run.last_path}"
             ) from failure
-        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
-        self.workers.average(gradients)
+        self.workers.average_gradients(self.learner)
         self.workers.average(list(measured.values()))
         return measured
 
@@ -209,6 +208,7 @@ class Trainer:
             self._validation_batches(),
             tasks=config.validation_tasks,
             transductive=config.transductive,
+            distributions=self.distributions,
         )
         record = {"iteration": self.iteration, "kind": "validation", **report.to_dict()}
         record["eligible"] = eligible(self.learner, report.active)

@@ -44,9 +44,12 @@ def validation_text(record: Mapping[str, Any], best: bool) -> str:
     """A validation record as one line."""
     kind = "transductive" if record["transductive"] else "non-transductive"
     mark = "  best" if best else "" if record["eligible"] else "  over budget"
+    parts = "".join(
+        f", {name} {score['accuracy']:.2%}" for name, score in record["distributions"].items()
+    )
     return (
         f"iteration {record['iteration']}: validation {record['accuracy']:.2%} "
-        f"± {record['interval']:.2%} on {record['tasks']} tasks ({kind}), "
+        f"± {record['interval']:.2%} on {record['tasks']} tasks ({kind}){parts}, "
         f"active kernels {record['active']:.1%}{mark}"
     )
 

@@ -79,6 +79,7 @@ def evaluate_run(
         build.episodes(config, classes, seed=_SEED, tasks=config.tasks),
         tasks=tasks or config.evaluation_tasks,
         transductive=config.transductive if transductive is None else transductive,
+        distributions=build.distributions(classes),
     )
     result = Result(
         setting=f"{config.ways}-way {config.shots}-shot, {config.data} {split} classes",
@@ -126,10 +127,12 @@ def table(results: Mapping[str, Result]) -> Table:
 
 
 def remark(result: Result) -> str:
-    """Which checkpoint was evaluated, and whether it keeps its budget, as one sentence."""
+    """Which checkpoint was evaluated, how it keeps its budget, and its parts, in one sentence."""
     text = f"{result.checkpoint} checkpoint, iteration {result.iteration}"
     if result.adapt_steps:
         text += f", {result.adapt_steps} steps of adaptation"
+    for name, score in result.numbers.get("distributions", {}).items():
+        text += f"; on {name} {_accuracy(score)}"
     if result.budget is None:
         return text
     achieved = f"{100 * result.numbers['active']:.1f} % of {result.numbers['kernels']:,} kernels"
@@ -144,11 +147,15 @@ def _manner(numbers: Mapping[str, Any]) -> str:
 def _cells(result: Result) -> tuple[str, str, str, str]:
     numbers = result.numbers
     return (
-        f"{100 * numbers['accuracy']:.2f} ± {100 * numbers['interval']:.2f} %",
+        _accuracy(numbers),
         f"{100 * numbers['active']:.1f} %",
         f"{numbers['macs'] / 1e6:.2f} M",
         "" if result.seconds is None else f"{result.seconds:.3f}",
     )
+
+
+def _accuracy(score: Mapping[str, Any]) -> str:
+    return f"{100 * score['accuracy']:.2f} ± {100 * score['interval']:.2f} %"
 
 
 def _seconds(run: Run) -> float | None:

@@ -1,0 +1,122 @@
+"""Several data sets at once: batches whose tasks come from all of them in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metasparse_ext.data.batch import Samples, TaskBatch
+from metasparse_ext.data.errors import DataError
+from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.sampler import EpisodeSampler
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mixture:
+    """One split of several data sets, their images of one shape.
+
+    Attributes:
+        parts: the data sets; a task of ``parts[d]`` has distribution d.
+
+    Raises:
+        DataError: fewer than two parts, or parts of the same name, other splits or other shapes.
+    """
+
+    parts: tuple[ImageClasses, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.parts) < 2:
+            raise DataError(f"a mixture takes two data sets or more, got {len(self.parts)}")
+        if len(set(self.names)) < len(self.names):
+            raise DataError(f"a mixture takes different data sets, got {', '.join(self.names)}")
+        for part in self.parts:
+            if (part.split, part.shape) != (self.split, self.shape):
+                raise DataError(
+                    f"{part}: a mixture takes images of one split and one shape, got shape "
+                    f"{part.shape}, and {self.shape} of {self.parts[0]}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[ImageClasses],
+        *,
+        image_size: int | None = None,
+        channels: int | None = None,
+    ) -> Mixture:
+        """Brings data sets to one shape: by default to the largest side and the most channels."""
+        shapes = {part.shape for part in parts}
+        if image_size is None and len({shape[1:] for shape in shapes}) > 1:
+            image_size = max(side for shape in shapes for side in shape[1:])
+        if image_size is not None:
+            parts = [part.resized(image_size) for part in parts]
+        if channels is None:
+            channels = max(shape[0] for shape in shapes)
+        return cls(tuple(part.with_channels(channels) for part in parts))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each distribution."""
+        return tuple(part.name for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        """All names, joined by ``+``."""
+        return "+".join(self.names)
+
+    @property
+    def split(self) -> str:
+        """The split that all parts are of."""
+        return self.parts[0].split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.parts[0].shape
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.split}"
+
+    def __repr__(self) -> str:
+        return f"<Mixture of {', '.join(map(repr, self.parts))}>"
+
+
+class MixtureSampler:
+    """Random access to batches of tasks from several data sets: ``sampler[i]`` is batch i.
+
+    Task n of the sequence comes from data set ``n mod D``, which draws it as its own
+    :class:`~metasparse_ext.data.EpisodeSampler` draws task n. So the promises of that class hold
+    here too, and every run of D tasks has one of each data set.
+
+    Args:
+        data: the data sets.
+        tasks: T, tasks per batch.
+        task: the other arguments of :class:`~metasparse_ext.data.EpisodeSampler`; ``rotations``
+            turn the images of all data sets.
+    """
+
+    def __init__(self, data: Mixture, *, tasks: int, **task: int | bool) -> None:
+        self.tasks = tasks
+        self.samplers = [EpisodeSampler(part, tasks=tasks, **task) for part in data.parts]
+
+    def __getitem__(self, index: int) -> TaskBatch:
+        """Draws batch ``index``, at least 0."""
+        numbers = self.samplers[0].numbers(index)
+        sources = numbers % len(self.samplers)
+        by_source = np.argsort(sources, kind="stable")
+        batches = [self.samplers[d].draw(numbers[sources == d]) for d in np.unique(sources)]
+        distribution = torch.from_numpy(sources[by_source])
+        joined = TaskBatch(
+            _join([batch.support for batch in batches], distribution),
+            _join([batch.query for batch in batches], distribution),
+        )
+        return joined.tasks(torch.from_numpy(np.argsort(by_source)))
+
+
+def _join(parts: Sequence[Samples], distribution: Tensor) -> Samples:
+    images, labels, _ = zip(*parts, strict=True)
+    return Samples(torch.cat(images), torch.cat(labels), distribution)
