@@ -29,7 +29,7 @@ from metasparse_ext.training import (
     evaluate_run,
     results,
 )
-from metasparse_ext.training.config import OPTIMISERS, SCHEDULES
+from metasparse_ext.training.config import BACKBONES, OPTIMISERS, SCHEDULES
 from metasparse_ext.training.distributed import first_process, joined
 from metasparse_ext.training.progress import reporter
 
@@ -108,8 +108,9 @@ _CONFIG_OPTIONS = _options(
     _field("--shots", int, "Support images per class."),
     _field("--queries", int, "Query images per class."),
     _field("--tasks", int, "Tasks per meta-batch."),
-    _field("--width", int, "Channels of the Conv-4 backbone."),
-    _field("--strided/--pooled", bool, "Strided convolutions, or max-pools."),
+    _field("--backbone", click.Choice(BACKBONES), "Network."),
+    _field("--width", int, "Channels of Conv-4's blocks, or of ResNet-12's first."),
+    _field("--strided/--pooled", bool, "Strided convolutions in Conv-4, or max-pools."),
     _field("--iterations", int, "Meta-iterations."),
     click.option("--inner-lr", type=float, help="Learning rate of adaptation."),
     click.option("--inner-steps", type=int, help="Steps of adaptation."),

@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from training_helpers import package_path, tiny_config
 
 from metasparse_ext import cli
+from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
+from metasparse_ext.training.config import BACKBONES
 from metasparse_ext.training.progress import LineReporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +70,26 @@ def test_train_writes_a_run_and_says_what_came_out(tmp_path, tiny_root):
     assert "iteration 2: validation" in result.stdout
     assert "on 4 tasks (transductive), active kernels 100.0%" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("best: iteration")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_trains_on_both_backbones_and_evaluates(
+    tmp_path, tiny_root, learner, backbone
+):
+    config = tiny_config(tiny_root, learner, backbone=backbone, width=2, iterations=2)
+    flags = {name: getattr(config, name) for name in ("data", "root", "ways", "queries", "width")}
+    flags |= {"tasks": 2, "iterations": 2, "validation_tasks": 2, "evaluation_tasks": 2}
+    flags |= {"backbone": backbone, **config.options}
+    given = [
+        part for name, value in flags.items() for part in (f"--{name}".replace("_", "-"), value)
+    ]
+    result = invoke("train", learner, "--out", tmp_path, *given)
+    assert result.exit_code == 0, result.output
+    assert Run(tmp_path).config().backbone == backbone
+    evaluated = invoke("evaluate", tmp_path)
+    assert evaluated.exit_code == 0, evaluated.output
+    assert Run(tmp_path).usage_path("test").exists()
 
 
 def test_train_resumes(tmp_path, tiny_root):

@@ -1,6 +1,7 @@
 """Meta-learners: one file each, one small protocol."""
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, task_call
+from metasparse_ext.algorithms.cavia import CAVIA
 from metasparse_ext.algorithms.convex_imaml import ConvexIMAML
 from metasparse_ext.algorithms.convex_maml import ConvexMAML
 from metasparse_ext.algorithms.head_learner import HeadLearner
@@ -8,6 +9,7 @@ from metasparse_ext.algorithms.imaml import IMAML
 from metasparse_ext.algorithms.maml import FOMAML, MAML
 from metasparse_ext.algorithms.metadock import MetaDOCK
 from metasparse_ext.algorithms.presets import PRESETS, Preset, preset
+from metasparse_ext.algorithms.reptile import Reptile
 
 LEARNERS: dict[str, type[MetaLearner]] = {
     "maml": MAML,
@@ -17,9 +19,12 @@ LEARNERS: dict[str, type[MetaLearner]] = {
     "convex-maml": ConvexMAML,
     "anil": ConvexMAML,
     "convex-imaml": ConvexIMAML,
+    "reptile": Reptile,
+    "cavia": CAVIA,
 }
 
 __all__ = [
+    "CAVIA",
     "FOMAML",
     "IMAML",
     "LEARNERS",
@@ -33,6 +38,7 @@ __all__ = [
     "MetaLearner",
     "Metrics",
     "Preset",
+    "Reptile",
     "preset",
     "task_call",
 ]

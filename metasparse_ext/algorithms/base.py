@@ -176,21 +176,32 @@ class MetaLearner(nn.Module):
         """The task networks whose parameters are the rows of phi (T, P)."""
         return AdaptedTasks(self.model, self.layout.unflatten(phi.detach()))
 
+    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
+        """The mean of the tasks' meta-gradients (T, P), by the name of the learner's parameter."""
+        parts = self.layout.unflatten(gradient.mean(0))
+        return {f"model.{name}": part for name, part in parts.items()}
+
     def finish(
-        self, gradient: Tensor, phi: Tensor, trace: list[Tensor], query: Samples, logits: Tensor
+        self,
+        gradient: Tensor | Mapping[str, Tensor],
+        phi: Tensor,
+        trace: list[Tensor],
+        query: Samples,
+        logits: Tensor,
     ) -> Metrics:
         """Ends a meta-step: checks the losses, accumulates the meta-gradient, counts, and measures.
 
         Args:
-            gradient: (T, P) each task's meta-gradient.
+            gradient: (T, P) each task's meta-gradient; or, from learners that have parameters
+                beside those they adapt, the mean over the tasks by the name of the parameter.
             phi: (T, P) the adapted parameters.
             trace: The per-task losses (T,) of every inner step, and last of the query set.
             query: The query sets, and ``logits`` (T, N, ways) for them.
         """
-        mean = gradient.mean(0)
+        mean = self.by_parameter(gradient) if isinstance(gradient, Tensor) else gradient
         self._require_finite(trace, mean)
-        parameters = self._adapted_parameters()
-        for name, part in self.layout.unflatten(mean).items():
+        parameters = dict(self.named_parameters())
+        for name, part in mean.items():
             parameter = parameters[name]
             parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
         self.iteration += 1
@@ -215,12 +226,13 @@ class MetaLearner(nn.Module):
                     "through torch.func.replace_all_batch_norm_modules_ first"
                 )
 
-    def _require_finite(self, trace: list[Tensor], gradient: Tensor) -> None:
+    def _require_finite(self, trace: list[Tensor], gradient: Mapping[str, Tensor]) -> None:
         """The host's one look at a meta-step; left out where it is impossible, in a CUDA graph."""
-        if gradient.is_cuda and torch.cuda.is_current_stream_capturing():
+        if trace[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return
         losses = torch.stack(trace)
-        if bool(losses.isfinite().all() & gradient.isfinite().all()):
+        norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
+        if bool(losses.isfinite().all() & norms.isfinite().all()):
             return
         advice = "a smaller inner_lr or meta learning rate usually helps"
         broken = (~losses.isfinite()).nonzero()
@@ -287,6 +299,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         )
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return losses.unflatten(0, labels.shape).mean(1)
+
+
+def mean_gradient(losses: Tensor, learner: MetaLearner) -> dict[str, Tensor]:
+    """Autograd's gradient of the mean of losses (T,), by the name of the learner's parameter."""
+    named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(losses.mean(), list(named.values()), materialize_grads=True)
+    return dict(zip(named, gradients, strict=True))
 
 
 def task_masks(model: nn.Module, parameters: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:

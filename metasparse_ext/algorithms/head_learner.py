@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.algorithms.base import (
+    AdaptedTasks,
+    MetaLearner,
+    Metrics,
+    cross_entropy,
+    mean_gradient,
+)
 from metasparse_ext.nn import is_task_aware
 
 if TYPE_CHECKING:
@@ -42,10 +48,7 @@ class HeadLearner(MetaLearner):
         adapt_steps: int | None = None,
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        chosen = next(reversed(linears), None) if head is None else head
-        self._require(chosen in linears, "head", f"one of {tuple(linears)}", head)
-        self.head = chosen
+        self.head = head_name(self, head)
 
     def fit(
         self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, steps: int
@@ -76,13 +79,10 @@ class HeadLearner(MetaLearner):
             weight, bias, support_loss = self._fit(batch.support, self.inner_steps)
             logits = head_logits(self.features(batch.query.images), weight, bias)
             losses = cross_entropy(logits, batch.query.labels)
-            gradients = torch.autograd.grad(
-                losses.mean(), list(self._adapted_parameters().values()), materialize_grads=True
-            )
-        gradient = self.layout.flatten(dict(zip(self.layout.names, gradients, strict=True)))
+            gradient = mean_gradient(losses, self)
         trace = [loss.detach() for loss in (support_loss, losses) if loss is not None]
         start = self.start(losses.shape[0])
-        return self.finish(gradient[None], start, trace, batch.query, logits.detach())
+        return self.finish(gradient, start, trace, batch.query, logits.detach())
 
     def features(self, images: Tensor) -> Tensor:
         """What the head sees: images (T, N, ...) to (T, N, D), batch statistics per task."""
@@ -115,6 +115,14 @@ class HeadLearner(MetaLearner):
     @property
     def _prefix(self) -> str:
         return f"{self.head}." if self.head else ""
+
+
+def head_name(learner: MetaLearner, head: str | None) -> str:
+    """The head of a learner's model: the ``nn.Linear`` of that name, or the last one."""
+    linears = [n for n, m in learner.model.named_modules() if isinstance(m, nn.Linear)]
+    chosen = linears[-1] if head is None and linears else head
+    learner._require(chosen in linears, "head", f"one of {tuple(linears)}", head)
+    return chosen
 
 
 def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,10 +6,12 @@ every parameter may have a leading T as well, installed by ``torch.func.function
 
 from metasparse_ext.nn.conv4 import Conv4, ConvBlock
 from metasparse_ext.nn.cost import Cost, LayerCost, cost
+from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 from metasparse_ext.nn.masks import FixedMask, ScoreMask, TopKMask
 from metasparse_ext.nn.norm import BatchNorm2d, NormActPool
+from metasparse_ext.nn.resnet12 import ResBlock, ResNet12
 from metasparse_ext.nn.sparsify import sparsify
 from metasparse_ext.nn.task_axis import is_task_aware
 
@@ -18,11 +20,14 @@ __all__ = [
     "Conv4",
     "ConvBlock",
     "Cost",
+    "FiLM",
     "FixedMask",
     "LayerCost",
     "Linear",
     "MaskedConv2d",
     "NormActPool",
+    "ResBlock",
+    "ResNet12",
     "ScoreMask",
     "TopKMask",
     "cost",

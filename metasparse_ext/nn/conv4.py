@@ -3,8 +3,10 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 from metasparse_ext.nn.norm import NormActPool
@@ -39,9 +41,23 @@ class ConvBlock(nn.Module):
         stride, pool = (2, 0) if strided else (1, 2)
         self.conv = MaskedConv2d(in_channels, out_channels, 3, stride, 1, bias=bias, **place)
         self.norm = NormActPool(out_channels, pool=pool, order=order, **place)
+        self.film: FiLM | None = None
+
+    def modulate(self, context: int) -> None:
+        """Puts a :class:`~metasparse_ext.nn.FiLM` of so many context numbers before the ReLU.
+
+        Raises:
+            ValueError: if the block's ReLU comes before its norm.
+        """
+        if self.norm.order == "act_pool_norm":
+            raise ValueError("ConvBlock: no modulation fits order 'act_pool_norm'")
+        weight = self.conv.weight
+        self.film = FiLM(weight.shape[0], context, device=weight.device, dtype=weight.dtype)
+        self.norm.activation = "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        x = self.norm(self.conv(x))
+        return x if self.film is None else F.relu(self.film(x))
 
 
 class Conv4(nn.Module):

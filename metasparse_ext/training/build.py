@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from metasparse_ext import data
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import ImageClasses, Mixture, TaskBatch
-from metasparse_ext.nn import Conv4
+from metasparse_ext.nn import Conv4, ResNet12
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.run import Run
 
@@ -55,7 +56,7 @@ def episodes(
     )
 
 
-def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4:
+def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4 | ResNet12:
     """Builds the backbone and, with ``init_from``, gives it that run's best weights.
 
     Raises:
@@ -65,13 +66,10 @@ def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4:
     if height != width:
         raise ValueError(f"images: expected square ones, got {height}x{width}")
     torch.manual_seed(config.seed)
-    net = Conv4(
-        in_channels=channels,
-        image_size=height,
-        width=config.width,
-        ways=config.ways,
-        strided=config.strided,
-    )
+    if config.backbone == "resnet12":
+        net = ResNet12(channels, height, config.width, config.ways)
+    else:
+        net = Conv4(channels, height, config.width, config.ways, strided=config.strided)
     if config.init_from is not None:
         _copy_weights(net, config.init_from)
     return net
@@ -113,7 +111,7 @@ def scheduled(config: RunConfig, iteration: int) -> float:
     return 1.0
 
 
-def _copy_weights(net: Conv4, folder: str) -> None:
+def _copy_weights(net: nn.Module, folder: str) -> None:
     """Copies another run's weights into a network; its masks stay behind."""
     state = Run(folder).best().learner
     prefix = "model."

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+BACKBONES = ("conv4", "resnet12")
 OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -38,7 +39,9 @@ class RunConfig:
         data, root, image_size, rotations: The data set and how its images are read.
         ways, shots, queries, tasks: Classes per task, support and query images per class, tasks
             per meta-batch.
-        width, strided: Channels of the Conv-4 backbone; stride 2, or stride 1 with 2x2 max-pool.
+        backbone: ``conv4`` or ``resnet12``.
+        width: Channels of Conv-4's blocks, or of ResNet-12's first.
+        strided: Of Conv-4: stride 2, or stride 1 with 2x2 max-pool.
         seed: Seeds the initial weights and the episodes.
         iterations: Meta-iterations.
         optimiser, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
@@ -67,6 +70,7 @@ class RunConfig:
     shots: int = 1
     queries: int = 15
     tasks: int = 4
+    backbone: str = "conv4"
     width: int = 64
     strided: bool = True
     seed: int = 0
@@ -98,6 +102,7 @@ class RunConfig:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.ways < 2:
             raise ValueError(f"ways: expected at least 2 classes per task, got {self.ways}")
+        _require_choice("backbone", self.backbone, BACKBONES)
         _require_choice("optimiser", self.optimiser, OPTIMISERS)
         _require_choice("schedule", self.schedule, SCHEDULES)
         for name in ("meta_lr", "mask_lr", "clip_norm", "clip_value"):

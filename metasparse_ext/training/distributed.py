@@ -49,7 +49,7 @@ class Workers:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replaces tensors by their mean over the processes, in one exchange."""
-        if self.size == 1:
+        if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)

@@ -180,6 +180,8 @@ class Trainer:
                 f"the last finite state is saved in {self.run.last_path}"
             ) from failure
         self.workers.average_gradients(self.learner)
+        # Learners may keep running averages, of their own tasks.
+        self.workers.average([b for b in self.learner.buffers() if b.is_floating_point()])
         self.workers.average(list(measured.values()))
         return measured
 

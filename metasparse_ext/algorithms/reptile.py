@@ -1,0 +1,137 @@
+"""Reptile: move the initialisation towards where training on tasks ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.algorithms.minibatches import minibatches
+
+if TYPE_CHECKING:
+    from metasparse_ext.data import Samples, TaskBatch
+
+OPTIMISERS = ("adam", "sgd")
+
+# Of the inner Adam, as in the official code.
+_DECAY, _EPSILON = 0.999, 1e-8
+
+
+class _Moments(NamedTuple):
+    """Adam's state: squared gradients averaged over time, (P,) or (T, P), and the updates ()."""
+
+    square: Tensor
+    updates: Tensor
+
+
+class Reptile(MetaLearner):
+    """Trains on each task by minibatches, then theta <- theta + epsilon (mean phi - theta).
+
+    ``.grad`` becomes theta - mean phi, so plain SGD whose rate is epsilon makes the step; the
+    official code lets epsilon fall linearly from 1 to 0. There is no second derivative, and no
+    query set: a training task is all of its images.
+
+    The inner optimiser is Adam with beta1 = 0, whose average of squared gradients outlives the
+    task. The official code visits the tasks of a meta-batch one after the other; here they run side
+    by side from the same average, and the mean of theirs is kept. With one task a meta-batch the
+    two are the same.
+
+    Args:
+        model: A network from images to logits.
+        inner_lr: Learning rate of the inner optimiser.
+        inner_steps: Minibatches of a task in training.
+        inner_batch: Images of a minibatch.
+        adapt_steps, adapt_batch: The same of :meth:`adapt`; those of training by default.
+        optimiser: "adam", or "sgd" for plain gradient steps.
+        pooled: Train on support and query images together; else on the support set alone, and the
+            query set only measures.
+
+    Source: Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018, and its
+        public code.
+    """
+
+    square: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: float = 1e-3,
+        inner_steps: int = 5,
+        inner_batch: int = 10,
+        adapt_steps: int | None = None,
+        adapt_batch: int | None = None,
+        optimiser: str = "adam",
+        pooled: bool = True,
+    ) -> None:
+        super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
+        adapt_batch = inner_batch if adapt_batch is None else adapt_batch
+        self._require(inner_batch >= 1, "inner_batch", "at least 1", inner_batch)
+        self._require(adapt_batch >= 1, "adapt_batch", "at least 1", adapt_batch)
+        self._require(optimiser in OPTIMISERS, "optimiser", f"one of {OPTIMISERS}", optimiser)
+        self.inner_batch, self.adapt_batch = inner_batch, adapt_batch
+        self.optimiser, self.pooled = optimiser, pooled
+        self.register_buffer("square", torch.zeros_like(self.start(1)[0]))
+        self.register_buffer("updates", torch.zeros_like(self.iteration))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, inner_batch={self.inner_batch}, {self.optimiser}"
+
+    def adapt(self, support: Samples) -> AdaptedTasks:
+        # No iteration of training has this number.
+        order = torch.full_like(self.iteration, -1)
+        phi, *_ = self._train(support, self.adapt_steps, self.adapt_batch, order)
+        return self.adapted(phi)
+
+    def meta_backward(self, batch: TaskBatch) -> Metrics:
+        images = _pooled(batch) if self.pooled else batch.support
+        phi, moments, trace = self._train(
+            images, self.inner_steps, self.inner_batch, self.iteration
+        )
+        with torch.no_grad():
+            logits = self.logits(phi, batch.query.images)
+            trace.append(cross_entropy(logits, batch.query.labels))
+        theta = self.start(phi.shape[0])
+        metrics = self.finish(theta - phi, phi, trace, batch.query, logits)
+        self.square.copy_(moments.square.mean(0))
+        self.updates.copy_(moments.updates)
+        return metrics
+
+    def _train(
+        self, samples: Samples, steps: int, size: int, seed: Tensor
+    ) -> tuple[Tensor, _Moments, list[Tensor]]:
+        """Parameters (T, P) and moments after so many minibatches, and each one's losses (T,)."""
+        tasks, count = samples.labels.shape
+        phi, trace = self.start(tasks), []
+        moments = _Moments(self.square.expand(tasks, -1), self.updates)
+        # The tasks share an order: their images were drawn at random already.
+        for chosen in minibatches(count, size, steps, seed):
+            part = samples._replace(
+                images=samples.images[:, chosen], labels=samples.labels[:, chosen]
+            )
+            loss, gradient, _ = self.gradient(phi, part)
+            trace.append(loss)
+            if self.optimiser == "adam":
+                gradient, moments = _adam(gradient, moments)
+            phi = torch.sub(phi, gradient, alpha=self.inner_lr)
+        return phi, moments, trace
+
+
+def _adam(gradient: Tensor, moments: _Moments) -> tuple[Tensor, _Moments]:
+    """Adam's direction with beta1 = 0, and its next state."""
+    square = torch.lerp(gradient.square(), moments.square, _DECAY)
+    updates = moments.updates + 1
+    unbiased = (1 - _DECAY ** updates.double()).to(square.dtype)
+    return gradient / ((square / unbiased).sqrt() + _EPSILON), _Moments(square, updates)
+
+
+def _pooled(batch: TaskBatch) -> Samples:
+    """All images of each task."""
+    support, query = batch.support, batch.query
+    return support._replace(
+        images=torch.cat([support.images, query.images], 1),
+        labels=torch.cat([support.labels, query.labels], 1),
+    )

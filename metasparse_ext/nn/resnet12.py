@@ -1,0 +1,179 @@
+"""ResNet-12, the larger backbone of few-shot learning."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metasparse_ext.nn.film import FiLM
+from metasparse_ext.nn.linear import Linear
+from metasparse_ext.nn.masked_conv import MaskedConv2d
+from metasparse_ext.nn.norm import BatchNorm2d, NormActPool
+
+# The published widths 64, 160, 320, 640 as multiples of the first.
+_PROPORTIONS = (1.0, 2.5, 5.0, 10.0)
+_SLOPE = 0.1
+
+
+class ResBlock(nn.Module):
+    """Three 3x3 convolutions with a shortcut, then a 2x2 max-pool and the activation.
+
+    The pool comes before the activation, which is monotone, so that a quarter of the map is left
+    to activate; the result is that of the published order.
+
+    Args:
+        in_channels, out_channels: I and O.
+        activation: "leaky_relu" of slope 0.1, or "relu".
+        device, dtype: Of the parameters.
+    """
+
+    task_aware = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        activation: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        place = {"device": device, "dtype": dtype}
+        relu = activation == "relu"
+        # Inside the block a ReLU is one op with its norm.
+        fused = "relu" if relu else "none"
+        self.inner = nn.Identity() if relu else nn.LeakyReLU(_SLOPE)
+        self.outer = nn.ReLU() if relu else nn.LeakyReLU(_SLOPE)
+        channels = [in_channels] + [out_channels] * 3
+        self.convs = nn.ModuleList(
+            MaskedConv2d(i, o, 3, padding=1, bias=False, **place) for i, o in pairwise(channels)
+        )
+        self.norms = nn.ModuleList(
+            NormActPool(out_channels, activation=kind, **place) for kind in (fused, fused, "none")
+        )
+        self.shortcut = MaskedConv2d(in_channels, out_channels, 1, bias=False, **place)
+        self.shortcut_norm = BatchNorm2d(out_channels, **place)
+        self.film: FiLM | None = None
+
+    def modulate(self, context: int) -> None:
+        """Puts a :class:`~metasparse_ext.nn.FiLM` of so many context numbers before the last ReLU.
+
+        It follows the pool, as in :class:`~metasparse_ext.nn.ConvBlock`.
+        """
+        weight = self.shortcut.weight
+        self.film = FiLM(weight.shape[0], context, device=weight.device, dtype=weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(self.norms[0](self.convs[0](x)))
+        y = self.inner(self.norms[1](self.convs[1](y)))
+        y = self.norms[2](self.convs[2](y)) + self.shortcut_norm(self.shortcut(x))
+        y = _max_pool(y)
+        return self.outer(y if self.film is None else self.film(y))
+
+
+class ResNet12(nn.Module):
+    """Four residual blocks of three convolutions, each halving the map, and a head.
+
+    As in MetaOptNet, without its drop-block: widths 64, 160, 320, 640, convolutions without bias
+    that start from Kaiming's normal distribution (fan out), leaky ReLU, and a head on the whole
+    last map: 84, 42, 21, 10, 5 pixels make 16000 features. Batch norm takes the statistics of each
+    task's batch, always.
+
+    Args:
+        in_channels: C of the images.
+        image_size: Height and width of the images, or (height, width); 16 pixels at least.
+        width: Channels of the first block, and 2.5, 5 and 10 times as many of the others; or the
+            channels of all four.
+        ways: Classes of a task, the outputs of the head.
+        activation: "leaky_relu" of slope 0.1, as published, or "relu", which saves a pass.
+        head: "flatten" feeds the head the whole last map, "mean" its spatial mean.
+        device, dtype: Of the parameters.
+
+    Shapes: images (N, C, H, W) to logits (N, ways), and (T, N, C, H, W) to (T, N, ways).
+
+    Example:
+        >>> net = ResNet12(in_channels=3, image_size=32, width=8, ways=5)
+        >>> net(torch.randn(4, 10, 3, 32, 32)).shape
+        torch.Size([4, 10, 5])
+
+    Source: Lee, Maji, Ravichandran, Soatto, "Meta-Learning with Differentiable Convex
+        Optimization", CVPR 2019, and its public code.
+
+    Raises:
+        ValueError: if the images are too small, or an option is unknown.
+    """
+
+    task_aware = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int | tuple[int, int],
+        width: int | Sequence[int] = 64,
+        ways: int = 5,
+        *,
+        activation: str = "leaky_relu",
+        head: str = "flatten",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (
+            ("activation", activation, ("leaky_relu", "relu")),
+            ("head", head, ("flatten", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"ResNet12: {name} must be one of {known}, got {value!r}")
+        widths = _widths(width)
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        last = [side // 2 ** len(widths) for side in size]
+        if min(last) == 0:
+            raise ValueError(f"ResNet12: images of {size} are too small, 16 pixels are the least")
+        place = {"device": device, "dtype": dtype}
+        self.image_shape, self.head_input = (in_channels, *size), head
+        self.blocks = nn.Sequential(
+            *(
+                ResBlock(i, o, activation=activation, **place)
+                for i, o in pairwise([in_channels, *widths])
+            )
+        )
+        positions = 1 if head == "mean" else last[0] * last[1]
+        self.head = Linear(widths[-1] * positions, ways, **place)
+        self.reset_convolutions()
+
+    def reset_convolutions(self) -> None:
+        for module in self.blocks.modules():
+            if isinstance(module, MaskedConv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees: (N, F), or (T, N, F)."""
+        maps = self.blocks(x)
+        return maps.mean((-2, -1)) if self.head_input == "mean" else maps.flatten(-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-3:] != self.image_shape:
+            raise ValueError(
+                f"ResNet12: images must be (..., N, C, H, W) with C, H, W = {self.image_shape}, "
+                f"got shape {tuple(x.shape)}"
+            )
+        return self.head(self.features(x))
+
+    def extra_repr(self) -> str:
+        return f"image_shape={self.image_shape}, head_input={self.head_input!r}"
+
+
+def _widths(width: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(width, int):
+        return tuple(round(width * factor) for factor in _PROPORTIONS)
+    if len(width) != len(_PROPORTIONS):
+        raise ValueError(f"ResNet12: width must be one or four numbers, got {tuple(width)}")
+    return tuple(width)
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    """2x2 with stride 2, whatever axes come before (C, H, W)."""
+    return F.max_pool2d(x.flatten(0, -4), 2).unflatten(0, x.shape[:-3])
