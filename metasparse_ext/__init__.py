@@ -3,7 +3,17 @@
 __version__ = "0.1.0"
 
 from metasparse_ext import data, implicit
+from metasparse_ext._capture import capture
 from metasparse_ext._info import info
 from metasparse_ext.ops import binary_mask, masked_conv2d, norm_act_pool, topk_mask
 
-__all__ = ["binary_mask", "data", "implicit", "info", "masked_conv2d", "norm_act_pool", "topk_mask"]
+__all__ = [
+    "binary_mask",
+    "capture",
+    "data",
+    "implicit",
+    "info",
+    "masked_conv2d",
+    "norm_act_pool",
+    "topk_mask",
+]

@@ -141,6 +141,7 @@ _CONFIG_OPTIONS = _options(
     _field("--save-every", int, "Iterations between checkpoints."),
     _field("--log-every", int, "Iterations between lines of metrics."),
     _field("--device", str, "Torch device."),
+    _field("--capture/--no-capture", bool, "On a GPU: a meta-step as one CUDA graph, or not."),
 )  # fmt: skip
 
 

@@ -1,11 +1,33 @@
+import os
+
 import pytest
 import torch
+from host import FakeGraph
 from training_helpers import write_tiny_omniglot
+
+from metasparse_ext import _capture
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+# cuBLAS reads it when it starts; PyTorch refuses matrix products in poisoned_memory without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+
+
+@pytest.fixture(params=["cpu", CUDA] if torch.cuda.is_available() else ["cpu"])
+def device(request, monkeypatch):
+    """Every device there is, as the default one: what a test creates lies there.
+
+    float32 is float32 on all of them; the tests hold TF32 to no tolerance.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with torch.device(request.param):
+        yield request.param
 
 
 @pytest.fixture
@@ -14,6 +36,13 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fake_graph(monkeypatch):
+    """Lets capture go all its way on the CPU, with graphs that are none."""
+    monkeypatch.setattr(_capture, "_CudaGraph", FakeGraph)
+    monkeypatch.setattr(_capture, "_obstacle", lambda device: None)
 
 
 @pytest.fixture(scope="module")

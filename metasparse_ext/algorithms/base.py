@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metasparse_ext._capture import observed
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
 
@@ -99,6 +100,9 @@ class MetaLearner(nn.Module):
 
     Attributes:
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
+        broken: Buffer (), bool: whether a loss or the meta-gradient was not finite in a meta-step
+            that the host could not look at (:func:`metasparse_ext.capture`). From then on
+            ``iteration`` stands still; an optimiser that takes ``found_inf`` can stand still too.
 
     Raises:
         TypeError: if model is not an ``nn.Module``.
@@ -106,6 +110,7 @@ class MetaLearner(nn.Module):
     """
 
     iteration: Tensor
+    broken: Tensor
 
     def __init__(
         self,
@@ -127,6 +132,7 @@ class MetaLearner(nn.Module):
         self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
         self.layout = Layout.of(self._adapted_parameters())
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("broken", torch.zeros((), dtype=torch.bool), persistent=False)
 
     def adapt(self, support: Samples) -> AdaptedTasks:
         """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state."""
@@ -137,7 +143,8 @@ class MetaLearner(nn.Module):
 
         Raises:
             FloatingPointError: if a loss or the meta-gradient is NaN or infinite; ``.grad`` and
-                ``iteration`` are then as they were.
+                ``iteration`` are then as they were. Inside a captured meta-step ``broken`` is set
+                instead.
         """
         raise NotImplementedError
 
@@ -199,12 +206,9 @@ class MetaLearner(nn.Module):
             query: The query sets, and ``logits`` (T, N, ways) for them.
         """
         mean = self.by_parameter(gradient) if isinstance(gradient, Tensor) else gradient
-        self._require_finite(trace, mean)
-        parameters = dict(self.named_parameters())
-        for name, part in mean.items():
-            parameter = parameters[name]
-            parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
-        self.iteration += 1
+        self._require_finite(torch.stack(trace), mean)
+        self._accumulate(mean)
+        self.iteration += ~self.broken
         return Metrics(
             loss=trace[-1],
             accuracy=(logits.argmax(-1) == query.labels).to(logits.dtype).mean(-1),
@@ -226,13 +230,25 @@ class MetaLearner(nn.Module):
                     "through torch.func.replace_all_batch_norm_modules_ first"
                 )
 
-    def _require_finite(self, trace: list[Tensor], gradient: Mapping[str, Tensor]) -> None:
-        """The host's one look at a meta-step; left out where it is impossible, in a CUDA graph."""
-        if trace[0].is_cuda and torch.cuda.is_current_stream_capturing():
+    @torch.no_grad()
+    def _accumulate(self, gradient: Mapping[str, Tensor]) -> None:
+        """Adds a gradient by name to ``.grad``, in one launch; sets it where there is none."""
+        named = dict(self.named_parameters())
+        parameters = [named[name] for name in gradient]
+        if all(p.grad is not None for p in parameters):
+            torch._foreach_add_([p.grad for p in parameters], list(gradient.values()))
             return
-        losses = torch.stack(trace)
+        for parameter, part in zip(parameters, gradient.values(), strict=True):
+            parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+
+    def _require_finite(self, losses: Tensor, gradient: Mapping[str, Tensor]) -> None:
+        """The host's one look at a meta-step; in one that is captured the device takes a note."""
         norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
-        if bool(losses.isfinite().all() & norms.isfinite().all()):
+        finite = losses.isfinite().all() & norms.isfinite().all()
+        if not observed():
+            self.broken |= ~finite
+            return
+        if bool(finite):
             return
         advice = "a smaller inner_lr or meta learning rate usually helps"
         broken = (~losses.isfinite()).nonzero()
@@ -242,7 +258,7 @@ class MetaLearner(nn.Module):
                 f"although every loss is; {advice}"
             )
         step, task = broken[0].tolist()
-        where = "on the query set" if step == len(trace) - 1 else f"at inner step {step}"
+        where = "on the query set" if step == len(losses) - 1 else f"at inner step {step}"
         raise FloatingPointError(
             f"{self.name}: the loss of task {task} is {losses[step, task].item()} {where} "
             f"in iteration {int(self.iteration)}; {advice}"

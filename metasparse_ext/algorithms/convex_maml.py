@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import cross_entropy
@@ -51,7 +51,9 @@ class ConvexMAML(HeadLearner):
         tasks, samples = labels.shape
         weight = weight.expand(tasks, *weight.shape)
         bias = None if bias is None else bias.expand(tasks, *bias.shape)
-        hot = F.one_hot(labels, weight.shape[-2]).to(features.dtype)
+        # F.one_hot would look at the labels on the host.
+        classes = torch.arange(weight.shape[-2], device=labels.device)
+        hot = (labels.unsqueeze(-1) == classes).to(features.dtype)
         loss = None
         for _ in range(steps):
             logits = head_logits(features, weight, bias)

@@ -96,8 +96,8 @@ class Reptile(MetaLearner):
             trace.append(cross_entropy(logits, batch.query.labels))
         theta = self.start(phi.shape[0])
         metrics = self.finish(theta - phi, phi, trace, batch.query, logits)
-        self.square.copy_(moments.square.mean(0))
-        self.updates.copy_(moments.updates)
+        self.square.copy_(torch.where(self.broken, self.square, moments.square.mean(0)))
+        self.updates.copy_(torch.where(self.broken, self.updates, moments.updates))
         return metrics
 
     def _train(

@@ -7,6 +7,7 @@ from metasparse_ext.data.images import ImageClasses
 from metasparse_ext.data.mixture import Mixture, MixtureSampler
 from metasparse_ext.data.registry import DATASETS, load
 from metasparse_ext.data.sampler import EpisodeSampler
+from metasparse_ext.data.transfer import on_device
 
 __all__ = [
     "DATASETS",
@@ -20,4 +21,5 @@ __all__ = [
     "TaskBatch",
     "episodes",
     "load",
+    "on_device",
 ]

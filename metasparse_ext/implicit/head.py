@@ -107,7 +107,7 @@ def softmax_head(
         raise ValueError(
             f"softmax_head: expected solver to be one of {tuple(SOLVERS)}, got {solver!r}"
         )
-    if torch.is_autocast_enabled(features.device.type):
+    if features.dtype != weight.dtype and torch.is_autocast_enabled(features.device.type):
         features = features.to(weight.dtype)
     _check(features, labels, weight, bias, lam)
     chosen = SOLVERS[solver]
@@ -138,7 +138,11 @@ def _problem(
         column = bias.expand(tasks, bias.shape[-1])
         center = torch.cat([center, column[..., None]], dim=-1)
         features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
-    lam = torch.as_tensor(lam, dtype=features.dtype, device=features.device).expand(tasks)
+    if isinstance(lam, Tensor):
+        lam = lam.to(features).expand(tasks)
+    else:
+        # A tensor made from a number on the host would be a copy to the device, and a wait for it.
+        lam = features.new_full((tasks,), lam)
     return HeadProblem(features, labels, center, lam)
 
 

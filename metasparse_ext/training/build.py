@@ -88,17 +88,32 @@ def trained(run: Run, config: RunConfig, image_shape: tuple[int, int, int]) -> M
     return made
 
 
+def on_gpu(config: RunConfig) -> bool:
+    """Whether the run trains on a CUDA device."""
+    return torch.device(config.device).type == "cuda"
+
+
 def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Optimizer:
-    """Builds the outer optimiser; mask scores may have a rate of their own."""
+    """Builds the outer optimiser; mask scores may have a rate of their own.
+
+    On a GPU it can be part of a CUDA graph: its rates and counters lie on the device, and it stands
+    still while ``found_inf`` is not zero.
+    """
     scores, weights = [], []
     for name, parameter in parameters_of.named_parameters():
         (scores if name.endswith("scores") else weights).append(parameter)
     groups = [{"params": weights, "lr": config.meta_lr}]
     if scores:
         groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
+    if not on_gpu(config):
+        if config.optimiser == "sgd":
+            return torch.optim.SGD(groups)
+        return torch.optim.Adam(groups, eps=config.adam_eps)
+    for group in groups:
+        group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
     if config.optimiser == "sgd":
-        return torch.optim.SGD(groups)
-    return torch.optim.Adam(groups, eps=config.adam_eps)
+        return torch.optim.SGD(groups, fused=True)
+    return torch.optim.Adam(groups, eps=config.adam_eps, capturable=True, fused=True)
 
 
 def scheduled(config: RunConfig, iteration: int) -> float:

@@ -56,6 +56,7 @@ class RunConfig:
         log_every: Iterations between two lines of ``metrics.jsonl``.
         workers: Threads that draw episodes ahead; the episodes do not depend on it.
         device: A torch device.
+        capture: On a GPU, replay the meta-step as one CUDA graph; the numbers do not depend on it.
     """
 
     learner: str
@@ -91,6 +92,7 @@ class RunConfig:
     log_every: int = 1
     workers: int = 0
     device: str = "cpu"
+    capture: bool = True
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
+from metasparse_ext._capture import capture
 from metasparse_ext.algorithms.base import MetaLearner
-from metasparse_ext.data import TaskBatch
+from metasparse_ext.data import TaskBatch, on_device
 from metasparse_ext.training import atomic, build, checkpoint, measures, metrics
 from metasparse_ext.training.checkpoint import Checkpoint
 from metasparse_ext.training.config import RunConfig
@@ -25,7 +27,7 @@ from metasparse_ext.training.run import Run
 
 BUDGET_TOLERANCE = 0.02
 # What a resumed run may change without changing its numbers.
-_FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers"}
+_FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers", "capture"}
 _VALIDATION_SEED = 1_000_003
 
 
@@ -100,15 +102,20 @@ class Trainer:
         start = config.replace(init_from=None) if resuming else config
         self.learner = build.learner(start, self.classes.shape)
         self.optimiser = build.optimiser(config, self.learner)
-        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.iteration = 0
+        self._spent: list[float] = []  # seconds of the meta-iterations since the last record
         self.best: Mapping[str, Any] | None = None
         self._validation_batches()
         if resuming:
             self._restore()
-        self.batches = build.episodes(
+        drawn = build.episodes(
             config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
         )
+        self.batches = on_device(map(workers.share, drawn), config.device)
+        # Processes that share tasks agree on the host, in every meta-step, whether all is well.
+        captured = config.capture and build.on_gpu(config) and workers.size == 1
+        self._run = capture(self._meta_step) if captured else self._meta_step
         if not resuming:
             if workers.first:
                 run.create(config)
@@ -128,11 +135,14 @@ class Trainer:
                 self._step(next(self.batches))
                 validating = self._done or self.iteration % config.validate_every == 0
                 if validating:
+                    self._require_finite()
                     self._validate()
                 # After the validation, so that a run resumed from here has not left it out.
                 if validating or self.iteration % config.save_every == 0:
+                    self._require_finite()
                     self._save(self.run.last_path)
             if not self._done:
+                self._require_finite()
                 self._save(self.run.last_path)
         return Outcome(self.iteration, not self._done, self.best)
 
@@ -141,27 +151,66 @@ class Trainer:
         return self.iteration >= self.config.iterations
 
     def _step(self, batch: TaskBatch) -> None:
-        config = self.config
         started = time.perf_counter()
-        factor = build.scheduled(config, self.iteration)
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimiser.zero_grad()
-        measured = self._meta_backward(self.workers.share(batch).to(config.device))
-        norm = self._clip()
-        self.optimiser.step()
+        self._set_rates()
+        measured = self._run(batch)
         self.iteration += 1
-        if self.iteration % config.log_every == 0:
-            record = {
-                "iteration": self.iteration,
-                "kind": "train",
-                **measures.means(measured),
-                "gradient_norm": float(norm),
-                "seconds": round(time.perf_counter() - started, 6),
-            }
-            self._write(record)
-            if self.reporter:
-                self.reporter.step(record)
+        logging = self.iteration % self.config.log_every == 0
+        found = self._read(measured) if logging else {}
+        self._spent.append(time.perf_counter() - started)
+        if logging:
+            self._log_step(found)
+
+    def _read(self, measured: dict[str, Tensor]) -> dict[str, float]:
+        """The numbers; on a GPU this waits for all steps since it was called last."""
+        self._require_finite()
+        return measures.means(measured)
+
+    def _log_step(self, found: Mapping[str, float]) -> None:
+        record = {
+            "iteration": self.iteration,
+            "kind": "train",
+            **found,
+            "seconds": round(statistics.fmean(self._spent), 6),
+        }
+        self._spent.clear()
+        self._write(record)
+        if self.reporter:
+            self.reporter.step(record)
+
+    def _set_rates(self) -> None:
+        """Sets the learning rates of this iteration, in place where they lie on the device."""
+        factor = build.scheduled(self.config, self.iteration)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+    def _meta_step(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Meta-gradient, clipping and optimiser step: on a GPU, what a CUDA graph holds.
+
+        Returns the totals of what was measured, on the device.
+        """
+        self.optimiser.zero_grad()
+        measured = self._meta_backward(batch)
+        norm = self._clip()
+        if build.on_gpu(self.config):
+            self.optimiser.found_inf = self.learner.broken.float()
+        self.optimiser.step()
+        return {**measured, "gradient_norm": measures.total(norm)}
+
+    def _require_finite(self) -> None:
+        """Ends the training if a meta-step on the device met a number that is not finite."""
+        if not bool(self.learner.broken):
+            return
+        self.iteration = int(self.learner.iteration)
+        self._save(self.run.last_path)
+        raise TrainingError(
+            f"a loss or the meta-gradient is not finite after iteration {self.iteration} (without "
+            f"capture the step and task are named); the last finite state is saved in "
+            f"{self.run.last_path}"
+        )
 
     def _meta_backward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Leaves the meta-gradient of all tasks, and returns the totals of what was measured."""
@@ -250,7 +299,10 @@ class Trainer:
         saved = checkpoint.load(self.run.last_path)
         self._require_same(RunConfig.from_dict(saved.config))
         self.learner.load_state_dict(saved.learner)
+        rates = [group["lr"] for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(saved.optimiser)
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate  # on its device; set anew in every iteration
         self.iteration = saved.iteration
         self.best = saved.best
         torch.set_rng_state(saved.random_state)

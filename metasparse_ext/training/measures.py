@@ -20,18 +20,21 @@ def totals(
         distribution: (T,) the data set of each task, where there are several.
         names: Their names; ``accuracy/NAME`` is the accuracy on the tasks of one of them.
     """
-    sums = {name: _total(value) for name, value in vars(found).items()}
+    sums = {name: total(value) for name, value in vars(found).items()}
     for number, name in enumerate(names):
-        sums[f"accuracy/{name}"] = _total(found.accuracy[distribution == number])
+        sums[f"accuracy/{name}"] = total(found.accuracy, where=distribution == number)
     return sums
 
 
-def _total(values: Tensor) -> Tensor:
+def total(values: Tensor, where: Tensor | None = None) -> Tensor:
+    """Sum and number of some values, float64 (2,); nothing is read on the host."""
     values = values.double()
-    return torch.stack([values.sum(), values.new_tensor(values.numel())])
+    kept = torch.ones_like(values) if where is None else where.double()
+    return torch.stack([(values * kept).sum(), kept.sum()])
 
 
 def means(sums: dict[str, Tensor]) -> dict[str, float]:
-    """The mean of every measure that has a value."""
-    found = {name: float(total / count) for name, (total, count) in sums.items()}
+    """The mean of every measure that has a value, by one look at the device."""
+    totals, counts = torch.stack(list(sums.values())).unbind(1)
+    found = dict(zip(sums, (totals / counts).tolist(), strict=True))
     return {name: value for name, value in found.items() if value == value}

@@ -1,0 +1,51 @@
+"""Meta-batches on the device that trains on them, each copied while the one before is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from metasparse_ext.data.batch import TaskBatch
+
+
+def on_device(batches: Iterable[TaskBatch], device: torch.device | str) -> Iterator[TaskBatch]:
+    """Moves meta-batches to a device.
+
+    On a GPU each goes through page-locked memory on a stream of its own, one batch ahead of what
+    was asked for, so that the copy (and the drawing of the episode) overlaps the meta-step before.
+    Elsewhere nothing is drawn ahead. Which batches come, and their order, is the same.
+
+    Args:
+        batches: Meta-batches in host memory.
+        device: Where they are wanted.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return (batch.to(device) for batch in batches)
+    return _overlapped(batches, device)
+
+
+def _overlapped(batches: Iterable[TaskBatch], device: torch.device) -> Iterator[TaskBatch]:
+    copies = torch.cuda.Stream(device)
+    ahead: tuple[TaskBatch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            sent = batch.pin_memory().to(device, non_blocking=True)
+            arrival = copies.record_event()
+        if ahead is not None:
+            yield _received(*ahead)
+        ahead = sent, arrival
+    if ahead is not None:
+        yield _received(*ahead)
+
+
+def _received(batch: TaskBatch, arrival: torch.cuda.Event) -> TaskBatch:
+    """The batch, for the stream that asks for it: it waits for the copy, and so may the memory."""
+    current = torch.cuda.current_stream(batch.query.labels.device)
+    current.wait_event(arrival)
+    for samples in batch:
+        for tensor in samples:
+            if tensor is not None:
+                tensor.record_stream(current)
+    return batch

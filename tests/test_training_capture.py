@@ -1,0 +1,177 @@
+"""Training with its meta-steps captured: as exact as without, and as safe."""
+
+import json
+import math
+
+import pytest
+import torch
+from host import NothingOnTheHost
+from training_helpers import tiny_config
+
+from metasparse_ext._capture import unobserved
+from metasparse_ext.algorithms import LEARNERS, Metrics
+from metasparse_ext.data import Samples, TaskBatch, on_device
+from metasparse_ext.training import (
+    Run,
+    Trainer,
+    TrainingError,
+    build,
+    checkpoint,
+    measures,
+    metrics,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch, fake_graph):
+    """The CPU takes the place of the GPU: its optimiser, and a graph that is none."""
+    monkeypatch.setattr(build, "on_gpu", lambda config: True)
+
+
+def steps(run):
+    kept = ("iteration", "loss", "accuracy", "active", "gradient_norm")
+    found = [r for r in metrics.read(run.metrics_path) if r["kind"] == "train"]
+    return [{name: record[name] for name in kept} for record in found]
+
+
+def same_weights(one, other):
+    states = [checkpoint.load(run.last_path).learner for run in (one, other)]
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"schedule": "cosine"}, id="cosine schedule"),
+        pytest.param({"clip_norm": 0.05}, id="clipped norm"),
+        pytest.param({"clip_value": 1e-3, "log_every": 4}, id="clipped values"),
+        pytest.param({"optimiser": "sgd", "schedule": "linear"}, id="sgd"),
+        pytest.param({"learner": "metadock", "mask_lr": 1e-2}, id="metadock"),
+    ],
+)
+def test_a_captured_run_equals_an_eager_one(tmp_path, tiny_root, changes):
+    runs = [Run(tmp_path / name) for name in ("eager", "captured")]
+    for run in runs:
+        captures = run is runs[1]
+        trainer = Trainer(tiny_config(tiny_root, capture=captures, **changes), run)
+        assert trainer.fit().iteration == 6
+        assert getattr(trainer._run, "captured", False) is captures
+    assert steps(runs[0]) == steps(runs[1])
+    assert same_weights(*runs)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("stop", [2, 5], ids=["while warming up", "after the capture"])
+def test_a_resumed_captured_run_goes_on_exactly(tmp_path, tiny_root, stop):
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    Trainer(tiny_config(tiny_root, iterations=9), whole).fit()
+    Trainer(tiny_config(tiny_root, iterations=stop), parts).fit()
+    Trainer(tiny_config(tiny_root, iterations=9), parts).fit()
+    assert steps(whole) == steps(parts)
+    assert same_weights(whole, parts)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("log_every", [1, 100], ids=["seen when logged", "seen when saved"])
+def test_a_captured_run_that_breaks_down_stops_and_loses_nothing(
+    tmp_path, tiny_root, log_every, monkeypatch
+):
+    run = Run(tmp_path / "broken")
+    options = {"save_every": 100, "validate_every": 100, "log_every": log_every}
+    trainer = Trainer(tiny_config(tiny_root, iterations=8, **options), run)
+    trainer.batches = poisoned(trainer.batches, at=4)
+    with pytest.raises(TrainingError, match=r"not finite after iteration 4.*last\.pt"):
+        trainer.fit()
+    saved = checkpoint.load(run.last_path)
+    assert saved.iteration == int(saved.learner["iteration"]) == 4
+    whole = Run(tmp_path / "whole")
+    Trainer(tiny_config(tiny_root, iterations=4, **options), whole).fit()
+    assert same_weights(run, whole)
+    text = run.metrics_path.read_text().splitlines()
+    assert all(math.isfinite(json.loads(line)["loss"]) for line in text)
+
+
+def poisoned(batches, at):
+    for number, batch in enumerate(batches):
+        if number == at:
+            batch.query.images.fill_(torch.nan)
+        yield batch
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.1}, {"clip_value": 0.1}], ids=str)
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_nothing_in_a_training_step_needs_the_host(tmp_path, tiny_root, optimiser, clip):
+    trainer = Trainer(tiny_config(tiny_root, optimiser=optimiser, **clip), Run(tmp_path))
+    batches = [next(trainer.batches) for _ in range(2)]
+    for batch in batches:
+        with unobserved(), NothingOnTheHost("cpu"):
+            trainer._meta_step(batch)
+
+
+def test_nor_do_the_measures_of_several_data_sets():
+    accuracy = torch.tensor([0.5, 1.0, 0.25])
+    found = Metrics(accuracy, accuracy, accuracy, torch.full((3,), torch.nan))
+    origin = torch.tensor([0, 1, 0])
+    with NothingOnTheHost("cpu"):
+        sums = measures.totals(found, origin, ("one", "two", "none"))
+    means = measures.means(sums)
+    assert means["accuracy/one"] == 0.375
+    assert means["accuracy/two"] == 1
+    assert not {"accuracy/none", "support_loss"} & means.keys()
+
+
+def test_on_the_cpu_nothing_is_captured(tmp_path, tiny_root):
+    trainer = Trainer(tiny_config(tiny_root), Run(tmp_path))
+    assert trainer._run == trainer._meta_step
+
+
+def numbered(count, drawn):
+    """Batches that hold their number, and a list of those that were drawn."""
+    for i in range(count):
+        drawn.append(i)
+        samples = Samples(torch.full((2, 1, 1, 2, 2), float(i)), torch.full((2, 1), i))
+        yield TaskBatch(samples, samples)
+
+
+def test_on_the_cpu_batches_pass_through_one_by_one():
+    drawn = []
+    batches = on_device(numbered(3, drawn), "cpu")
+    for i in range(3):
+        assert next(batches).query.labels[0, 0] == i
+        assert drawn == list(range(i + 1))
+    assert list(batches) == []
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_on_a_gpu_batches_arrive_whole_and_in_order():
+    for count in (0, 1, 5):
+        drawn = []
+        for i, batch in enumerate(on_device(numbered(count, drawn), "cuda")):
+            assert drawn == list(range(min(i + 2, count)))
+            for tensor in (*batch.support, *batch.query):
+                assert tensor.is_cuda
+                assert (tensor == i).all()
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_training_on_a_gpu_captures_and_resumes_exactly(tmp_path, tiny_root, learner, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    config = tiny_config(tiny_root, learner, device="cuda", iterations=8)
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    trainer = Trainer(config, whole)
+    trainer.fit()
+    assert trainer._run.reason is None
+    assert trainer._run.captured
+    Trainer(config.replace(iterations=5), parts).fit()
+    Trainer(config, parts).fit()
+    assert steps(whole) == steps(parts)
+    assert same_weights(whole, parts)
