@@ -81,14 +81,25 @@ def test_named_operators(kind, curvature, damping, per_task):
     )
 
 
-def test_lambda_per_parameter():
+@pytest.mark.parametrize("kind", KINDS)
+def test_lambda_per_parameter(kind):
+    """gain A^-1 b, held to the transposed (I + H / lambda)^-1 b that it stands for."""
     problem = mask_problem("frozen")
     lam = torch.rand(problem.layout.numel, dtype=torch.float64) + 0.1
-    at = linearized(problem, "hessian")
-    v = torch.randn_like(problem.params)
-    torch.testing.assert_close(damped(at.hvp, "ridge", lam=lam)(v), at.hvp(v) + lam * v)
-    with pytest.raises(ValueError, match="only 'ridge' takes one lambda per parameter"):
-        damped(at.hvp, "paper", lam=lam)
+    operator = damped(linearized(problem, "hessian").hvp, kind, lam=lam, damping=0.3)
+    b = torch.randn_like(problem.params)
+    solution = torch.linalg.solve(dense_operator(operator, b), b)
+    strength = lam + 10 if kind == "imaml_dev" else lam
+    curvature = dense(problem, "hessian") / strength[:, None]
+    shift = 1 + 0.3 / lam if kind == "ridge" else torch.full_like(lam, 1.3)
+    expected = torch.linalg.solve((shift.diag() + curvature).mT, b)
+    torch.testing.assert_close(operator.gain * solution, expected, rtol=1e-8, atol=1e-10)
+
+
+def dense_operator(operator, like):
+    """The matrices (T, P, P) of an operator, column by column."""
+    columns = torch.eye(like.shape[-1], dtype=like.dtype)
+    return torch.stack([operator(e.expand_as(like)) for e in columns], -1)
 
 
 def test_products_record_nothing_and_build_no_graph():

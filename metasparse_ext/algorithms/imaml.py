@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics
-from metasparse_ext.implicit import CGStatus, DampedOperator, cg, linearize
+from metasparse_ext.implicit import Kind, damped, implicit_solve, linearize
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
 
-MODES = ("official", "paper")
-
-# The official code divides the curvature by lambda plus this, whatever the damping.
-_OFFICIAL_OFFSET = 10.0
+# The operator of each mode.
+_OPERATORS: dict[str, Kind] = {"official": "imaml_dev", "paper": "paper"}
+MODES = tuple(_OPERATORS)
 
 
 class IMAML(MetaLearner):
@@ -122,16 +120,6 @@ class IMAML(MetaLearner):
         if self.cg_steps <= (1 if self.mode == "official" else 0):
             return gradient
         hvp = linearize(lambda point: self.losses(point, support), phi).hvp
-        operator = self._operator(hvp)
-        solve = cg(operator, gradient, iterations=self.cg_steps)
-        stuck = (solve.status == CGStatus.NOT_POSITIVE) & (solve.iterations == 0)
-        solution = torch.where(stuck[:, None], gradient / operator.shift, solve.solution)
-        return operator.gain * solution
-
-    def _operator(self, hvp: Callable[[Tensor], Tensor]) -> DampedOperator:
-        """A; with a lambda for each parameter lambda A, which unlike A is symmetric then."""
-        strength = self._proximal() + (_OFFICIAL_OFFSET if self.mode == "official" else 0.0)
-        shift = 1 + self.damping
-        if isinstance(strength, Tensor):
-            return DampedOperator(hvp, shift=shift * strength, scale=1.0, gain=strength)
-        return DampedOperator(hvp, shift=shift, scale=1 / strength, gain=1.0)
+        kind = _OPERATORS[self.mode]
+        operator = damped(hvp, kind, lam=self._proximal(), damping=self.damping)
+        return implicit_solve(operator, gradient, iterations=self.cg_steps)[0]

@@ -7,14 +7,14 @@ problem is convex and solved exactly.
 """
 
 from metasparse_ext.implicit.cg import CGResult, CGStatus, cg
-from metasparse_ext.implicit.gradient import ImplicitGradient, implicit_gradient
+from metasparse_ext.implicit.gradient import ImplicitGradient, implicit_gradient, implicit_solve
 from metasparse_ext.implicit.head import HeadReport, HeadSolution, HeadStatus, softmax_head
 from metasparse_ext.implicit.head_problem import HeadProblem
 from metasparse_ext.implicit.head_solvers import SOLVERS
 from metasparse_ext.implicit.layout import Layout
 from metasparse_ext.implicit.linearize import Linearization, linearize
 from metasparse_ext.implicit.losses import task_losses, task_outputs
-from metasparse_ext.implicit.operators import KINDS, DampedOperator, damped
+from metasparse_ext.implicit.operators import KINDS, DampedOperator, Kind, damped
 
 __all__ = [
     "KINDS",
@@ -27,11 +27,13 @@ __all__ = [
     "HeadSolution",
     "HeadStatus",
     "ImplicitGradient",
+    "Kind",
     "Layout",
     "Linearization",
     "cg",
     "damped",
     "implicit_gradient",
+    "implicit_solve",
     "linearize",
     "softmax_head",
     "task_losses",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metasparse_ext.implicit.cg import CGResult, CGStatus, cg
 from metasparse_ext.implicit.linearize import Curvature, linearize
-from metasparse_ext.implicit.operators import Kind, damped
+from metasparse_ext.implicit.operators import DampedOperator, Kind, damped
 
 
 class ImplicitGradient(NamedTuple):
@@ -51,8 +51,8 @@ def implicit_gradient(
     (Rajeswaran et al., Meta-Learning with Implicit Gradients, 2019, lemma 1). How phi* was found
     does not enter: neither its time nor its memory.
 
-    A task whose first direction already shows no positive curvature gets the solution of A
-    without H, that is, the first-order meta-gradient up to the operator's scale.
+    A task whose first direction already shows no positive curvature gets the first-order
+    meta-gradient up to the operator's scale (:func:`implicit_solve`).
 
     Args:
         support_loss: maps parameters (T, P) to inner losses (T,) without the proximal term. With
@@ -77,7 +77,7 @@ def implicit_gradient(
     loss, gradient = _value_and_gradient(query_loss, params)
     inner = linearize(support_loss, params, model=model, curvature=curvature)
     operator = damped(inner.hvp, kind, lam=lam, damping=damping)
-    solve = cg(
+    implicit, solve = implicit_solve(
         operator,
         gradient,
         iterations=iterations,
@@ -85,9 +85,28 @@ def implicit_gradient(
         x0=x0,
         preconditioner=preconditioner,
     )
+    return ImplicitGradient(implicit, loss, inner.loss, solve)
+
+
+def implicit_solve(
+    operator: DampedOperator, gradient: Tensor, **options: Any
+) -> tuple[Tensor, CGResult]:
+    """The last step of :func:`implicit_gradient`, for who has the outer gradient and A already.
+
+    Args:
+        operator: A, see :func:`damped`.
+        gradient: (T, P) b, the outer losses' gradients at the adapted parameters.
+        options: of :func:`cg`.
+
+    Returns:
+        (T, P) every task's meta-gradient, and the solve. A task whose first direction already
+        shows no positive curvature gets the solution of A without H, that is, the first-order
+        meta-gradient up to the operator's scale.
+    """
+    solve = cg(operator, gradient, **options)
     stuck = (solve.status == CGStatus.NOT_POSITIVE) & (solve.iterations == 0)
     solution = torch.where(stuck[:, None], gradient / operator.shift, solve.solution)
-    return ImplicitGradient(operator.gain * solution, loss, inner.loss, solve)
+    return operator.gain * solution, solve
 
 
 def _value_and_gradient(loss: Callable[[Tensor], Tensor], params: Tensor) -> tuple[Tensor, Tensor]:

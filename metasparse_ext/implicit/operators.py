@@ -54,40 +54,37 @@ def damped(
     ``ridge``      H + (lambda + d) I              lambda A^-1 b   (``paper`` times lambda)
     =============  ==============================  ====================================
 
+    With a lambda for each parameter, ``paper`` and ``imaml_dev`` are multiplied by it, which
+    makes them symmetric again: A = (1 + d) lambda + H, of implicit gradient
+    lambda A^-1 b, with lambda + 10 for lambda in ``imaml_dev``.
+
     Numbers of ``imaml_dev`` do not compare with the others': its matrix is another one.
 
     Args:
         hvp: maps directions (T, P) to curvature products (T, P), e.g. ``linearize(...).hvp``.
         kind: ``"paper"``, ``"imaml_dev"`` or ``"ridge"``.
-        lam: strength lambda > 0 of the proximal term: a number, or a tensor () or (T, 1).
-            ``"ridge"`` also takes one per parameter, (P,) or (T, P); the other two would not be
-            symmetric then.
+        lam: strength lambda > 0 of the proximal term: a number, or a tensor () or (T, 1); or one
+            for each parameter, (P,) or (T, P).
         damping: d >= 0, default 0 (``imaml_dev``: 1).
 
     Raises:
-        ValueError: an unknown kind, a lambda that is not positive, a negative damping, or a
-            lambda per parameter where it would break symmetry.
+        ValueError: an unknown kind, a lambda that is not positive, or a negative damping.
     """
     if kind not in KINDS:
         raise ValueError(f"damped: expected kind to be one of {KINDS}, got {kind!r}")
     damping = _DEFAULT_DAMPING[kind] if damping is None else damping
     if damping < 0:
         raise ValueError(f"damped: expected damping >= 0, got {damping}")
-    _check_lambda(kind, lam)
-    if kind == "paper":
-        return DampedOperator(hvp, shift=1 + damping, scale=1 / lam, gain=1.0)
-    if kind == "imaml_dev":
-        return DampedOperator(hvp, shift=1 + damping, scale=1 / (lam + _IMAML_DEV_OFFSET), gain=1.0)
-    return DampedOperator(hvp, shift=lam + damping, scale=1.0, gain=lam)
-
-
-def _check_lambda(kind: Kind, lam: float | Tensor) -> None:
-    if isinstance(lam, Tensor):
-        # The values stay unread: looking at them would stop the device.
-        if kind != "ridge" and lam.dim() > 0 and lam.shape[-1] != 1:
-            raise ValueError(
-                f"damped: kind {kind!r} expected lam as a number or of shape (T, 1), got "
-                f"{tuple(lam.shape)}; only 'ridge' takes one lambda per parameter"
-            )
-    elif not lam > 0:
+    # The values of a tensor stay unread: looking at them would stop the device.
+    if not isinstance(lam, Tensor) and not lam > 0:
         raise ValueError(f"damped: expected lam > 0, got {lam}")
+    if kind == "ridge":
+        return DampedOperator(hvp, shift=lam + damping, scale=1.0, gain=lam)
+    strength = lam + _IMAML_DEV_OFFSET if kind == "imaml_dev" else lam
+    if _one_per_parameter(lam):
+        return DampedOperator(hvp, shift=(1 + damping) * strength, scale=1.0, gain=strength)
+    return DampedOperator(hvp, shift=1 + damping, scale=1 / strength, gain=1.0)
+
+
+def _one_per_parameter(lam: float | Tensor) -> bool:
+    return isinstance(lam, Tensor) and lam.dim() > 0 and lam.shape[-1] != 1
