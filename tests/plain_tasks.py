@@ -1,25 +1,15 @@
 """What the learners' tests share: tiny networks, tasks, and one task's network in plain PyTorch."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Conv4
 
 WAYS, SIZE, CHANNELS, WIDTH = 3, 8, 2, 4
-
-
-class Samples(NamedTuple):
-    images: Tensor
-    labels: Tensor
-
-
-class TaskBatch(NamedTuple):
-    support: Samples
-    query: Samples
 
 
 def samples(tasks: int, count: int, seed: int) -> Samples:

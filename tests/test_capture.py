@@ -34,6 +34,9 @@ OPTIONS = {
     "convex-imaml": {"lam": 0.1, "max_iterations": 5},
     "reptile": {"inner_lr": 0.01, "inner_steps": 3, "inner_batch": 4},
     "cavia": {"context": 6, "block": 1},
+    "bmp": {"inner_lr": 0.05, "inner_steps": 2},
+    "mmsup": {"inner_lr": 0.05, "inner_steps": 2, "sparsity_gradient": "boundary"},
+    "multi-maml": {"inner_lr": 0.05, "inner_steps": 2},
 }
 by_learner = pytest.mark.parametrize("name", LEARNERS)
 # CAVIA puts its context into a block of the network, which has to show them.

@@ -7,6 +7,7 @@ from plain_tasks import (
     CHANNELS,
     WAYS,
     Opaque,
+    Samples,
     assert_same_gradients,
     batch,
     leaves,
@@ -81,7 +82,7 @@ def test_adaptation_moves_the_context_alone():
     assert set(adapted.parameters) == {"blocks.1.film.context"}
     logits = adapted(tasks.query.images)
     for t in range(3):
-        one = type(tasks.support)(*(x[t] for x in tasks.support))
+        one = Samples(tasks.support.images[t], tasks.support.labels[t])
         phi = adapted_context(net, leaves(net), one, True)
         torch.testing.assert_close(adapted.parameters["blocks.1.film.context"][t], phi)
         expected = plain_logits(net, leaves(net), phi, tasks.query.images[t])

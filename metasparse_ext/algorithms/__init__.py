@@ -1,6 +1,7 @@
 """Meta-learners: one file each, one small protocol."""
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, task_call
+from metasparse_ext.algorithms.bmp import BMP
 from metasparse_ext.algorithms.cavia import CAVIA
 from metasparse_ext.algorithms.convex_imaml import ConvexIMAML
 from metasparse_ext.algorithms.convex_maml import ConvexMAML
@@ -8,6 +9,8 @@ from metasparse_ext.algorithms.head_learner import HeadLearner
 from metasparse_ext.algorithms.imaml import IMAML
 from metasparse_ext.algorithms.maml import FOMAML, MAML
 from metasparse_ext.algorithms.metadock import MetaDOCK
+from metasparse_ext.algorithms.mmsup import MMSUP
+from metasparse_ext.algorithms.multi_maml import MultiMAML
 from metasparse_ext.algorithms.presets import PRESETS, Preset, preset
 from metasparse_ext.algorithms.reptile import Reptile
 
@@ -21,14 +24,19 @@ LEARNERS: dict[str, type[MetaLearner]] = {
     "convex-imaml": ConvexIMAML,
     "reptile": Reptile,
     "cavia": CAVIA,
+    "bmp": BMP,
+    "mmsup": MMSUP,
+    "multi-maml": MultiMAML,
 }
 
 __all__ = [
+    "BMP",
     "CAVIA",
     "FOMAML",
     "IMAML",
     "LEARNERS",
     "MAML",
+    "MMSUP",
     "PRESETS",
     "AdaptedTasks",
     "ConvexIMAML",
@@ -37,6 +45,7 @@ __all__ = [
     "MetaDOCK",
     "MetaLearner",
     "Metrics",
+    "MultiMAML",
     "Preset",
     "Reptile",
     "preset",

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics
+from metasparse_ext.algorithms.multi_step import step_weights
+from metasparse_ext.algorithms.rates import KINDS, LearnedRates
 from metasparse_ext.implicit import Linearization, linearize
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
+
+
+@dataclass
+class _Step:
+    """What the way back needs of one inner step; each is None where it needs none.
+
+    Attributes:
+        curvature: The linearisation at phi_k, or phi_k itself to make it from; first order: None.
+        rates: a_k, with a graph to ``point`` if they depend on parameters.
+        point: phi_k as the rates saw it, and ``gradient``, that of the support loss there.
+        query: This step's part of a multi-step loss: its gradient at phi_k.
+    """
+
+    rates: float | Tensor
+    curvature: Linearization | Tensor | None = None
+    point: Tensor | None = None
+    gradient: Tensor | None = None
+    query: Tensor | None = None
 
 
 class MAML(MetaLearner):
@@ -25,15 +46,25 @@ class MAML(MetaLearner):
     applied from the right, one Hessian-vector product a step, so the graph of a step is freed as
     soon as it was used. The first-order form leaves out the Hessians.
 
+    With learned rates a is a vector: H_k a v takes the place of a H_k v, and the meta-gradient of
+    a_k is -grad L_support(phi_k) * v_{k+1}, v being the gradient on its way back. A learner with
+    rates of its own overrides :meth:`rates`.
+
     Args:
         model: A network from images to logits.
-        inner_lr: a.
+        inner_lr: a, or what learned rates start from.
         inner_steps: n.
         adapt_steps: Steps that :meth:`adapt` takes; n by default.
         first_order: Leave out the Hessians (FOMAML).
         recompute: Keep only the points phi_k and build each step's graph again when it is needed:
             the memory of one step whatever n is, for one more gradient a step. The result is the
             same.
+        rates: "fixed"; "parameter": one learned rate a parameter (Meta-SGD); "layer": one a
+            parameter tensor and step (LSLR of MAML++).
+        multi_step: For so many iterations the query loss is a weighted sum of those after every
+            step (:func:`~metasparse_ext.algorithms.multi_step.step_weights`), as in MAML++.
+        first_order_until: First order for so many iterations, as in MAML++. This option and the
+            last read ``iteration`` on the host.
 
     Source: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
         Networks", ICML 2017.
@@ -48,52 +79,144 @@ class MAML(MetaLearner):
         adapt_steps: int | None = None,
         first_order: bool = False,
         recompute: bool = False,
+        rates: str = "fixed",
+        multi_step: int = 0,
+        first_order_until: int = 0,
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
+        self._require(rates in KINDS, "rates", f"one of {KINDS}", rates)
+        self._require(multi_step >= 0, "multi_step", "at least 0", multi_step)
+        self._require(first_order_until >= 0, "first_order_until", "at least 0", first_order_until)
         self.first_order, self.recompute = first_order, recompute
+        self.multi_step, self.first_order_until = multi_step, first_order_until
+        self.learned_rates: LearnedRates | None = None
+        if rates != "fixed":
+            like = self.start(1)
+            self.learned_rates = LearnedRates(
+                rates, self.layout, initial=inner_lr, steps=inner_steps, like=like
+            )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, first_order={self.first_order}"
 
+    def rates(self, step: int, phi: Tensor, gradient: Tensor) -> float | Tensor:
+        """The learning rates of an inner step: a number, (P,) or (T, P).
+
+        Differentiable in phi (T, P) and in the learner's own parameters, if they depend on them.
+        ``gradient`` (T, P), the support loss's, is a constant.
+        """
+        return self.inner_lr if self.learned_rates is None else self.learned_rates(step)
+
+    @torch.no_grad()
     def adapt(self, support: Samples) -> AdaptedTasks:
-        phi = self.start(support.images.shape[0])
-        for _ in range(self.adapt_steps):
-            phi = torch.sub(phi, self.gradient(phi, support)[1], alpha=self.inner_lr)
+        phi = self.theta(support)
+        for k in range(self.adapt_steps):
+            gradient = self.gradient(phi, support)[1]
+            phi = _moved(phi, gradient, self.rates(k, phi, gradient))
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
-        phi, path, trace = self.start(batch.support.images.shape[0]), [], []
-        for _ in range(self.inner_steps):
-            loss, gradient, step = self._step(phi, batch.support)
+        support, query = batch.support, batch.query
+        first_order, weights = self._phase()
+        phi, path, trace = self.theta(support), [], []
+        for k in range(self.inner_steps):
+            loss, gradient, curvature = self._step(phi, support, first_order)
             trace.append(loss)
+            step = self._rated(k, phi, gradient)
+            step.curvature = curvature
+            if k and weights:
+                step.query = weights[k - 1] * self.gradient(phi, query)[1]
             path.append(step)
-            phi = torch.sub(phi, gradient, alpha=self.inner_lr)
-        loss, gradient, logits = self.gradient(phi, batch.query)
+            phi = _moved(phi, gradient, step.rates)
+        loss, gradient, logits = self.gradient(phi, query)
         trace.append(loss)
-        if not self.first_order:
-            gradient = self._walk_back(path, gradient, batch.support)
-        return self.finish(gradient, phi, trace, batch.query, logits)
+        gradient = weights[-1] * gradient if weights else gradient
+        gradient, own = self._walk_back(path, gradient, support)
+        return self.finish(own | self.theta_gradient(gradient, support), phi, trace, query, logits)
+
+    def theta(self, support: Samples) -> Tensor:
+        """(T, P): where the tasks start."""
+        return self.start(support.images.shape[0])
+
+    def theta_gradient(self, gradient: Tensor, support: Samples) -> dict[str, Tensor]:
+        """The meta-gradient by parameter, from that of every task's start (T, P)."""
+        return self.by_parameter(gradient)
+
+    def _phase(self) -> tuple[bool, list[float]]:
+        """Whether this iteration is of first order, and its multi-step weights, if it has any."""
+        if not (self.multi_step or self.first_order_until):
+            return self.first_order, []
+        done = int(self.iteration)
+        first_order = self.first_order or done < self.first_order_until
+        if self.inner_steps == 0 or done >= self.multi_step:
+            return first_order, []
+        return first_order, step_weights(self.inner_steps, done / self.multi_step)
 
     def _step(
-        self, phi: Tensor, support: Samples
+        self, phi: Tensor, support: Samples, first_order: bool
     ) -> tuple[Tensor, Tensor, Linearization | Tensor | None]:
-        """Losses and gradients at phi, and what the way back needs of this step."""
-        if self.first_order or self.recompute:
+        """Losses and gradients at phi, and what the way back needs for its curvature."""
+        if first_order or self.recompute:
             loss, gradient, _ = self.gradient(phi, support)
-            return loss, gradient, None if self.first_order else phi
+            return loss, gradient, None if first_order else phi
         step = self._linearize(phi, support)
         return step.loss, step.gradient, step
 
+    def _rated(self, k: int, phi: Tensor, gradient: Tensor) -> _Step:
+        """The step's rates, with what their derivative needs where they have one."""
+        with torch.enable_grad():
+            point = phi.detach().requires_grad_()
+            rates = self.rates(k, point, gradient)
+        if isinstance(rates, Tensor) and rates.requires_grad:
+            return _Step(rates, point=point, gradient=gradient)
+        return _Step(rates)
+
     def _walk_back(
-        self, path: list[Linearization | Tensor], gradient: Tensor, support: Samples
-    ) -> Tensor:
-        """Applies (I - a H_k) from the last step to the first; empties the path to free graphs."""
+        self, path: list[_Step], gradient: Tensor, support: Samples
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """From the gradient in phi_n to that in phi_0, and the mean one of the own parameters.
+
+        Empties the path to free graphs.
+        """
+        own: dict[str, Tensor] = {}
         while path:
-            step = path.pop()
-            if isinstance(step, Tensor):
-                step = self._linearize(step, support)
-            gradient = torch.sub(gradient, step.hvp(gradient), alpha=self.inner_lr)
-        return gradient
+            step, arriving = path.pop(), gradient
+            if step.curvature is not None:
+                gradient = self._through_curvature(step, arriving, support)
+            if step.point is not None:
+                gradient = self._through_rates(step, arriving, own, gradient)
+            if step.query is not None:
+                gradient = gradient + step.query
+        return gradient, {name: value / len(gradient) for name, value in own.items()}
+
+    def _through_curvature(self, step: _Step, gradient: Tensor, support: Samples) -> Tensor:
+        """(I - H_k a) applied to (T, P)."""
+        curvature = step.curvature
+        if isinstance(curvature, Tensor):
+            curvature = self._linearize(curvature, support)
+        if isinstance(step.rates, Tensor):
+            return gradient - curvature.hvp(step.rates.detach() * gradient)
+        return torch.sub(gradient, curvature.hvp(gradient), alpha=step.rates)
+
+    def _through_rates(
+        self, step: _Step, gradient: Tensor, own: dict[str, Tensor], onward: Tensor
+    ) -> Tensor:
+        """Adds what a step's rates pass on: to parameters to ``own``, to phi_k to ``onward``."""
+        sources = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and not name.startswith("model.")
+        }
+        to_phi, *parts = torch.autograd.grad(
+            step.rates,
+            [step.point, *sources.values()],
+            -(step.gradient * gradient).sum_to_size(step.rates.shape),
+            allow_unused=True,
+        )
+        for name, part in zip(sources, parts, strict=True):
+            if part is not None:
+                own[name] = own[name] + part if name in own else part
+        return onward if to_phi is None else onward + to_phi
 
     def _linearize(self, phi: Tensor, support: Samples) -> Linearization:
         return linearize(lambda point: self.losses(point, support), phi)
@@ -109,6 +232,7 @@ class FOMAML(MAML):
         inner_lr: float = 0.01,
         inner_steps: int = 5,
         adapt_steps: int | None = None,
+        rates: str = "fixed",
     ) -> None:
         super().__init__(
             model,
@@ -116,4 +240,12 @@ class FOMAML(MAML):
             inner_steps=inner_steps,
             adapt_steps=adapt_steps,
             first_order=True,
+            rates=rates,
         )
+
+
+def _moved(phi: Tensor, gradient: Tensor, rates: float | Tensor) -> Tensor:
+    """phi - a * gradient, without a graph."""
+    if isinstance(rates, Tensor):
+        return torch.addcmul(phi.detach(), rates.detach(), gradient, value=-1)
+    return torch.sub(phi, gradient, alpha=rates)

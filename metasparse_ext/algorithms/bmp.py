@@ -1,0 +1,125 @@
+"""BMP: a small network decides, step by step, which layers a task may move."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms.head_learner import head_name
+from metasparse_ext.algorithms.maml import MAML
+from metasparse_ext.algorithms.rates import spread
+from metasparse_ext.ops import binary_mask
+
+if TYPE_CHECKING:
+    from metasparse_ext.data import Samples
+
+UNITS = ("tensor", "module")
+
+
+class BMP(MAML):
+    """MAML whose inner updates a binary mask perceptron switches on and off, layer by layer.
+
+    For the N layers of the backbone, at every inner step,
+
+        e = [mean theta_1 ... mean theta_N, mean grad_1 ... mean grad_N]   at phi_k,
+        m = 1[MLP(e * u) > 0], the gradient passing straight through,
+        phi_l <- phi_l - a m_l grad_l L_support(phi_k),
+
+    and the head moves always. So one initialisation serves several distributions of tasks, each of
+    which trains the layers that are relevant to it. The outer loop trains theta, the MLP and u; the
+    gradient half of e is a constant. The first-order form leaves out the Hessians only: the mask
+    learns in it as well.
+
+    The public sources are a supplement with listings and a patent's abstract. What they leave open
+    is a reconstruction: ALFA's perceptron, which they describe, with a binary output.
+
+    Args:
+        model: A network from images to logits.
+        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in :class:`MAML`.
+        unit: What a layer is: a parameter "tensor", or a "module" with all of its own.
+        hidden_layers: Hidden layers of the MLP, 2 N units each.
+        initial_bias: Of its outputs, whose weights start from 0: above 0, all layers move at first,
+            as in MAML.
+        head: Name of the head; the last ``nn.Linear`` by default.
+
+    Attributes:
+        units: Names of the layers.
+
+    Source: "GEMS", WACV 2023, supplement, listing 2; Baik et al., "Meta-Learning with Adaptive
+        Hyperparameters", NeurIPS 2020 (ALFA).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: float = 0.01,
+        inner_steps: int = 5,
+        adapt_steps: int | None = None,
+        first_order: bool = False,
+        recompute: bool = False,
+        unit: str = "tensor",
+        hidden_layers: int = 1,
+        initial_bias: float = 0.1,
+        head: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            adapt_steps=adapt_steps,
+            first_order=first_order,
+            recompute=recompute,
+        )
+        self._require(unit in UNITS, "unit", f"one of {UNITS}", unit)
+        self._require(hidden_layers >= 1, "hidden_layers", "at least 1", hidden_layers)
+        head = head_name(self, head)
+        # A module's own parameters are neighbours in the buffer.
+        sizes = dict(zip(self.layout.names, self.layout.sizes, strict=True))
+        groups = groupby(sizes, lambda name: name if unit == "tensor" else _owner(name))
+        self._sizes = {name: sum(sizes[own] for own in names) for name, names in groups}
+        self._gated = [_owner(name) != head and name != head for name in self._sizes]
+        self.units = tuple(n for n, gated in zip(self._sizes, self._gated, strict=True) if gated)
+        self._require(len(self.units) > 0, "model", "more than its head", type(model).__name__)
+        width = 2 * len(self.units)
+        place = {"dtype": self.start(1).dtype, "device": self.start(1).device}
+        hidden = [
+            layer
+            for _ in range(hidden_layers)
+            for layer in (nn.Linear(width, width, **place), nn.ReLU())
+        ]
+        self.perceptron = nn.Sequential(*hidden, nn.Linear(width, len(self.units), **place))
+        nn.init.zeros_(self.perceptron[-1].weight)
+        nn.init.constant_(self.perceptron[-1].bias, initial_bias)
+        self.emphasis = nn.Parameter(torch.ones(width, **place))
+
+    def gates(self, phi: Tensor, gradient: Tensor) -> Tensor:
+        """(T, N): which layers move from phi (T, P) along the support gradient (T, P)."""
+        sizes = list(self._sizes.values())
+        parts = [*phi.split(sizes, -1), *gradient.detach().split(sizes, -1)]
+        embedding = [
+            part.mean(-1) for part, gated in zip(parts, 2 * self._gated, strict=True) if gated
+        ]
+        return binary_mask(self.perceptron(torch.stack(embedding, -1) * self.emphasis))
+
+    def rates(self, step: int, phi: Tensor, gradient: Tensor) -> Tensor:
+        gates = iter(self.gates(phi, gradient).unbind(-1))
+        columns = [next(gates) if gated else torch.ones_like(phi[:, 0]) for gated in self._gated]
+        return self.inner_lr * spread(torch.stack(columns, -1), tuple(self._sizes.values()))
+
+    @torch.no_grad()
+    def moved_layers(self, support: Samples) -> dict[str, Tensor]:
+        """Which layers adaptation moves: by name, zeros and ones (steps, T)."""
+        phi, gates = self.theta(support), []
+        for k in range(self.adapt_steps):
+            gradient = self.gradient(phi, support)[1]
+            gates.append(self.gates(phi, gradient))
+            phi = phi - self.rates(k, phi, gradient) * gradient
+        return dict(zip(self.units, torch.stack(gates).unbind(-1), strict=True))
+
+
+def _owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]

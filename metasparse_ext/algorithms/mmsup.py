@@ -1,0 +1,103 @@
+"""MMSUP: each task uses the largest of its adapted weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms.maml import MAML
+from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
+
+
+class MMSUP(MAML):
+    """MAML on a network whose convolutions keep the top k of their weights, k being learned.
+
+    Every convolution computes with w * m, where m keeps the fraction s of its weights that is
+    largest in magnitude. The inner loop moves w, so the subnet is chosen anew at each step, for
+    each task; s, one number a layer, is meta-learned. A pruned weight has no gradient, unless
+    ``edge_popup`` gives it one, and comes back when others shrink.
+
+    The public source is a supplement with listings. What it leaves open is a reconstruction: the
+    ranking by magnitude, the derivative in s
+    (:class:`~metasparse_ext.nn.LearnedTopKMask`), and that the inner loop leaves s alone.
+
+    Args:
+        model: A network of ``MaskedConv2d``, from images to logits. Its maskers are replaced,
+            except those that are ``LearnedTopKMask`` already.
+        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in :class:`MAML`.
+        density: The fraction that every layer keeps at first.
+        granularity, signed, edge_popup: As in :class:`~metasparse_ext.nn.LearnedTopKMask`.
+        sparsity_gradient: Its ``gradient``: "mean", "sum" or "boundary".
+        adapt_density: Let the inner loop move the logits of s as it moves weights.
+
+    Source: "GEMS", WACV 2023, supplement, listings 3 and 4.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: float = 0.01,
+        inner_steps: int = 5,
+        adapt_steps: int | None = None,
+        first_order: bool = False,
+        recompute: bool = False,
+        density: float = 0.5,
+        granularity: str = "weight",
+        signed: bool = False,
+        edge_popup: bool = False,
+        sparsity_gradient: str = "mean",
+        adapt_density: bool = False,
+    ) -> None:
+        if isinstance(model, nn.Module):
+            masker = partial(
+                LearnedTopKMask,
+                density,
+                granularity,
+                signed=signed,
+                gradient=sparsity_gradient,
+                edge_popup=edge_popup,
+            )
+            _make_masks(model, masker)
+        super().__init__(
+            model,
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            adapt_steps=adapt_steps,
+            first_order=first_order,
+            recompute=recompute,
+        )
+        self.adapt_density = adapt_density
+        moved = torch.full_like(self.start(1)[0], inner_lr)
+        for name, place in self.layout.slices.items():
+            if name.endswith("masker.logit") and not adapt_density:
+                moved[place] = 0
+        self.register_buffer("_rates", moved, persistent=False)
+
+    def rates(self, step: int, phi: Tensor, gradient: Tensor) -> Tensor:
+        return self._rates
+
+    @torch.no_grad()
+    def densities(self) -> dict[str, Tensor]:
+        """The fraction that each convolution keeps, by its name."""
+        return {
+            name: layer.masker.kept().squeeze()
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, MaskedConv2d)
+        }
+
+
+def _make_masks(model: nn.Module, masker: Callable[..., LearnedTopKMask]) -> None:
+    """Gives every masked convolution a learned top-k mask, where it has none."""
+    layers = [layer for layer in model.modules() if isinstance(layer, MaskedConv2d)]
+    if not layers:
+        raise ValueError(
+            "MMSUP: model has no MaskedConv2d whose weights could be ranked; "
+            "metasparse_ext.nn.sparsify(model) makes them"
+        )
+    for layer in layers:
+        if not isinstance(layer.masker, LearnedTopKMask):
+            layer.masker = masker(device=layer.weight.device, dtype=layer.weight.dtype)

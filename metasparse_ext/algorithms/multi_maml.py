@@ -1,0 +1,90 @@
+"""Multi-MAML: an initialisation for each distribution of tasks."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms.maml import MAML
+
+if TYPE_CHECKING:
+    from metasparse_ext.data import Samples
+
+
+class MultiMAML(MAML):
+    """N independent MAMLs, one a distribution; every task says which is its own.
+
+    A meta-batch may mix the distributions: all of its tasks are adapted together, each from the
+    initialisation of its ``distribution``, which the oracle tells at test time too. The gradient of
+    an initialisation is N times its tasks' sum over the tasks of the meta-batch: with equal shares
+    the mean over its own tasks, as if it were trained alone. (A distribution that a meta-batch
+    leaves out has a gradient of zero, on which an optimiser with momentum still moves.)
+
+    Args:
+        model: A network from images to logits, which N copies start from; it is copied itself.
+        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in :class:`MAML`.
+        distributions: N. With one, tasks need not say theirs.
+
+    Attributes:
+        initialisations: (N, P), the meta-parameters; row d as a network is ``network(d)``.
+
+    Source: the baseline of Vuorio, Sun, Hu, Lim, "Multimodal Model-Agnostic Meta-Learning via
+        Task-Aware Modulation", NeurIPS 2019, and of GEMS (WACV 2023).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: float = 0.01,
+        inner_steps: int = 5,
+        adapt_steps: int | None = None,
+        first_order: bool = False,
+        recompute: bool = False,
+        distributions: int = 1,
+    ) -> None:
+        super().__init__(
+            copy.deepcopy(model),
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            adapt_steps=adapt_steps,
+            first_order=first_order,
+            recompute=recompute,
+        )
+        self._require(distributions >= 1, "distributions", "at least 1", distributions)
+        self.distributions = distributions
+        self.initialisations = nn.Parameter(self.start(distributions).clone())
+        # The model is the shape of the networks; nothing of it is learned.
+        self.model.requires_grad_(False)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, distributions={self.distributions}"
+
+    def network(self, distribution: int) -> nn.Module:
+        """A copy of the model at the initialisation of a distribution."""
+        net = copy.deepcopy(self.model)
+        with torch.no_grad():
+            row = self.layout.unflatten(self.initialisations[distribution])
+            for name, value in row.items():
+                net.get_parameter(name).requires_grad_().copy_(value)
+        return net
+
+    def theta(self, support: Samples) -> Tensor:
+        return self.initialisations.detach()[self._which(support)]
+
+    def theta_gradient(self, gradient: Tensor, support: Samples) -> dict[str, Tensor]:
+        total = torch.zeros_like(self.initialisations)
+        total.index_add_(0, self._which(support), gradient)
+        return {"initialisations": total * (self.distributions / len(gradient))}
+
+    def _which(self, support: Samples) -> Tensor:
+        """(T,) the distribution of each task."""
+        if support.distribution is not None:
+            return support.distribution
+        self._require(
+            self.distributions == 1, "samples.distribution", "given, there are several", None
+        )
+        return torch.zeros_like(support.labels[:, 0])

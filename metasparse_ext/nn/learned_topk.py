@@ -1,0 +1,95 @@
+"""A top-k mask whose kept fraction is learned."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.nn.masks import TopKMask
+from metasparse_ext.ops import topk_mask
+
+GRADIENTS = ("mean", "sum", "boundary")
+
+
+class LearnedTopKMask(TopKMask):
+    """Keeps the largest weights of its layer; the fraction s that it keeps is a parameter.
+
+    s is the logistic of ``logit``, not below ``floor``. A mask is a step function of s, so its
+    derivative is a choice. For a loss with gradient g_i in mask entry i, of n,
+
+    - ``"sum"``: sum_i g_i, the straight-through one, summed as autograd sums;
+    - ``"mean"``: sum_i g_i / n;
+    - ``"boundary"``: n g_j with j the last entry that was kept: the derivative of the sum over
+      kept entries in the number kept.
+
+    Args:
+        density: s at first, in (0, 1).
+        granularity: ``"weight"``, ``"kernel"`` or ``"channel"``, as in
+            :class:`~metasparse_ext.nn.TopKMask`. A kernel mask skips the kernels it prunes; of a
+            weight mask nothing is skipped, since a gradient of every weight is needed.
+        signed: Rank by the value instead of the magnitude.
+        gradient: One of the three above.
+        edge_popup: Pass each mask entry's gradient straight to the score of its weight too, so that
+            pruned weights can come back on merit. Otherwise scores are constants, and a pruned
+            weight comes back only when others shrink.
+        floor: Least s.
+        device, dtype: Of ``logit``.
+
+    Source: the supermask of GEMS (WACV 2023), supplement, listings 3 and 4, which leave the
+        gradient of s open; edge-popup is of Ramanujan et al., CVPR 2020.
+    """
+
+    learned = True
+
+    def __init__(
+        self,
+        density: float = 0.5,
+        granularity: str = "weight",
+        *,
+        signed: bool = False,
+        gradient: str = "mean",
+        edge_popup: bool = False,
+        floor: float = 0.05,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(density, granularity, signed=signed)
+        if not 0 < density < 1:
+            raise ValueError(f"LearnedTopKMask: density must lie in (0, 1), got {density}")
+        if not 0 <= floor <= 1:
+            raise ValueError(f"LearnedTopKMask: floor must lie in [0, 1], got {floor}")
+        if gradient not in GRADIENTS:
+            raise ValueError(
+                f"LearnedTopKMask: gradient must be one of {GRADIENTS}, got {gradient!r}"
+            )
+        self.gradient, self.edge_popup, self.floor = gradient, edge_popup, floor
+        logit = math.log(density / (1 - density))
+        self.logit = nn.Parameter(torch.full((1,), logit, device=device, dtype=dtype))
+
+    def kept(self) -> Tensor:
+        """(1,) or (T, 1): s."""
+        return self.logit.sigmoid().clamp(min=self.floor)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scores = weight if self.signed else weight.abs()
+        scores = scores if self.edge_popup else scores.detach()
+        s = self.kept()
+        kept = s.detach().flatten()
+        mask = topk_mask(scores, kept, granularity=self.granularity)
+        # Zero, with a derivative.
+        nothing = (s - s.detach()).reshape(*s.shape, *[1] * (mask.dim() - s.dim()))
+        return mask + nothing * self._slope(scores.detach(), mask.detach(), kept)
+
+    def _slope(self, scores: Tensor, mask: Tensor, s: Tensor) -> Tensor | float:
+        """What ds does to the entries of the mask."""
+        if self.gradient == "sum":
+            return 1.0
+        entries = math.prod(mask.shape[-4:] if mask.dim() >= 4 else mask.shape[-2:])
+        if self.gradient == "mean":
+            return 1.0 / entries
+        units = mask.shape[-2] if self.granularity == "channel" else entries
+        one_less = ((s.double() * units).round() - 1).clamp(min=0) / units
+        return units * (mask - topk_mask(scores, one_less, granularity=self.granularity))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gradient={self.gradient!r}, edge_popup={self.edge_popup}"

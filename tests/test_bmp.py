@@ -1,0 +1,143 @@
+"""BMP against its equations: one task after the other, the mask straight-through."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain_tasks import (
+    assert_same_gradients,
+    batch,
+    leaves,
+    mean_gradients,
+    network,
+    plain_logits,
+)
+from torch import nn
+
+from metasparse_ext.algorithms import BMP
+
+STEPS, RATE = 3, 0.3
+OWN = ("emphasis", "perceptron")
+
+
+def bmp(kind="task-aware", **options):
+    """A learner whose masks switch some layers on and some off, not the same for all tasks."""
+    learner = BMP(network(kind), inner_lr=RATE, inner_steps=STEPS, initial_bias=0.0, **options)
+    with torch.no_grad():
+        for name, p in learner.named_parameters():
+            if name.startswith(OWN):
+                p.uniform_(-1, 1)
+        # Gradients differ between tasks, and their means are small.
+        learner.emphasis[len(learner.units) :] *= 1000
+    return learner
+
+
+def layers_of(theta, unit):
+    """The names of the tensors of each backbone layer."""
+    layers = {}
+    for name in theta:
+        if "head" not in name:
+            key = name if unit == "tensor" else name.rpartition(".")[0]
+            layers.setdefault(key, []).append(name)
+    return layers
+
+
+def masked_rates(theta, phi, grads, own, unit):
+    """The rate of each tensor, and the mask; straight-through by hand."""
+    layers = layers_of(theta, unit)
+    embedding = torch.stack(
+        [
+            torch.cat([values[name].flatten() for name in names]).mean()
+            for values in (phi, {n: g.detach() for n, g in grads.items()})
+            for names in layers.values()
+        ]
+    )
+    x = embedding * own["emphasis"]
+    depth = sum(name.endswith("weight") for name in own)
+    for i in range(depth):
+        x = own[f"perceptron.{2 * i}.weight"] @ x + own[f"perceptron.{2 * i}.bias"]
+        x = x.clamp(min=0) if i < depth - 1 else x
+    mask = (x > 0).double() + x - x.detach()
+    rates = dict.fromkeys(theta, RATE)
+    for m, names in zip(mask, layers.values(), strict=True):
+        rates |= dict.fromkeys(names, RATE * m)
+    return rates, (x > 0).double()
+
+
+def unrolled(net, support, query, learner, unit, first_order):
+    theta = phi = leaves(net)
+    own = {
+        n: p.detach().clone().requires_grad_()
+        for n, p in learner.named_parameters()
+        if n.startswith(OWN)
+    }
+    masks = []
+    for _ in range(STEPS):
+        loss = F.cross_entropy(plain_logits(net, phi, support.images), support.labels)
+        grads = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+        grads = dict(zip(phi, grads, strict=True))
+        if first_order:
+            grads = {name: g.detach() for name, g in grads.items()}
+        rates, mask = masked_rates(theta, phi, grads, own, unit)
+        masks.append(mask)
+        phi = {name: p - rates[name] * grads[name] for name, p in phi.items()}
+    loss = F.cross_entropy(plain_logits(net, phi, query.images), query.labels)
+    sources = {**theta, **own}
+    gradient = torch.autograd.grad(loss, list(sources.values()))
+    return dict(zip(sources, gradient, strict=True)), loss.detach(), torch.stack(masks)
+
+
+@pytest.mark.parametrize("kind", ["task-aware", "vmap"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"first_order": True},
+        {"recompute": True},
+        {"unit": "module"},
+        {"hidden_layers": 2},
+    ],
+    ids=lambda options: "-".join(map(str, options)) or "default",
+)
+def test_meta_gradient_is_that_of_the_equations(kind, options):
+    learner, tasks = bmp(kind, **options), batch(tasks=3)
+    unit, first_order = options.get("unit", "tensor"), options.get("first_order", False)
+    expected, loss, masks = mean_gradients(
+        unrolled, learner.model, tasks, learner, unit, first_order
+    )
+    assert (masks != masks[0]).any()
+    moved = learner.moved_layers(tasks.support)
+    assert list(moved) == list(layers_of(dict(learner.model.named_parameters()), unit))
+    assert torch.equal(torch.stack(list(moved.values()), -1).transpose(0, 1), masks)
+    metrics = learner.meta_backward(tasks)
+    torch.testing.assert_close(metrics.loss, loss)
+    for name in [name for name in expected if name.startswith(OWN)]:
+        wanted, found = expected.pop(name), learner.get_parameter(name).grad
+        assert (found - wanted).norm() <= 1e-9 * wanted.norm(), name
+    assert_same_gradients(learner.model, expected)
+
+
+def test_layers_that_are_off_stay_and_the_head_moves():
+    learner, tasks = bmp(), batch(tasks=2)
+    learner.adapt_steps = 1
+    adapted, moved = learner.adapt(tasks.support), learner.moved_layers(tasks.support)
+    for name, start in learner.model.named_parameters():
+        for t in range(2):
+            stays = torch.equal(adapted.parameters[name][t], start)
+            assert stays is (name in moved and not moved[name][0, t]), name
+
+
+def test_training_starts_as_maml():
+    tasks = batch()
+    learner = BMP(network(), inner_lr=RATE, inner_steps=STEPS)
+    assert all(steps.all() for steps in learner.moved_layers(tasks.support).values())
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="BMP: unit must be one of"):
+        BMP(network(), unit="block")
+    with pytest.raises(ValueError, match="BMP: hidden_layers must be at least 1"):
+        BMP(network(), hidden_layers=0)
+    with pytest.raises(ValueError, match="BMP: head must be one of"):
+        BMP(network(), head="blocks.0.conv")
+    with pytest.raises(ValueError, match="BMP: model must be more than its head"):
+        BMP(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))

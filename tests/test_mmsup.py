@@ -1,0 +1,171 @@
+"""MMSUP and the learned top-k mask against their equations, one task after the other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain_tasks import (
+    assert_same_gradients,
+    batch,
+    leaves,
+    mean_gradients,
+    network,
+    plain_logits,
+)
+from torch import nn
+
+from metasparse_ext.algorithms import MMSUP
+from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
+
+STEPS, RATE, FLOOR = 3, 0.3, 0.05
+
+
+def plain_mask(weight, logit, *, granularity, signed, gradient, edge_popup):
+    """The mask of one layer's weight (O, I, k, k), by sorting, with its derivatives by hand."""
+    score = weight if signed else weight.abs()
+    if granularity == "kernel":
+        score = score.mean((-2, -1))
+    elif granularity == "channel":
+        score = score.mean((-3, -2, -1))
+    s = logit.sigmoid().clamp(min=FLOOR)
+    n = score.numel()
+    k = round(s.item() * n)
+    order = score.detach().flatten().argsort(descending=True, stable=True)
+    hard = torch.zeros(n, dtype=torch.float64)
+    hard[order[:k]] = 1
+    slope = torch.ones(n, dtype=torch.float64)
+    if gradient == "boundary":
+        slope = torch.zeros_like(slope)
+        slope[order[k - 1]] = n
+    mask = hard
+    if edge_popup:
+        mask = mask + score.flatten() - score.flatten().detach()
+    mask = mask + slope * (s - s.detach()) * (1 / n if gradient == "mean" else 1)
+    mask = mask.view_as(score)
+    if granularity == "channel":
+        per_kernel = 1 / weight.shape[1] if gradient == "mean" else 1
+        mask = hard[:, None].expand(weight.shape[:2]) + per_kernel * (mask - hard)[:, None]
+    return mask if mask.dim() == 4 else mask[:, :, None, None]
+
+
+def masked(phi, choices):
+    """The parameters with every convolution's weight masked, and without the logits."""
+    values = {name: p for name, p in phi.items() if not name.endswith("logit")}
+    for name in [name for name in phi if name.endswith("logit")]:
+        weight = name.replace("masker.logit", "weight")
+        values[weight] = phi[weight] * plain_mask(phi[weight], phi[name], **choices)
+    return values
+
+
+def unrolled(net, support, query, choices, first_order, adapt_density):
+    theta = phi = leaves(net)
+    for _ in range(STEPS):
+        logits = plain_logits(net, masked(phi, choices), support.images)
+        loss = F.cross_entropy(logits, support.labels)
+        grads = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+        grads = [g.detach() for g in grads] if first_order else grads
+        fixed = () if adapt_density else ("logit",)
+        phi = {
+            n: p if n.endswith(tuple(fixed)) and fixed else p - RATE * g
+            for (n, p), g in zip(phi.items(), grads, strict=True)
+        }
+    loss = F.cross_entropy(plain_logits(net, masked(phi, choices), query.images), query.labels)
+    gradient = torch.autograd.grad(loss, list(theta.values()))
+    return dict(zip(theta, gradient, strict=True)), loss.detach()
+
+
+CASES = {
+    "default": {},
+    "first-order": {"first_order": True},
+    "recompute": {"recompute": True},
+    "signed": {"signed": True},
+    "sum": {"sparsity_gradient": "sum"},
+    "boundary": {"sparsity_gradient": "boundary"},
+    "edge-popup": {"edge_popup": True},
+    "edge-popup-kernel": {"edge_popup": True, "granularity": "kernel"},
+    "kernel": {"granularity": "kernel", "sparsity_gradient": "boundary"},
+    "channel": {"granularity": "channel", "sparsity_gradient": "mean"},
+    "adapt-density": {"adapt_density": True, "sparsity_gradient": "sum"},
+}
+
+
+@pytest.mark.parametrize("kind", ["task-aware", "vmap"])
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_meta_gradient_is_that_of_the_equations(kind, options):
+    net, tasks = network(kind), batch(tasks=3)
+    learner = MMSUP(net, inner_lr=RATE, inner_steps=STEPS, **options)
+    choices = {
+        "granularity": options.get("granularity", "weight"),
+        "signed": options.get("signed", False),
+        "gradient": options.get("sparsity_gradient", "mean"),
+        "edge_popup": options.get("edge_popup", False),
+    }
+    first_order = options.get("first_order", False)
+    expected, loss = mean_gradients(
+        unrolled, net, tasks, choices, first_order, options.get("adapt_density", False)
+    )
+    metrics = learner.meta_backward(tasks)
+    torch.testing.assert_close(metrics.loss, loss)
+    assert_same_gradients(net, expected)
+
+
+def test_each_task_keeps_the_largest_of_its_own_weights():
+    tasks = batch(tasks=3)
+    learner = MMSUP(network(), inner_lr=2.0, inner_steps=STEPS, density=0.3)
+    adapted = learner.adapt(tasks.support)
+    masks = adapted.masks()
+    assert set(masks) == set(learner.densities()) == {"blocks.0.conv", "blocks.1.conv"}
+    for name, mask in masks.items():
+        weight = adapted.parameters[f"{name}.weight"]
+        k = round(0.3 * weight[0].numel())
+        for t in range(3):
+            kept = weight[t].abs().flatten().topk(k).indices
+            assert mask[t].sum() == k
+            assert mask[t].flatten()[kept].all()
+        assert (mask != mask[:1]).any()
+        assert learner.densities()[name] == pytest.approx(0.3)
+
+
+def test_pruned_weights_have_no_gradient_unless_edge_popup_gives_one():
+    tasks = batch()
+    for edge_popup in (False, True):
+        learner = MMSUP(network(), inner_lr=RATE, inner_steps=1, edge_popup=edge_popup)
+        start = learner.start(1)
+        gradient = learner.gradient(start, tasks.support.tasks(slice(1)))[1]
+        part = learner.layout.unflatten(gradient)["blocks.0.conv.weight"]
+        pruned = learner.adapted(start).masks()["blocks.0.conv"] == 0
+        assert bool(part[pruned].any()) is edge_popup
+
+
+def test_the_density_has_a_floor_and_is_the_logistic_above_it():
+    masker = LearnedTopKMask(0.25)
+    assert masker.kept().item() == pytest.approx(0.25)
+    with torch.no_grad():
+        masker.logit.fill_(-10)
+    assert masker.kept().item() == pytest.approx(0.05)
+    assert masker(torch.rand(10, 10, 1, 1)).sum() == 5
+
+
+def test_a_masker_of_yours_stays():
+    net = network()
+    mine = LearnedTopKMask(0.2, "kernel", dtype=torch.float64)
+    net.blocks[0].conv.masker = mine
+    MMSUP(net)
+    assert net.blocks[0].conv.masker is mine
+    assert isinstance(net.blocks[1].conv, MaskedConv2d)
+    assert isinstance(net.blocks[1].conv.masker, LearnedTopKMask)
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="MMSUP: model has no MaskedConv2d"):
+        MMSUP(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"MMSUP: model must be an nn\.Module"):
+        MMSUP(len)
+    for options, message in (
+        ({"density": 1.0}, r"density must lie in \(0, 1\)"),
+        ({"sparsity_gradient": "max"}, "gradient must be one of"),
+        ({"granularity": "row"}, "granularity must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MMSUP(network(), **options)
+    with pytest.raises(ValueError, match=r"floor must lie in \[0, 1\]"):
+        LearnedTopKMask(floor=2.0)

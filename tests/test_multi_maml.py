@@ -1,0 +1,81 @@
+"""Multi-MAML equals as many MAMLs, each on the tasks of its own distribution."""
+
+import copy
+
+import pytest
+import torch
+from plain_tasks import batch, network
+
+from metasparse_ext.algorithms import MAML, MultiMAML
+
+STEPS, RATE = 2, 0.2
+
+
+def mixed(tasks=4, distributions=(1, 0, 0, 1)):
+    support, query = batch(tasks)
+    which = torch.tensor(distributions)
+    return type(batch())(support._replace(distribution=which), query._replace(distribution=which))
+
+
+def learners(**options):
+    """A Multi-MAML of two distributions at different initialisations, and those as networks."""
+    learner = MultiMAML(network(), inner_lr=RATE, inner_steps=STEPS, distributions=2, **options)
+    with torch.no_grad():
+        learner.initialisations += 0.1 * torch.randn_like(learner.initialisations)
+    return learner, [learner.network(d) for d in range(2)]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"first_order": True}, {"recompute": True}], ids=["second", "first", "again"]
+)
+def test_each_initialisation_is_trained_by_its_own_tasks(options):
+    tasks = mixed()
+    learner, networks = learners(**options)
+    metrics = learner.meta_backward(tasks)
+    adapted = learner.adapt(tasks.support)
+    for d, net in enumerate(networks):
+        own = tasks.support.distribution == d
+        alone = MAML(net, inner_lr=RATE, inner_steps=STEPS, **options)
+        expected = alone.meta_backward(tasks.tasks(own))
+        torch.testing.assert_close(metrics.loss[own], expected.loss)
+        found = learner.layout.unflatten(learner.initialisations.grad[d])
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(found[name], p.grad, rtol=1e-9, atol=1e-12)
+        parameters = alone.adapt(tasks.tasks(own).support).parameters
+        for name, p in parameters.items():
+            torch.testing.assert_close(adapted.parameters[name][own], p)
+
+
+def test_unequal_shares_weigh_by_their_tasks():
+    tasks = mixed(4, (0, 0, 0, 1))
+    learner, networks = learners()
+    learner.meta_backward(tasks)
+    alone = MAML(networks[1], inner_lr=RATE, inner_steps=STEPS)
+    alone.meta_backward(tasks.tasks(slice(3, 4)))
+    found = learner.layout.unflatten(learner.initialisations.grad[1])
+    for name, p in networks[1].named_parameters():
+        torch.testing.assert_close(found[name], p.grad / 2, rtol=1e-9, atol=1e-12)
+
+
+def test_one_distribution_is_maml():
+    net, tasks = network(), batch()
+    alone = MAML(copy.deepcopy(net), inner_lr=RATE, inner_steps=STEPS)
+    learner = MultiMAML(net, inner_lr=RATE, inner_steps=STEPS)
+    alone.meta_backward(tasks)
+    learner.meta_backward(tasks)
+    expected = torch.cat([p.grad.flatten() for p in alone.model.parameters()])
+    torch.testing.assert_close(learner.initialisations.grad[0], expected, rtol=1e-9, atol=1e-12)
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+def test_only_the_initialisations_are_meta_parameters():
+    learner, _ = learners()
+    assert [n for n, p in learner.named_parameters() if p.requires_grad] == ["initialisations"]
+
+
+def test_tasks_must_say_their_distribution():
+    learner, _ = learners()
+    with pytest.raises(ValueError, match=r"MultiMAML: samples\.distribution must be given"):
+        learner.adapt(batch().support)
+    with pytest.raises(ValueError, match="MultiMAML: distributions must be at least 1"):
+        MultiMAML(network(), distributions=0)
