@@ -38,6 +38,31 @@ TORCH_LIBRARY(metasparse, m) {
       " -> Tensor",
       tags);
 
+  // Sums of two members of the family, as the product rule yields them: conv(x1, weight1 * mask1) +
+  // conv(x2, weight2 * mask2) + bias, and the like for the gradients in input and weight. Operands
+  // of the same name have the same shape.
+  m.def(
+      "masked_conv_pair(Tensor x1, Tensor weight1, Tensor? mask1, Tensor x2, Tensor weight2,"
+      " Tensor? mask2, Tensor? bias, int[2] stride, int[2] padding) -> Tensor",
+      tags);
+  m.def(
+      "masked_conv_input_grad_pair(Tensor grad1, Tensor weight1, Tensor? mask1, Tensor grad2,"
+      " Tensor weight2, Tensor? mask2, SymInt[2] input_size, int[2] stride, int[2] padding)"
+      " -> Tensor",
+      tags);
+  m.def(
+      "masked_conv_weight_grad_pair(Tensor grad1, Tensor x1, Tensor grad2, Tensor x2, Tensor? mask,"
+      " SymInt[2] kernel_size, int[2] stride, int[2] padding) -> Tensor",
+      tags);
+  // What a backward pass wants of one convolution: the gradients in input, weight and bias. That of
+  // the weight is dense or that of the active kernels; the others are of shape (T,0) where not
+  // wanted.
+  m.def(
+      "masked_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? mask, bool input_wanted,"
+      " bool dense, bool bias_wanted, int[2] stride, int[2] padding)"
+      " -> (Tensor x_grad, Tensor weight_grad, Tensor bias_grad)",
+      tags);
+
   // Batch norm per task and channel, ReLU, 2x2 max-pool: y, what its derivatives need (mean and
   // 1/std of (T,C)), and the gate of y's shape, or (T,0) when nothing is gated
   // (csrc/norm_act_pool_gate.h).

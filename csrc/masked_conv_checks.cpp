@@ -21,6 +21,21 @@ void check_floating(const char* op, const char* name, const Tensor& t) {
                    ": expected ", name, " of dtype float32 or float64, got ", t.scalar_type());
 }
 
+// The argument that the others are compared with: images or a gradient of images.
+void check_images(const char* op, const char* name, const Tensor& t, const char* letters) {
+  check_rank(op, name, t, 5, letters);
+  check_floating(op, name, t);
+}
+
+// A weight whose axis `channel_dim` must match the channels of `images`.
+void check_weight(const char* op, const Tensor& weight, const char* images_name,
+                  const Tensor& images, int64_t channel_dim, const char* letter) {
+  check_rank(op, "weight", weight, 5, "(T, O, I, kh, kw)");
+  check_same_kind(op, "weight", weight, images_name, images);
+  check_size(op, "weight", weight, 0, images.size(0), "T");
+  check_size(op, "weight", weight, channel_dim, images.size(2), letter);
+}
+
 void check_mask(const char* op, const OptionalTensor& mask, int64_t tasks, int64_t out, int64_t in,
                 const char* like_name, const Tensor& like) {
   if (!mask.has_value()) return;
@@ -45,18 +60,20 @@ void check_output_size(const char* op, IntArrayRef input, IntArrayRef kernel, In
   }
 }
 
-}  // namespace
+// The second operand of a sum must be of the shape and kind of the first.
+void check_alike(const char* op, const char* second_name, const Tensor& second,
+                 const char* first_name, const Tensor& first) {
+  check_same_kind(op, second_name, second, first_name, first);
+  TORCH_CHECK_VALUE(second.sizes() == first.sizes(), op, ": expected ", second_name, " of shape ",
+                    first.sizes(), " like ", first_name, ", got ", second.sizes());
+}
 
-void check_masked_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
-                       const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
-  constexpr auto op = "masked_conv";
+void check_forward(const char* op, const Tensor& x, const Tensor& weight,
+                   const OptionalTensor& mask, const OptionalTensor& bias, IntArrayRef stride,
+                   IntArrayRef padding) {
   check_window(op, stride, padding);
-  check_rank(op, "x", x, 5, "(T, N, I, H, W)");
-  check_floating(op, "x", x);
-  check_rank(op, "weight", weight, 5, "(T, O, I, kh, kw)");
-  check_same_kind(op, "weight", weight, "x", x);
-  check_size(op, "weight", weight, 0, x.size(0), "T");
-  check_size(op, "weight", weight, 2, x.size(2), "I");
+  check_images(op, "x", x, "(T, N, I, H, W)");
+  check_weight(op, weight, "x", x, 2, "I");
   check_mask(op, mask, x.size(0), weight.size(1), weight.size(2), "x", x);
   if (bias.has_value()) {
     check_rank(op, "bias", *bias, 2, "(T, O)");
@@ -72,35 +89,89 @@ void check_masked_conv(const Tensor& x, const Tensor& weight, const OptionalTens
   }
 }
 
-void check_masked_conv_input_grad(const Tensor& grad, const Tensor& weight,
-                                  const OptionalTensor& mask, IntArrayRef input_size,
-                                  IntArrayRef stride, IntArrayRef padding) {
-  constexpr auto op = "masked_conv_input_grad";
+void check_input_grad(const char* op, const Tensor& grad, const Tensor& weight,
+                      const OptionalTensor& mask, IntArrayRef input_size, IntArrayRef stride,
+                      IntArrayRef padding) {
   check_window(op, stride, padding);
-  check_rank(op, "grad", grad, 5, "(T, N, O, Ho, Wo)");
-  check_floating(op, "grad", grad);
-  check_rank(op, "weight", weight, 5, "(T, O, I, kh, kw)");
-  check_same_kind(op, "weight", weight, "grad", grad);
-  check_size(op, "weight", weight, 0, grad.size(0), "T");
-  check_size(op, "weight", weight, 1, grad.size(2), "O");
+  check_images(op, "grad", grad, "(T, N, O, Ho, Wo)");
+  check_weight(op, weight, "grad", grad, 1, "O");
   check_mask(op, mask, grad.size(0), weight.size(1), weight.size(2), "grad", grad);
   check_output_size(op, input_size, weight.sizes().slice(3), grad.sizes().slice(3), stride,
                     padding);
 }
 
-void check_masked_conv_weight_grad(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
-                                   IntArrayRef kernel_size, IntArrayRef stride,
-                                   IntArrayRef padding) {
-  constexpr auto op = "masked_conv_weight_grad";
+void check_weight_grad(const char* op, const Tensor& grad, const Tensor& x,
+                       const OptionalTensor& mask, IntArrayRef kernel_size, IntArrayRef stride,
+                       IntArrayRef padding) {
   check_window(op, stride, padding);
-  check_rank(op, "grad", grad, 5, "(T, N, O, Ho, Wo)");
-  check_floating(op, "grad", grad);
+  check_images(op, "grad", grad, "(T, N, O, Ho, Wo)");
   check_rank(op, "x", x, 5, "(T, N, I, H, W)");
   check_same_kind(op, "x", x, "grad", grad);
   check_size(op, "x", x, 0, grad.size(0), "T");
   check_size(op, "x", x, 1, grad.size(1), "N");
   check_mask(op, mask, grad.size(0), grad.size(2), x.size(2), "grad", grad);
   check_output_size(op, x.sizes().slice(3), kernel_size, grad.sizes().slice(3), stride, padding);
+}
+
+}  // namespace
+
+void check_masked_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
+                       const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
+  check_forward("masked_conv", x, weight, mask, bias, stride, padding);
+}
+
+void check_masked_conv_input_grad(const Tensor& grad, const Tensor& weight,
+                                  const OptionalTensor& mask, IntArrayRef input_size,
+                                  IntArrayRef stride, IntArrayRef padding) {
+  check_input_grad("masked_conv_input_grad", grad, weight, mask, input_size, stride, padding);
+}
+
+void check_masked_conv_weight_grad(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
+                                   IntArrayRef kernel_size, IntArrayRef stride,
+                                   IntArrayRef padding) {
+  check_weight_grad("masked_conv_weight_grad", grad, x, mask, kernel_size, stride, padding);
+}
+
+void check_masked_conv_pair(const Tensor& x1, const Tensor& weight1, const OptionalTensor& mask1,
+                            const Tensor& x2, const Tensor& weight2, const OptionalTensor& mask2,
+                            const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
+  constexpr auto op = "masked_conv_pair";
+  check_forward(op, x1, weight1, mask1, bias, stride, padding);
+  check_alike(op, "x2", x2, "x1", x1);
+  check_alike(op, "weight2", weight2, "weight1", weight1);
+  check_mask(op, mask2, x1.size(0), weight1.size(1), weight1.size(2), "x1", x1);
+}
+
+void check_masked_conv_input_grad_pair(const Tensor& grad1, const Tensor& weight1,
+                                       const OptionalTensor& mask1, const Tensor& grad2,
+                                       const Tensor& weight2, const OptionalTensor& mask2,
+                                       IntArrayRef input_size, IntArrayRef stride,
+                                       IntArrayRef padding) {
+  constexpr auto op = "masked_conv_input_grad_pair";
+  check_input_grad(op, grad1, weight1, mask1, input_size, stride, padding);
+  check_alike(op, "grad2", grad2, "grad1", grad1);
+  check_alike(op, "weight2", weight2, "weight1", weight1);
+  check_mask(op, mask2, grad1.size(0), weight1.size(1), weight1.size(2), "grad1", grad1);
+}
+
+void check_masked_conv_weight_grad_pair(const Tensor& grad1, const Tensor& x1, const Tensor& grad2,
+                                        const Tensor& x2, const OptionalTensor& mask,
+                                        IntArrayRef kernel_size, IntArrayRef stride,
+                                        IntArrayRef padding) {
+  constexpr auto op = "masked_conv_weight_grad_pair";
+  check_weight_grad(op, grad1, x1, mask, kernel_size, stride, padding);
+  check_alike(op, "grad2", grad2, "grad1", grad1);
+  check_alike(op, "x2", x2, "x1", x1);
+}
+
+void check_masked_conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                const OptionalTensor& mask, IntArrayRef stride,
+                                IntArrayRef padding) {
+  constexpr auto op = "masked_conv_backward";
+  check_images(op, "grad", grad, "(T, N, O, Ho, Wo)");
+  check_weight(op, weight, "grad", grad, 1, "O");
+  check_weight_grad(op, grad, x, mask, weight.sizes().slice(3), stride, padding);
+  check_weight(op, weight, "x", x, 2, "I");
 }
 
 }  // namespace metasparse

@@ -19,6 +19,29 @@ void check_masked_conv_weight_grad(const at::Tensor& grad, const at::Tensor& x,
                                    at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                    at::IntArrayRef padding);
 
+void check_masked_conv_pair(const at::Tensor& x1, const at::Tensor& weight1,
+                            const std::optional<at::Tensor>& mask1, const at::Tensor& x2,
+                            const at::Tensor& weight2, const std::optional<at::Tensor>& mask2,
+                            const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                            at::IntArrayRef padding);
+
+void check_masked_conv_input_grad_pair(const at::Tensor& grad1, const at::Tensor& weight1,
+                                       const std::optional<at::Tensor>& mask1,
+                                       const at::Tensor& grad2, const at::Tensor& weight2,
+                                       const std::optional<at::Tensor>& mask2,
+                                       at::IntArrayRef input_size, at::IntArrayRef stride,
+                                       at::IntArrayRef padding);
+
+void check_masked_conv_weight_grad_pair(const at::Tensor& grad1, const at::Tensor& x1,
+                                        const at::Tensor& grad2, const at::Tensor& x2,
+                                        const std::optional<at::Tensor>& mask,
+                                        at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                        at::IntArrayRef padding);
+
+void check_masked_conv_backward(const at::Tensor& grad, const at::Tensor& x,
+                                const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                at::IntArrayRef stride, at::IntArrayRef padding);
+
 // Positions of a sliding window of `kernel` over `size` padded by `padding` on both sides.
 inline int64_t conv_out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding) {
   return (size + 2 * padding - kernel) / stride + 1;

@@ -177,6 +177,125 @@ def test_opcheck(case):
         torch.library.opcheck(ops.masked_conv_weight_grad.default, args)
     torch.library.opcheck(ops.masked_conv_mask_grad.default, (grad, x, weight, *window))
 
+    second = (grad, x, weight)
+    grad2, x2, weight2 = (torch.randn_like(arg).requires_grad_() for arg in second)
+    for m1, m2, b in [(mask, None, bias), (None, mask, None)]:
+        args = (x, weight, m1, x2, weight2, m2, b, *window)
+        torch.library.opcheck(ops.masked_conv_pair.default, args)
+        args = (grad, weight, m1, grad2, weight2, m2, case.size, *window)
+        torch.library.opcheck(ops.masked_conv_input_grad_pair.default, args)
+        args = (grad, x, grad2, x2, m1, case.kernel, *window)
+        torch.library.opcheck(ops.masked_conv_weight_grad_pair.default, args)
+    for wanted in [(True, False, True), (False, True, False), (True, True, True)]:
+        args = (grad, x, weight, mask, *wanted, *window)
+        torch.library.opcheck(ops.masked_conv_backward.default, args)
+
+
+class Pairs:
+    """The sums of two, each as the op that makes them in one pass and as the sum of two ops."""
+
+    def __init__(self, case: Case) -> None:
+        ops, window = torch.ops.metasparse, (case.stride, case.padding)
+        size, kernel = case.size, case.kernel
+        self.fused = {
+            "forward": lambda x1, w1, m1, x2, w2, m2, b: ops.masked_conv_pair(
+                x1, w1, m1, x2, w2, m2, b, *window
+            ),
+            "input_grad": lambda g1, w1, m1, g2, w2, m2: ops.masked_conv_input_grad_pair(
+                g1, w1, m1, g2, w2, m2, size, *window
+            ),
+            "weight_grad": lambda g1, x1, g2, x2, m: ops.masked_conv_weight_grad_pair(
+                g1, x1, g2, x2, m, kernel, *window
+            ),
+        }
+        self.summed = {
+            "forward": lambda x1, w1, m1, x2, w2, m2, b: (
+                ops.masked_conv(x1, w1, m1, b, *window) + ops.masked_conv(x2, w2, m2, None, *window)
+            ),
+            "input_grad": lambda g1, w1, m1, g2, w2, m2: (
+                ops.masked_conv_input_grad(g1, w1, m1, size, *window)
+                + ops.masked_conv_input_grad(g2, w2, m2, size, *window)
+            ),
+            "weight_grad": lambda g1, x1, g2, x2, m: (
+                ops.masked_conv_weight_grad(g1, x1, m, kernel, *window)
+                + ops.masked_conv_weight_grad(g2, x2, m, kernel, *window)
+            ),
+        }
+
+    @staticmethod
+    def args(case: Case, density: float = 0.6) -> dict[str, tuple[Tensor, ...]]:
+        x1, w1, m1, bias = case.args(density=density)
+        x2, w2, m2, _ = case.args(density=density)
+        g1, g2 = (torch.randn_like(case.op(x1, w1, m1)) for _ in range(2))
+        return {
+            "forward": (x1, w1, m1, x2, w2, m2, bias),
+            "input_grad": (g1, w1, m1, g2, w2, m2),
+            "weight_grad": (g1, x1, g2, x2, m1),
+        }
+
+
+by_pair = pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@by_pair
+@by_case
+def test_pairs_equal_the_sum_of_their_terms(case, op, dtype):
+    pairs, args = Pairs(case), Pairs.args(case)[op]
+    expected = pairs.summed[op](*args)
+    assert_near(pairs.fused[op](*(arg.to(dtype) for arg in args)), expected, dtype)
+
+
+@by_pair
+@pytest.mark.parametrize("case", SMALL[:2], ids=str)
+def test_derivatives_of_pairs(case, op):
+    """Those of the sums, in reverse and forward mode, twice, with masks among the variables."""
+    pairs, args = Pairs(case), Pairs.args(case)[op]
+    check_func_transforms(pairs.fused[op], pairs.summed[op], args)
+    small = Case(2, 1, 2, 2, (3, 3), (3, 3), case.stride, (1, 1))
+    check_derivatives(Pairs(small).fused[op], Pairs.args(small)[op])
+
+
+@by_pair
+def test_pairs_do_not_read_pruned_kernels(op):
+    case = LARGER[0]
+    pairs, args = Pairs(case), Pairs.args(case)[op]
+    if op == "weight_grad":
+        assert not pairs.fused[op](*args)[args[4] == 0].any()
+        return
+    poisoned = list(args)
+    for weight, mask in ((1, 2), (4, 5)):
+        poisoned[weight] = torch.where(args[mask][..., None, None] == 0, torch.nan, args[weight])
+    assert torch.equal(pairs.fused[op](*poisoned), pairs.fused[op](*args))
+
+
+def test_pairs_name_what_does_not_match():
+    x, weight = torch.zeros(2, 3, 4, 5, 5), torch.zeros(2, 6, 4, 3, 3)
+    pair = torch.ops.metasparse.masked_conv_pair
+    with pytest.raises(ValueError, match=r"masked_conv_pair: expected x2 of shape .* like x1"):
+        pair(x, weight, None, x[:, :2], weight, None, None, (1, 1), (1, 1))
+    with pytest.raises(TypeError, match="expected weight2 of dtype Float like weight1"):
+        pair(x, weight, None, x, weight.double(), None, None, (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True), (True, True)])
+def test_backward_op(wanted):
+    """One op with the gradients wanted; the others are empty."""
+    case = SMALL[0]
+    x, weight, mask, bias = (arg.requires_grad_() for arg in case.args())
+    y = case.op(x, weight, mask, bias)
+    grad = torch.randn_like(y)
+    expected = torch.autograd.grad(y, (x, weight, bias), grad)
+    got = torch.ops.metasparse.masked_conv_backward(
+        grad, x, weight, mask, wanted[0], False, wanted[1], case.stride, case.padding
+    )
+    for k, keep in enumerate((wanted[0], True, wanted[1])):
+        if keep:
+            assert_near(got[k], expected[k])
+        else:
+            assert got[k].shape == (case.tasks, 0)
+
 
 @pytest.mark.parametrize("shared", [(0,), (1,), (2,), (3,), (1, 2, 3), (0, 1, 2, 3)], ids=str)
 def test_arguments_without_a_task_axis_are_shared(shared):

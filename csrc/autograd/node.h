@@ -4,7 +4,6 @@
 // that it is itself differentiable (any order), visible to torch.func and to torch.compile. An
 // autograd::Function would be none of these.
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -13,6 +12,8 @@
 
 #include <memory>
 #include <optional>
+
+#include "../find_op.h"
 
 namespace metasparse {
 
@@ -41,11 +42,6 @@ struct NodePointer<c10::intrusive_ptr<Base>> {
 template <class N>
 auto make_node() {
   return NodePointer<decltype(torch::autograd::Edge::function)>::template make<N>();
-}
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
 // The forward-mode tangent of a variable, undefined where there is none.

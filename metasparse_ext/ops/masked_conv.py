@@ -113,12 +113,39 @@ def _fake_mask_grad(grad, x, weight, stride, padding):
     return grad.new_empty(grad.shape[0], grad.shape[2], x.shape[2])
 
 
+def _fake_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding):
+    return _fake_conv(x1, weight1, mask1, bias, stride, padding)
+
+
+def _fake_input_grad_pair(
+    grad1, weight1, mask1, grad2, weight2, mask2, input_size, stride, padding
+):
+    return _fake_input_grad(grad1, weight1, mask1, input_size, stride, padding)
+
+
+def _fake_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride, padding):
+    return _fake_weight_grad(grad1, x1, mask, kernel_size, stride, padding)
+
+
+def _fake_backward(grad, x, weight, mask, input_wanted, dense, bias_wanted, stride, padding):
+    tasks = x.shape[0]
+    return (
+        x.new_empty(x.shape if input_wanted else (tasks, 0)),
+        x.new_empty(weight.shape),
+        x.new_empty(tasks, weight.shape[1] if bias_wanted else 0),
+    )
+
+
 def _register() -> None:
     fakes = {
         "masked_conv": _fake_conv,
         "masked_conv_input_grad": _fake_input_grad,
         "masked_conv_weight_grad": _fake_weight_grad,
         "masked_conv_mask_grad": _fake_mask_grad,
+        "masked_conv_pair": _fake_pair,
+        "masked_conv_input_grad_pair": _fake_input_grad_pair,
+        "masked_conv_weight_grad_pair": _fake_weight_grad_pair,
+        "masked_conv_backward": _fake_backward,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"metasparse::{name}", fake)

@@ -586,8 +586,8 @@ void double_backward_of_planes(const NormActPoolShape& s, const NormActPoolDoubl
 // Planes of a few vectors or less would spend the time on their ends. Without pooling, or when
 // their height is even, they are copied to lie one below the other and are then one tall plane.
 
-constexpr int64_t kSmallPlane = 128;
-constexpr int64_t kPackedValues = 1 << 14;
+constexpr int64_t kSmallPlane = 512;
+constexpr int64_t kPackedValues = 1 << 16;
 
 bool packs(const NormActPoolShape& s) {
   const int64_t plane = s.height * s.width;
