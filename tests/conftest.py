@@ -7,33 +7,44 @@ from training_helpers import write_tiny_omniglot
 
 from metasparse_ext import _capture
 
+# cuBLAS reads it when it starts: with it, a product of matrices is the same every time.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
 
 
-# cuBLAS reads it when it starts; PyTorch refuses matrix products in poisoned_memory without it.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+@pytest.fixture
+def deterministic_cudnn(monkeypatch):
+    """cuDNN sums in the same order every time, and float32 in full float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture(params=["cpu", CUDA] if torch.cuda.is_available() else ["cpu"])
-def device(request, monkeypatch):
+def device(request, deterministic_cudnn):
     """Every device there is, as the default one: what a test creates lies there.
 
-    float32 is float32 on all of them; the tests hold TF32 to no tolerance.
+    Tests marked ``host`` are of the CPU's kernels, or of errors that only it can raise without
+    waiting for the device.
     """
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    with torch.device(request.param):
-        yield request.param
+    if request.param == "cpu":
+        yield "cpu"
+    elif "host" in request.keywords:
+        pytest.skip("of the CPU alone")
+    else:
+        with torch.device(request.param):
+            yield request.param
 
 
 @pytest.fixture
 def poisoned_memory():
     """Fresh tensors hold NaN, so that an element an op forgets to write is seen."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 

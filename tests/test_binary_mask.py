@@ -8,6 +8,8 @@ from torch import Tensor
 import metasparse_ext as ms
 from metasparse_ext import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 by_dtype = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
@@ -101,7 +103,7 @@ def test_opcheck():
 
 def test_autocast_keeps_the_dtype():
     scores = torch.randn(5)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(scores.device.type, torch.bfloat16):
         mask = ms.binary_mask(scores)
     assert mask.dtype == torch.float32
     assert torch.equal(mask, reference.binary_mask(scores))

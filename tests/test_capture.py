@@ -305,13 +305,8 @@ for_cuda = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def deterministic_cudnn(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-
-
 def on_cuda(test):
-    """A test that needs a GPU, where cuDNN sums in the same order every time."""
+    """A test that needs a GPU."""
     test = pytest.mark.usefixtures("deterministic_cudnn")(pytest.mark.cuda(test))
     return pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 import metasparse_ext as ms
 from metasparse_ext import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class Case(NamedTuple):
     tasks: int
@@ -365,7 +367,7 @@ def test_no_samples():
 def test_autocast_computes_in_float32(dtype):
     case = SMALL[0]
     args = [arg.to(dtype) for arg in case.args()]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(args[0].device.type, torch.bfloat16):
         y = case.op(*args)
     assert y.dtype == torch.float32
     assert_near(y, case.reference(*(arg.double() for arg in args)), torch.float32)

@@ -15,6 +15,8 @@ from torch import Tensor
 import metasparse_ext as ms
 from metasparse_ext import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 ORDERS = ("norm_act_pool", "norm_pool_act", "act_pool_norm")
 KINDS = {
     f"{order}-{activation}-{'pool' if pool else 'whole'}": {
@@ -278,6 +280,7 @@ def test_statistics_of_a_large_offset_keep_their_digits():
     assert_near(ms.norm_act_pool(halves), reference.norm_act_pool(halves.double()), 1e-6)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     """Two orders in a process that is held to one instruction set."""
@@ -304,6 +307,7 @@ for kind in t.DISTINCT.values():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.host
 def test_results_do_not_depend_on_threads():
     x, weight, bias = arguments((3, 4, 5, 21, 20), torch.float32)
     threads = torch.get_num_threads()
@@ -328,7 +332,7 @@ def test_no_tasks():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_autocast_computes_in_float32(dtype):
     args = [arg.to(dtype) for arg in arguments()]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(args[0].device.type, torch.bfloat16):
         y = ms.norm_act_pool(*args, pool=True)
     assert y.dtype == torch.float32
     assert_near(y, reference.norm_act_pool(*(arg.double() for arg in args), pool=True), 1e-5)

@@ -12,6 +12,8 @@ from torch import Tensor
 import metasparse_ext as ms
 from metasparse_ext import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 DENSITIES = (0.0, 0.013, 0.5, 0.98, 1.0)
 
@@ -157,6 +159,7 @@ def test_no_rows_or_empty_rows(shape):
     assert_defined(torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     """The same masks in a process that is held to one instruction set."""
@@ -313,7 +316,7 @@ def test_lower_precisions(dtype):
 
 def test_autocast_keeps_the_dtype():
     scores = torch.randn(6, 7)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(scores.device.type, torch.bfloat16):
         mask = ms.topk_mask(scores, 0.4)
     assert mask.dtype == torch.float32
     assert torch.equal(mask, ms.topk_mask(scores, 0.4))
@@ -421,6 +424,9 @@ def test_nan_is_refused(n, density, dtype):
     for position in (0, n // 2, n - 1):
         poisoned = scores.clone()
         poisoned[position] = torch.nan if position else -torch.tensor(torch.nan)
+        if scores.is_cuda:
+            assert ms.topk_mask(poisoned, density).isnan().all()
+            continue
         with pytest.raises(ValueError, match="got NaN in row 0"):
             ms.topk_mask(poisoned, density)
 

@@ -162,9 +162,9 @@ def test_on_a_gpu_batches_arrive_whole_and_in_order():
 
 @pytest.mark.cuda
 @needs_cuda
+@pytest.mark.usefixtures("deterministic_cudnn")
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_training_on_a_gpu_captures_and_resumes_exactly(tmp_path, tiny_root, learner, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+def test_training_on_a_gpu_captures_and_resumes_exactly(tmp_path, tiny_root, learner):
     config = tiny_config(tiny_root, learner, device="cuda", iterations=8)
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     trainer = Trainer(config, whole)
