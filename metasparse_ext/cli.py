@@ -27,6 +27,7 @@ from metasparse_ext.training import (
     Trainer,
     TrainingError,
     evaluate_run,
+    export_masks,
     results,
 )
 from metasparse_ext.training.config import BACKBONES, OPTIMISERS, SCHEDULES
@@ -37,7 +38,10 @@ T = TypeVar("T")
 
 INTERRUPTED = 130
 _MARKUP = re.compile(r"(?::\w+:)?`+~?(?:[\w.]+\.)?([^`]+)`+")
-_LEARNER_FLAGS = ("inner_lr", "inner_steps", "mode", "budget", "lambda3")
+_LEARNER_FLAGS = (
+    *("inner_lr", "inner_steps", "mode", "budget", "lambda3"),
+    *("search", "density", "rounds", "rewind"),
+)
 
 
 class UserError(click.ClickException):
@@ -112,6 +116,7 @@ _CONFIG_OPTIONS = _options(
     _field("--width", int, "Channels of Conv-4's blocks, or of ResNet-12's first."),
     _field("--strided/--pooled", bool, "Strided convolutions in Conv-4, or max-pools."),
     _field("--iterations", int, "Meta-iterations."),
+    _field("--max-seconds", float, "Train for so many seconds of processor time instead."),
     click.option("--inner-lr", type=float, help="Learning rate of adaptation."),
     click.option("--inner-steps", type=int, help="Steps of adaptation."),
     click.option("--order", type=click.Choice(["first", "second"]),
@@ -120,6 +125,11 @@ _CONFIG_OPTIONS = _options(
                  help="Follow the paper or the official code."),
     click.option("--budget", type=float, help="Fraction of kernels to keep."),
     click.option("--lambda3", type=float, help="Final weight of the budget loss."),
+    click.option("--search", type=click.Choice(["iterative", "early"]),
+                 help="How meta-ticket finds its weights."),
+    click.option("--density", type=float, help="Fraction of the weights that a ticket keeps."),
+    click.option("--rounds", type=int, help="Prunings of the iterative search."),
+    click.option("--rewind", type=int, help="Iteration that a ticket's weights return to."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                  help="Any other option of the learner; repeatable."),
     _field("--optimiser", click.Choice(OPTIMISERS), "Outer optimiser."),
@@ -218,6 +228,15 @@ def evaluate(run: str, **options: Any) -> None:
     console = Console()
     console.print(results.table({run: result}))
     _say(console, results.remark(result))
+
+
+@main.command()
+@click.argument("run")
+@click.option("--out", required=True, help="File to write, .npz.")
+def export(run: str, out: str) -> None:
+    """Write the masks of RUN's best checkpoint: zeros and ones by the name of the layer."""
+    for name, mask in export_masks(Run(run), Path(out)).items():
+        click.echo(f"{name:24}{tuple(mask.shape)!s:20}{mask.mean():7.2%} active")
 
 
 @main.command()

@@ -74,7 +74,7 @@ def test_cost_of_per_task_and_weight_masks():
     assert "4.0" in str(tasks)
     net[0].masker = FixedMask(torch.eye(3).repeat(3, 2, 1, 1))
     assert cost(net, (2, 5, 5)).layers[0].active_macs == 6 * 3 * 25
-    with pytest.raises(ValueError, match="no masked convolution is named"):
+    with pytest.raises(ValueError, match="no masked convolution or linear layer is named"):
         cost(net, (2, 5, 5), {"1": masks})
     with pytest.raises(ValueError, match="input_shape must be"):
         cost(net, (5, 5))

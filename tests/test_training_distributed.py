@@ -27,24 +27,41 @@ def test_uneven_shares_are_refused():
         Workers(0, 3).require_shares(4)
 
 
-def test_two_processes_train_as_one(tmp_path, tiny_root):
+def cases(root):
     # Plain descent: Adam would blow the rounding of gradients that are zero up to whole steps.
-    config = tiny_config(tiny_root, optimiser="sgd", meta_lr=0.1)
-    alone, shared = Run(tmp_path / "alone"), Run(tmp_path / "shared")
-    Trainer(config, alone).fit()
-    (tmp_path / "train.py").write_text(
-        "import sys, torch\n"
-        "from metasparse_ext.training import Run, RunConfig, Trainer\n"
-        "from metasparse_ext.training.distributed import joined\n"
-        "torch.set_num_threads(1)\n"
-        "config = RunConfig.from_json(open(sys.argv[1]).read())\n"
-        "with joined('cpu') as workers:\n"
-        "    Trainer(config, Run(sys.argv[2]), workers=workers).fit()\n"
-    )
+    plain = tiny_config(root, optimiser="sgd", meta_lr=0.1)
+    pruned = {"rounds": 1, "inner_lr": 0.1, "inner_steps": 1, "rewind": 1}
+    return {
+        "maml": plain,
+        "mixture": plain.replace(data="omniglot+glyphs", image_size=16, tasks=4, iterations=2),
+        "ticket": plain.replace(learner="meta-ticket", options=pruned, iterations=3),
+    }
+
+
+SCRIPT = """
+import sys, torch
+from metasparse_ext.training import Run, RunConfig, Trainer
+from metasparse_ext.training.distributed import joined
+torch.set_num_threads(1)
+with joined("cpu") as workers:
+    for config, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+        Trainer(RunConfig.from_json(open(config).read()), Run(folder), workers=workers).fit()
+"""
+
+
+@pytest.fixture(scope="module")
+def alone_and_shared(tiny_root, tmp_path_factory, one_thread):
+    """Each case trained by one process, and by two: starting processes takes the longest."""
+    folder = tmp_path_factory.mktemp("distributed")
+    runs = {name: (Run(folder / name), Run(folder / f"{name}-2")) for name in cases(tiny_root)}
+    for name, config in cases(tiny_root).items():
+        Trainer(config, runs[name][0]).fit()
+    (folder / "train.py").write_text(SCRIPT)
+    work = [part for alone, shared in runs.values() for part in (alone.config_path, shared.folder)]
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(tmp_path / "train.py", alone.config_path, shared.folder),
+            *(folder / "train.py", *work),
         ],
         env=package_path(),
         capture_output=True,
@@ -52,11 +69,18 @@ def test_two_processes_train_as_one(tmp_path, tiny_root):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+    return runs
+
+
+@pytest.mark.parametrize("case", ["maml", "mixture", "ticket"])
+def test_two_processes_train_as_one(alone_and_shared, case):
+    alone, shared = alone_and_shared[case]
     for one, two in zip(
         metrics.read(alone.metrics_path), metrics.read(shared.metrics_path), strict=True
     ):
         assert one["iteration"] == two["iteration"]
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        for name in set(one) & {"loss", "accuracy/glyphs", "density", "search_macs"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-4)
     left, right = (checkpoint.load(run.last_path).learner for run in (alone, shared))
     for name in left:
         torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5)

@@ -43,7 +43,7 @@ def write_tiny_omniglot(folder: Path) -> Path:
 def tiny_config(root: Path, learner: str = "maml", **changes: object) -> RunConfig:
     """A run of six iterations of a Conv-4 of width 4."""
     known = inspect.signature(LEARNERS[learner]).parameters
-    inner = {"inner_lr": 0.1, "inner_steps": 2}
+    inner = {"rounds": 1, "inner_lr": 0.1, "inner_steps": 2}
     fields = {
         "learner": learner,
         "data": "omniglot",

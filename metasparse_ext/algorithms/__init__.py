@@ -8,6 +8,7 @@ from metasparse_ext.algorithms.convex_maml import ConvexMAML
 from metasparse_ext.algorithms.head_learner import HeadLearner
 from metasparse_ext.algorithms.imaml import IMAML
 from metasparse_ext.algorithms.maml import FOMAML, MAML
+from metasparse_ext.algorithms.meta_ticket import MetaTicket
 from metasparse_ext.algorithms.metadock import MetaDOCK
 from metasparse_ext.algorithms.mmsup import MMSUP
 from metasparse_ext.algorithms.multi_maml import MultiMAML
@@ -27,6 +28,7 @@ LEARNERS: dict[str, type[MetaLearner]] = {
     "bmp": BMP,
     "mmsup": MMSUP,
     "multi-maml": MultiMAML,
+    "meta-ticket": MetaTicket,
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "HeadLearner",
     "MetaDOCK",
     "MetaLearner",
+    "MetaTicket",
     "Metrics",
     "MultiMAML",
     "Preset",

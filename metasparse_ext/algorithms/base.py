@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metasparse_ext._capture import observed
+from metasparse_ext.algorithms.course import Course
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
 
@@ -78,7 +79,7 @@ class AdaptedTasks:
         return parameter.new_ones(self.tasks)
 
 
-class MetaLearner(nn.Module):
+class MetaLearner(Course, nn.Module):
     """A meta-learner: its parameters are the meta-parameters, its state dict is its whole state.
 
     A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimiser is left
@@ -147,6 +148,10 @@ class MetaLearner(nn.Module):
                 instead.
         """
         raise NotImplementedError
+
+    def masks(self) -> dict[str, Tensor]:
+        """The masks of the meta-parameters by layer name, (O, I) or (O, I, kh, kw)."""
+        return {name: mask[0] for name, mask in self.adapted(self.start(1)).masks().items()}
 
     @property
     def name(self) -> str:

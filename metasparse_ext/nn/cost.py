@@ -95,7 +95,8 @@ def cost(
         model: Any module that takes images (N, C, H, W).
         input_shape: (C, H, W) of one image.
         masks: Masks to count instead of the model's own, by the name of the layer, with or without
-            a leading task axis: what ``AdaptedTasks.masks()`` returns.
+            a leading task axis: what ``AdaptedTasks.masks()`` returns. Linear layers may have one
+            too, with one entry a weight.
 
     Returns:
         A :class:`Cost`; ``print`` it for a table.
@@ -109,14 +110,15 @@ def cost(
         (221184, 73728)
 
     Raises:
-        ValueError: if input_shape is not (C, H, W), or a mask names no masked layer.
+        ValueError: if input_shape is not (C, H, W), or a mask names no layer that can have one.
     """
     if len(input_shape) != 3:
         raise ValueError(f"cost: input_shape must be (C, H, W), got {tuple(input_shape)}")
-    masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedConv2d)}
+    maskable = (MaskedConv2d, nn.Linear)
+    masked = {name: m for name, m in model.named_modules() if isinstance(m, maskable)}
     if unknown := set(masks or ()) - masked.keys():
-        raise ValueError(f"cost: no masked convolution is named {sorted(unknown)}")
-    maskers = {m.masker for m in masked.values()}
+        raise ValueError(f"cost: no masked convolution or linear layer is named {sorted(unknown)}")
+    maskers = {m.masker for m in masked.values() if isinstance(m, MaskedConv2d)}
     positions = _positions(model, input_shape)
     layers, counted = [], set()
     for name, module in model.named_modules():
@@ -135,8 +137,13 @@ def _layer(
     """One row; ``positions`` counts what a single weight is multiplied with in one image."""
     kind = type(module).__name__
     if not isinstance(module, MaskedConv2d):
-        macs = positions * module.weight.numel() if positions else 0
-        return LayerCost(name, kind, parameters, parameters, macs, macs)
+        weights = module.weight.numel() if positions else 0
+        pruned = 0 if mask is None else weights - _ones(mask != 0, 2)
+        pruned = int(pruned) if mask is None or mask.dim() == 2 else pruned
+        macs = positions * weights
+        return LayerCost(
+            name, kind, parameters, parameters - pruned, macs, macs - positions * pruned
+        )
     with torch.no_grad():
         mask = module.masker(module.weight) if mask is None else mask
     weights, area = module.weight.numel(), math.prod(module.kernel_size)

@@ -4,7 +4,7 @@ from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.evaluation import Evaluation, evaluate, predict
 from metasparse_ext.training.loop import Outcome, Reporter, Trainer, TrainingError
-from metasparse_ext.training.results import Result, evaluate_run
+from metasparse_ext.training.results import Result, evaluate_run, export_masks
 from metasparse_ext.training.run import Run
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "TrainingError",
     "evaluate",
     "evaluate_run",
+    "export_masks",
     "predict",
 ]

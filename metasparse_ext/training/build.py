@@ -116,12 +116,11 @@ def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Opti
     return torch.optim.Adam(groups, eps=config.adam_eps, capturable=True, fused=True)
 
 
-def scheduled(config: RunConfig, iteration: int) -> float:
-    """Factor on the learning rates at an iteration, a function of nothing else."""
-    done = iteration / config.iterations
-    if config.schedule == "cosine":
+def scheduled(schedule: str, done: float) -> float:
+    """Factor on the learning rates once a fraction of the training is done."""
+    if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
-    if config.schedule == "linear":
+    if schedule == "linear":
         return 1 - done
     return 1.0
 

@@ -29,6 +29,7 @@ class Checkpoint:
         optimiser: ``state_dict`` of the outer optimiser.
         best: The validation record of the best eligible checkpoint so far, if any.
         random_state: State of torch's generator, for learners that draw numbers.
+        elapsed: Seconds of processor time that the training took.
     """
 
     config: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Checkpoint:
     optimiser: Mapping[str, Any]
     best: Mapping[str, Any] | None
     random_state: torch.Tensor
+    elapsed: float = 0.0
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:

@@ -43,7 +43,9 @@ class RunConfig:
         width: Channels of Conv-4's blocks, or of ResNet-12's first.
         strided: Of Conv-4: stride 2, or stride 1 with 2x2 max-pool.
         seed: Seeds the initial weights and the episodes.
-        iterations: Meta-iterations.
+        iterations: Meta-iterations of a training.
+        max_seconds: Where given, training takes so many seconds of processor time (on a GPU,
+            seconds) instead, its steps alone counted, and the schedule follows them.
         optimiser, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
             mask scores and, where None, that of the weights.
         clip_norm, clip_value: Gradient clipping by total norm, or by element.
@@ -76,6 +78,7 @@ class RunConfig:
     strided: bool = True
     seed: int = 0
     iterations: int = 10_000
+    max_seconds: float | None = None
     optimiser: str = "adam"
     meta_lr: float = 1e-3
     mask_lr: float | None = None
@@ -107,7 +110,7 @@ class RunConfig:
         _require_choice("backbone", self.backbone, BACKBONES)
         _require_choice("optimiser", self.optimiser, OPTIMISERS)
         _require_choice("schedule", self.schedule, SCHEDULES)
-        for name in ("meta_lr", "mask_lr", "clip_norm", "clip_value"):
+        for name in ("meta_lr", "mask_lr", "clip_norm", "clip_value", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}")

@@ -73,6 +73,15 @@ class Workers:
                 parameter.grad = torch.zeros_like(parameter)
         self.average([p.grad for p in parameters if p.grad is not None])
 
+    def mean(self, value: float) -> float:
+        """The mean of a number over the processes."""
+        if self.size == 1:
+            return value
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        shared = torch.tensor(value, dtype=torch.float64, device=device)
+        self.average([shared])
+        return float(shared)
+
     def any(self, flag: bool) -> bool:
         """Whether a flag is set in some process."""
         if self.size == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,8 @@ class Reporter(Protocol):
     def start(self, config: RunConfig, iteration: int) -> None:
         """Training begins after ``iteration`` iterations."""
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        """A training record was written."""
+    def step(self, record: Mapping[str, Any], done: float) -> None:
+        """A training record was written; a fraction of the whole training is done."""
 
     def validation(self, record: Mapping[str, Any], best: bool) -> None:
         """A validation record was written; ``best`` if its checkpoint is the best so far."""
@@ -71,7 +71,7 @@ class Trainer:
 
     Args:
         config: What to train. A run that goes on must be given the configuration it was begun with;
-            only ``iterations`` may have grown.
+            only ``iterations`` or ``max_seconds`` may have grown.
         run: The run folder. One that holds a checkpoint goes on from it; another is begun.
         reporter: Is told what happens.
         workers: The processes among which the tasks of a meta-batch are divided. Only the first
@@ -105,6 +105,7 @@ class Trainer:
         self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.iteration = 0
         self._spent: list[float] = []  # seconds of the meta-iterations since the last record
+        self.elapsed = 0.0
         self.best: Mapping[str, Any] | None = None
         self._validation_batches()
         if resuming:
@@ -113,9 +114,7 @@ class Trainer:
             config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
         )
         self.batches = on_device(map(workers.share, drawn), config.device)
-        # Processes that share tasks agree on the host, in every meta-step, whether all is well.
-        captured = config.capture and build.on_gpu(config) and workers.size == 1
-        self._run = capture(self._meta_step) if captured else self._meta_step
+        self._run = self._runner()
         if not resuming:
             if workers.first:
                 run.create(config)
@@ -133,10 +132,12 @@ class Trainer:
         with self._open_log() as self.log, StopRequest() as request:
             while not (self._done or self.workers.any(request.stop)):
                 self._step(next(self.batches))
-                validating = self._done or self.iteration % config.validate_every == 0
+                validating = self._ended or self.iteration % config.validate_every == 0
                 if validating:
                     self._require_finite()
                     self._validate()
+                if self._ended and self.learner.searching:
+                    self._begin_again()
                 # After the validation, so that a run resumed from here has not left it out.
                 if validating or self.iteration % config.save_every == 0:
                     self._require_finite()
@@ -146,15 +147,58 @@ class Trainer:
                 self._save(self.run.last_path)
         return Outcome(self.iteration, not self._done, self.best)
 
+    def _runner(self) -> Callable[[TaskBatch], dict[str, Tensor]]:
+        """The meta-step, captured where it can be."""
+        config = self.config
+        # Processes that share tasks agree on the host, in every meta-step, whether all is well.
+        captured = config.capture and build.on_gpu(config) and self.workers.size == 1
+        return capture(self._meta_step) if captured else self._meta_step
+
+    def _begin_again(self) -> None:
+        """Goes on to the next training of the learner's course."""
+        self.learner.begin_again(self._position)
+        self.optimiser = build.optimiser(self.config, self.learner)
+        self._run = self._runner()
+
+    def _clock(self) -> float:
+        """Seconds of the processor; beside a GPU, on which it only waits, seconds."""
+        return time.perf_counter() if build.on_gpu(self.config) else time.process_time()
+
     @property
     def _done(self) -> bool:
-        return self.iteration >= self.config.iterations
+        return self._ended and not self.learner.searching
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the present training of the learner's course is over."""
+        return self.learner.ended(self._position, self._length)
+
+    @property
+    def _position(self) -> float:
+        return self.iteration if self.config.max_seconds is None else self.elapsed
+
+    @property
+    def _length(self) -> float:
+        """How long the present training is; the last one takes all seconds that are left."""
+        config, learner = self.config, self.learner
+        if config.max_seconds is None:
+            return config.iterations
+        if learner.searching:
+            return config.max_seconds / learner.trainings
+        return config.max_seconds - learner.begun
+
+    @property
+    def _fraction(self) -> float:
+        """How much of the present training is done."""
+        return (self._position - self.learner.begun) / self._length
 
     def _step(self, batch: TaskBatch) -> None:
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), self._clock()
         self._set_rates()
         measured = self._run(batch)
         self.iteration += 1
+        self.elapsed += self.workers.mean(self._clock() - spent)
+        self.learner.stepped(self.iteration, self._position)
         logging = self.iteration % self.config.log_every == 0
         found = self._read(measured) if logging else {}
         self._spent.append(time.perf_counter() - started)
@@ -171,16 +215,18 @@ class Trainer:
             "iteration": self.iteration,
             "kind": "train",
             **found,
+            **self.learner.status(),
             "seconds": round(statistics.fmean(self._spent), 6),
         }
         self._spent.clear()
         self._write(record)
         if self.reporter:
-            self.reporter.step(record)
+            course = self.learner.finished + min(1.0, self._fraction)
+            self.reporter.step(record, course / self.learner.trainings)
 
     def _set_rates(self) -> None:
         """Sets the learning rates of this iteration, in place where they lie on the device."""
-        factor = build.scheduled(self.config, self.iteration)
+        factor = build.scheduled(self.config.schedule, self._fraction)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate * factor)
@@ -261,8 +307,13 @@ class Trainer:
             transductive=config.transductive,
             distributions=self.distributions,
         )
-        record = {"iteration": self.iteration, "kind": "validation", **report.to_dict()}
-        record["eligible"] = eligible(self.learner, report.active)
+        record = {
+            "iteration": self.iteration,
+            "kind": "validation",
+            **report.to_dict(),
+            **self.learner.status(),
+            "eligible": eligible(self.learner, report.active),
+        }
         better = record["eligible"] and (
             self.best is None or record["accuracy"] >= self.best["accuracy"]
         )
@@ -291,6 +342,7 @@ class Trainer:
                 optimiser=self.optimiser.state_dict(),
                 best=self.best,
                 random_state=torch.get_rng_state(),
+                elapsed=self.elapsed,
             ),
             path,
         )
@@ -303,7 +355,7 @@ class Trainer:
         self.optimiser.load_state_dict(saved.optimiser)
         for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
             group["lr"] = rate  # on its device; set anew in every iteration
-        self.iteration = saved.iteration
+        self.iteration, self.elapsed = saved.iteration, saved.elapsed
         self.best = saved.best
         torch.set_rng_state(saved.random_state)
         if not self.workers.first:
@@ -313,7 +365,7 @@ class Trainer:
 
     def _require_same(self, begun: RunConfig) -> None:
         """Refuses to go on under another configuration; a constant schedule may grow longer."""
-        free = _FREE | {"iterations"} if begun.schedule == "constant" else _FREE
+        free = _FREE | {"iterations", "max_seconds"} if begun.schedule == "constant" else _FREE
         changed = [name for name in begun.differences(self.config) if name not in free]
         if changed:
             name = changed[0]
@@ -324,6 +376,8 @@ class Trainer:
 
 
 def eligible(learner: MetaLearner, active: float) -> bool:
-    """Whether a checkpoint may become the best: where there is a budget, only once it holds."""
+    """Whether a checkpoint may become the best: not in a search, nor before its budget holds."""
+    if learner.searching:
+        return False
     budget = getattr(learner, "budget", None)
     return budget is None or abs(active - budget) <= BUDGET_TOLERANCE

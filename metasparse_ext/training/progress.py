@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metasparse_ext.training.config import RunConfig
 
@@ -43,7 +43,7 @@ class _Smoothed:
 def validation_text(record: Mapping[str, Any], best: bool) -> str:
     """A validation record as one line."""
     kind = "transductive" if record["transductive"] else "non-transductive"
-    mark = "  best" if best else "" if record["eligible"] else "  over budget"
+    mark = "  best" if best else "" if record["eligible"] else "  not eligible"
     parts = "".join(
         f", {name} {score['accuracy']:.2%}" for name, score in record["distributions"].items()
     )
@@ -63,7 +63,7 @@ class BarReporter:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[iteration]}"),
             TextColumn("{task.fields[text]}"),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
@@ -86,13 +86,15 @@ class BarReporter:
     def start(self, config: RunConfig, iteration: int) -> None:
         """Draws the bar."""
         self._task = self._progress.add_task(
-            config.learner, total=config.iterations, completed=iteration, text=""
+            config.learner, total=1.0, iteration=iteration, text=""
         )
 
-    def step(self, record: Mapping[str, Any]) -> None:
+    def step(self, record: Mapping[str, Any], done: float) -> None:
         """Moves the bar."""
         self._mean.add(record)
-        self._progress.update(self._task, completed=record["iteration"], text=self._mean.text())
+        self._progress.update(
+            self._task, completed=done, iteration=record["iteration"], text=self._mean.text()
+        )
 
     def validation(self, record: Mapping[str, Any], best: bool) -> None:
         """Prints a line above the bar."""
@@ -119,20 +121,25 @@ class LineReporter:
 
     def start(self, config: RunConfig, iteration: int) -> None:
         """Prints what begins."""
-        self._iterations = config.iterations
-        self._print(f"{config.learner}: iteration {iteration} of {config.iterations}")
+        asked = config.max_seconds
+        length = f"{config.iterations} iterations" if asked is None else f"{asked:g} seconds"
+        self._print(f"{config.learner}: training of {length}, from iteration {iteration}")
+        self._begun = None
         self._printed = time.monotonic()
 
-    def step(self, record: Mapping[str, Any]) -> None:
+    def step(self, record: Mapping[str, Any], done: float) -> None:
         """Prints the means once in a while."""
         self._mean.add(record)
         now = time.monotonic()
+        if self._begun is None:
+            self._begun = now, done
         if now - self._printed < _SECONDS_BETWEEN_LINES:
             return
         self._printed = now
-        left = (self._iterations - record["iteration"]) * self._mean["seconds"]
+        began, before = self._begun
+        left = (now - began) / max(done - before, 1e-9) * (1 - done)
         self._print(
-            f"iteration {record['iteration']}/{self._iterations}  {self._mean.text()}  "
+            f"iteration {record['iteration']}, {done:.1%}  {self._mean.text()}  "
             f"{_duration(left)} left"
         )
 

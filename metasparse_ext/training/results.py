@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -92,6 +93,25 @@ def evaluate_run(
     )
     _keep(run, split, result, found)
     return result
+
+
+def export_masks(run: Run, path: Path) -> dict[str, NDArray[np.float64]]:
+    """Writes the masks of a run's best meta-parameters to an ``.npz`` file, as bytes 0 and 1.
+
+    Returns:
+        The masks by layer name: (O, I), or (O, I, kh, kw) with one entry a weight. Tasks may have
+        masks of their own; what they use of the kernels is found by :func:`evaluate_run`.
+
+    Raises:
+        CheckpointError: If the folder holds no run.
+    """
+    config = run.config()
+    shape = build.images(config, "test").shape
+    masks = build.trained(run, config, shape).masks()
+    arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
+    small = {name: mask.astype(np.uint8) for name, mask in arrays.items()}
+    atomic.replace(path, lambda file: np.savez_compressed(file, **small))
+    return arrays
 
 
 def kept(run: Run, split: str = "test") -> Result | None:

@@ -1,0 +1,283 @@
+"""Meta winning tickets: sparse networks that meta-learn as well as their dense parent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms import pruning, stability
+from metasparse_ext.algorithms.base import Metrics
+from metasparse_ext.algorithms.maml import MAML
+from metasparse_ext.nn import FixedMask, MaskedConv2d, cost
+
+if TYPE_CHECKING:
+    from metasparse_ext.data import TaskBatch
+
+SEARCHES = ("iterative", "early")
+
+
+class MetaTicket(MAML):
+    """MAML of a pruned network, and the search for the weights to keep.
+
+    A mask with one entry a weight holds in the inner and the outer loop: a pruned weight is zero in
+    theta and in every phi. Two searches end with the ticket's own training:
+
+    - ``"iterative"``: train, prune the smallest weights of those left, put the others back to where
+      they were at iteration ``rewind``; again, until ``density`` is reached.
+    - ``"early"``: train the dense network, draw the masks of the final density from time to time,
+      and stop as soon as the newest is near the ``window - 1`` before it by every signal; prune
+      once, and put the weights back. The published rule of early detection is not public. This one,
+      ``mask_stability``, is a reconstruction: inter- and intra-layer distances of the masks, by the
+      window and the threshold of Early-Bird tickets.
+
+    The training loop runs the trainings one after the other (see
+    :class:`~metasparse_ext.algorithms.course.Course`): ``rounds + 1`` or 2 of them, each as long as
+    that of a dense network.
+
+    Args:
+        model: A network of ``MaskedConv2d``. Its maskers are replaced.
+        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in
+            :class:`~metasparse_ext.algorithms.MAML`.
+        search: ``"iterative"`` or ``"early"``.
+        density: Fraction of the prunable weights that the ticket keeps, exactly; None leaves it to
+            ``rounds`` and ``rate``.
+        rounds: Prunings of the iterative search, each of the same part of what is left. By default
+            as many as pruning ``rate`` at a time takes.
+        rate: Part of what is left that a round prunes.
+        scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` keeps the same
+            part of each.
+        skip: Kinds of parameters that stay whole, of ``pruning.KINDS``.
+        rewind: Iteration of the first training that surviving weights return to; 0 is the start.
+        early_detection: The rule of the early search: ``"mask_stability"``.
+        signals: Its distances, of ``stability.SIGNALS``.
+        check_every: Iterations between two masks.
+        window: Masks compared.
+        threshold: The largest distance of a stable mask.
+
+    Attributes:
+        kept: (P,) zeros and ones, in the order of ``layout``: the parameters that are left.
+        macs: Multiply-accumulates of the forward passes of one task of a meta-batch, summed over
+            the iterations of the search, and of the last training: (search, training).
+
+    Source: "Finding Meta Winning Ticket to Train Your MAML", KDD 2022 (abstract; the rest is not
+        public), with the procedure of Frankle, Carbin, "The Lottery Ticket Hypothesis", ICLR 2019,
+        and You et al., "Drawing Early-Bird Tickets", ICLR 2020.
+    """
+
+    kept: Tensor
+    start_point: Tensor
+    drawn: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: float = 0.01,
+        inner_steps: int = 5,
+        adapt_steps: int | None = None,
+        first_order: bool = False,
+        recompute: bool = False,
+        search: str = "iterative",
+        density: float | None = 0.2,
+        rounds: int | None = None,
+        rate: float = 0.2,
+        scope: str = "global",
+        skip: Sequence[str] = ("head", "bias", "norm"),
+        rewind: int = 0,
+        early_detection: str = "mask_stability",
+        signals: Sequence[str] = ("inter", "intra"),
+        check_every: int = 50,
+        window: int = 5,
+        threshold: float = 0.1,
+    ) -> None:
+        for layer in _convolutions(model).values():
+            layer.masker = FixedMask(torch.ones_like(layer.weight))
+        super().__init__(
+            model,
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            adapt_steps=adapt_steps,
+            first_order=first_order,
+            recompute=recompute,
+        )
+        require = self._require
+        require(search in SEARCHES, "search", f"one of {SEARCHES}", search)
+        require(density is None or 0 < density < 1, "density", "None or in (0, 1)", density)
+        require(rounds is None or rounds >= 1, "rounds", "None or at least 1", rounds)
+        require(
+            density is not None or rounds is not None, "rounds", "given without density", rounds
+        )
+        require(0 < rate < 1, "rate", "in (0, 1)", rate)
+        scopes, signals = tuple(pruning.SCOPES), tuple(signals)
+        require(scope in scopes, "scope", f"one of {scopes}", scope)
+        require(set(skip) <= set(pruning.KINDS), "skip", f"of {pruning.KINDS}", skip)
+        require(rewind >= 0, "rewind", "at least 0", rewind)
+        require(
+            early_detection == "mask_stability",
+            "early_detection",
+            "'mask_stability'",
+            early_detection,
+        )
+        known = tuple(stability.SIGNALS)
+        require(signals and set(signals) <= set(known), "signals", f"some of {known}", signals)
+        require(check_every >= 1, "check_every", "at least 1", check_every)
+        require(window >= 2, "window", "at least 2", window)
+        require(threshold > 0, "threshold", "above 0", threshold)
+        self.search, self.scope, self.rewind = search, scope, rewind
+        self.signals, self.check_every = signals, check_every
+        self.window, self.threshold = window, threshold
+        self.densities = pruning.schedule(density, rounds, rate)
+        if search == "early":
+            self.densities = self.densities[-1:]
+        self.trainings = 1 + len(self.densities)
+        self.prunable = pruning.prunable(model, self.layout.names, skip)
+        require(self.prunable, "skip", "such that something is left to prune", skip)
+        self._convolutions = _convolutions(model)
+        masked = {f"{name}.weight" for name in self._convolutions}
+        self._holds_others = not masked.issuperset(self.prunable)
+        whole = self.start(1)[0]
+        self.register_buffer("kept", torch.ones_like(whole))
+        self.register_buffer("start_point", whole.clone())
+        # The last masks that the early search drew, newest last.
+        rows = window if search == "early" else 0
+        self.register_buffer("drawn", whole.new_ones(rows, whole.numel(), dtype=torch.bool))
+        self._forget()
+        self.start_position = 0.0
+        self.macs = (0, 0)
+        self._costs: dict[torch.Size, int] = {}
+        self._iteration_macs = 0
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, search={self.search!r}, density={self.densities[-1]:g}"
+
+    # Learning, under the mask.
+
+    def logits(self, phi: Tensor, images: Tensor) -> Tensor:
+        # The convolutions mask their weights themselves, and skip kernels with none left.
+        return super().logits(phi * self.kept if self._holds_others else phi, images)
+
+    def meta_backward(self, batch: TaskBatch) -> Metrics:
+        found = super().meta_backward(batch)
+        passes = batch.support.labels.shape[1] * self.inner_steps + batch.query.labels.shape[1]
+        self._iteration_macs = passes * self._cost(batch.query.images.shape[2:])
+        return found
+
+    def density(self) -> float:
+        """The fraction of the prunable weights that is left."""
+        kept = self._named(self.kept)
+        return sum(float(m.sum()) for m in kept.values()) / sum(m.numel() for m in kept.values())
+
+    def masks(self) -> dict[str, Tensor]:
+        masked = {f"{name}.weight" for name in self._convolutions}
+        others = {n: mask for n, mask in self._named(self.kept).items() if n not in masked}
+        return {**super().masks(), **others}
+
+    # The course of trainings.
+
+    def stepped(self, iteration: int, position: float) -> None:
+        search, training = self.macs
+        if self.searching:
+            self.macs = search + self._iteration_macs, training
+        else:
+            self.macs = search, training + self._iteration_macs
+        if self.finished > 0:
+            return
+        if iteration == self.rewind:
+            self.start_point.copy_(self.start(1)[0])
+            self.start_position = position
+        checking = iteration >= self.rewind and iteration % self.check_every == 0
+        if self.search == "early" and checking:
+            self._check()
+
+    def ended(self, position: float, length: float) -> bool:
+        return (self.searching and self.stable) or super().ended(position, length)
+
+    def begin_again(self, position: float) -> None:
+        """Prunes the smallest weights of those left, and puts the others back.
+
+        Raises:
+            ValueError: if the first training was shorter than ``rewind``.
+        """
+        done = int(self.iteration)
+        self._require(done >= self.rewind, "rewind", f"at most {done}, the training", self.rewind)
+        self._keep(self._draw(self.densities[self.finished]))
+        with torch.no_grad():
+            start = self.layout.unflatten(self.start_point * self.kept)
+            for name, parameter in self._adapted_parameters().items():
+                parameter.copy_(start[name])
+        self.finished += 1
+        self.begun = position - self.start_position
+        self._forget()
+
+    @property
+    def stable(self) -> bool:
+        """Whether the masks of the early search have settled."""
+        return bool(self.distances) and max(self.distances.values()) < self.threshold
+
+    def status(self) -> dict[str, float]:
+        search, training = self.macs
+        return {
+            "round": self.finished,
+            "density": self.density(),
+            "search_macs": search,
+            "training_macs": training,
+            **{f"distance/{name}": value for name, value in self.distances.items()},
+        }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        names = ("finished", "begun", "checks", "distances", "start_position", "macs")
+        return {name: getattr(self, name) for name in names}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._costs.clear()
+
+    def _check(self) -> None:
+        """Draws the masks, and compares them with the last ones."""
+        self.drawn.copy_(torch.cat([self.drawn[1:], self._draw(self.densities[-1])[None] != 0]))
+        self.checks += 1
+        if self.checks >= self.window:
+            history = [self._named(mask) for mask in self.drawn]
+            self.distances = stability.distances(self.signals, history)
+
+    def _forget(self) -> None:
+        self.checks, self.distances = 0, {}
+
+    def _draw(self, density: float) -> Tensor:
+        """(P,) what is kept of the present parameters at a density."""
+        parameters = self._adapted_parameters()
+        weights = {name: parameters[name] for name in self.prunable}
+        masks = pruning.largest(weights, self._named(self.kept), density, self.scope)
+        whole = self.layout.unflatten(torch.ones_like(self.kept))
+        return self.layout.flatten({**whole, **masks})
+
+    def _keep(self, kept: Tensor) -> None:
+        self.kept.copy_(kept)
+        masks = self.layout.unflatten(kept)
+        for name, layer in self._convolutions.items():
+            layer.masker.mask.copy_(masks[f"{name}.weight"])
+        self._costs.clear()
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = self.layout.unflatten(flat)
+        return {name: parts[name] for name in self.prunable}
+
+    def _cost(self, image: torch.Size) -> int:
+        """Multiply-accumulates of one image, with the masks in force."""
+        if image not in self._costs:
+            heads = {
+                name.removesuffix(".weight"): mask
+                for name, mask in self._named(self.kept).items()
+                if name.endswith("weight") and mask.dim() == 2
+            }
+            self._costs[image] = int(cost(self.model, image, heads).active_macs)
+        return self._costs[image]
+
+
+def _convolutions(model: nn.Module) -> dict[str, MaskedConv2d]:
+    named = model.named_modules() if isinstance(model, nn.Module) else ()
+    return {name: module for name, module in named if isinstance(module, MaskedConv2d)}
