@@ -158,10 +158,10 @@ bool run_case(const ConvShape& s, Backend backend, double density, bool at_end) 
   const auto per_task = [&](const Array<T>& a) {
     return PerTask<const T>{a.data(), a.size() / s.tasks};
   };
-  masked_conv_forward<T>(s, per_task(x), per_task(w), per_task(m), per_task(bias), y.data(),
+  masked_conv_forward<T>(s, {{per_task(x), per_task(w), per_task(m)}}, per_task(bias), y.data(),
                          backend);
-  masked_conv_input_grad<T>(s, per_task(g), per_task(w), per_task(m), grad_x.data(), backend);
-  masked_conv_weight_grad<T>(s, per_task(g), per_task(x), per_task(m), grad_w.data(), backend);
+  masked_conv_input_grad<T>(s, {{per_task(g), per_task(w), per_task(m)}}, grad_x.data(), backend);
+  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, per_task(m), grad_w.data(), backend);
   const Result expected = naive(s, x, w, m, bias, g);
 
   char name[160];
@@ -175,7 +175,7 @@ bool run_case(const ConvShape& s, Backend backend, double density, bool at_end) 
   m.fill([] { return 1.0; });
   for (int64_t e = 0; e < w.size(); ++e) w[e] = T(0);
   grad_w.fill([] { return NAN; });
-  masked_conv_weight_grad<T>(s, per_task(g), per_task(x), {}, grad_w.data(), backend);
+  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, {}, grad_w.data(), backend);
   return good & close("dense weight gradient", name, grad_w, naive(s, x, w, m, bias, g).grad_w);
 }
 

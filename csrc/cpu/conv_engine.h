@@ -16,11 +16,13 @@ struct ConvScheme {
   std::unique_ptr<WeightCode<T>> code;
 };
 
-// Where the operands of a task lie, and the shape (O, I, kernel_size) of its weights.
+// Where the operands of a task lie, and the shape (O, I, kernel_size) of its weights. All terms go
+// through the same passes into the same sums.
 template <class T>
 struct ProductOperands {
   int64_t tasks, out_channels, in_channels, kernel_size;
-  PerTask<const T> source, weight, mask, bias;
+  std::vector<ProductTerm<T>> terms;
+  PerTask<const T> bias;
   PerTask<T> output;
   bool transposed;  // the input gradient: lists by input channel
 };
@@ -32,7 +34,8 @@ void run_product(const ConvScheme<T>& scheme, const ProductOperands<T>& operands
 template <class T>
 struct SampledOperands {
   int64_t tasks, out_channels, in_channels, kernel_size;
-  PerTask<const T> grad, source, mask;
+  std::vector<SampledTerm<T>> terms;
+  PerTask<const T> mask;
   T* grad_weight;
 };
 

@@ -13,11 +13,12 @@ namespace metasparse::cpu {
 
 namespace {
 
-// Lists and encoded weights of one task and pass.
+// Lists and encoded weights of one task, term and pass.
 template <class T>
 struct PreparedTask {
   ActiveKernels mask;
-  PairLists pairs;
+  PairLists own_pairs;
+  const PairLists* pairs = nullptr;  // its own, or those of a term with the same mask
   ScratchBuffer effective_buffer, encoded_buffer;
   const T* kernels = nullptr;
   const T* encoded = nullptr;
@@ -55,7 +56,9 @@ class Product {
       : scheme_(scheme),
         operands_(operands),
         kernels_(active_product_kernels<T>()),
-        prepared_(prepared_tasks<T>(static_cast<int64_t>(scheme.passes.size()) * operands.tasks)) {
+        prepared_(prepared_tasks<T>(static_cast<int64_t>(scheme.passes.size()) * operands.tasks *
+                                    static_cast<int64_t>(operands.terms.size()))),
+        terms_(static_cast<int>(operands.terms.size())) {
     for (const auto& pass : scheme.passes) {
       const int vectors = block_vectors(*pass, kernels_.lanes, operands.tasks, 4);
       chunk_columns_.push_back(chunk_columns(*pass, kernels_.lanes, vectors));
@@ -68,8 +71,9 @@ class Product {
   void run() {
     const int64_t lists = static_cast<int64_t>(list_passes_.size()) * operands_.tasks;
     parallel_units(lists, [&](int64_t unit) { build_lists(unit); });
-    const int64_t parts = thread_count();
-    parallel_units(lists * parts, [&](int64_t unit) { encode(unit / parts, unit % parts, parts); });
+    const int64_t encoded = lists * terms_, parts = thread_count();
+    parallel_units(encoded * parts,
+                   [&](int64_t unit) { encode(*prepared_[unit / parts], unit % parts, parts); });
 
     int64_t blocks = 0;
     for (const TileBlocks& b : blocks_) blocks += operands_.tasks * b.count();
@@ -104,35 +108,57 @@ class Product {
     return static_cast<int64_t>(list_passes_.size()) - 1;
   }
 
+  PreparedTask<T>& prepared(int64_t lists, int64_t task, int term) const {
+    return *prepared_[(lists * operands_.tasks + task) * terms_ + term];
+  }
+
+  bool same_mask(int a, int b) const {
+    const PerTask<const T>&x = operands_.terms[a].mask, &y = operands_.terms[b].mask;
+    return x.data == y.data && x.task_stride == y.task_stride;
+  }
+
   void build_lists(int64_t unit) {
-    const int64_t pass = list_passes_[unit / operands_.tasks];
-    const int64_t task = unit % operands_.tasks;
-    PreparedTask<T>& prepared = *prepared_[unit];
-    const T* mask = operands_.mask.of(task);
-    prepared.mask.assign(mask, operands_.out_channels, operands_.in_channels, operands_.transposed);
-    prepared.pairs.build(prepared.mask, scheme_.passes[pass]->layout, chunk_columns_[pass]);
-    prepared.kernels = operands_.weight.of(task);
-    if (!prepared.mask.binary) {
-      prepared.kernels =
-          effective_kernels(prepared.kernels, mask, operands_.out_channels * operands_.in_channels,
-                            operands_.kernel_size, prepared.effective_buffer);
+    const int64_t lists = unit / operands_.tasks, task = unit % operands_.tasks;
+    for (int term = 0; term < terms_; ++term) {
+      PreparedTask<T>& mine = prepared(lists, task, term);
+      if (term > 0 && same_mask(term, 0)) {
+        const PreparedTask<T>& first = prepared(lists, task, 0);
+        mine.pairs = first.pairs;
+        mine.mask.binary = first.mask.binary;
+      } else {
+        mine.mask.assign(operands_.terms[term].mask.of(task), operands_.out_channels,
+                         operands_.in_channels, operands_.transposed);
+        const int64_t pass = list_passes_[lists];
+        mine.own_pairs.build(mine.mask, scheme_.passes[pass]->layout, chunk_columns_[pass]);
+        mine.pairs = &mine.own_pairs;
+      }
+      make_room(mine, operands_.terms[term], task);
     }
-    prepared.encoded_stride =
-        divide_up(prepared.pairs.entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
-    prepared.encoded =
-        prepared.encoded_buffer.template get<T>(scheme_.code->weights * prepared.encoded_stride);
   }
 
-  void encode(int64_t list, int64_t part, int64_t parts) {
-    PreparedTask<T>& prepared = *prepared_[list];
-    const int64_t groups = divide_up(prepared.pairs.entries, kernels_.lanes);
+  void make_room(PreparedTask<T>& mine, const ProductTerm<T>& term, int64_t task) {
+    mine.kernels = term.weight.of(task);
+    if (!mine.mask.binary) {
+      mine.kernels = effective_kernels(mine.kernels, term.mask.of(task),
+                                       operands_.out_channels * operands_.in_channels,
+                                       operands_.kernel_size, mine.effective_buffer);
+    }
+    mine.encoded_stride =
+        divide_up(mine.pairs->entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
+    mine.encoded = mine.encoded_buffer.template get<T>(scheme_.code->weights * mine.encoded_stride);
+  }
+
+  void encode(PreparedTask<T>& mine, int64_t part, int64_t parts) {
+    const int64_t entries = mine.pairs->entries;
+    const int64_t groups = divide_up(entries, kernels_.lanes);
     const int64_t begin = part * groups / parts * kernels_.lanes;
-    const int64_t end =
-        std::min(prepared.pairs.entries, (part + 1) * groups / parts * kernels_.lanes);
-    scheme_.code->encode(prepared.kernels, prepared.pairs.places.data(), begin, end,
-                         const_cast<T*>(prepared.encoded), prepared.encoded_stride);
+    const int64_t end = std::min(entries, (part + 1) * groups / parts * kernels_.lanes);
+    scheme_.code->encode(mine.kernels, mine.pairs->places.data(), begin, end,
+                         const_cast<T*>(mine.encoded), mine.encoded_stride);
   }
 
+  // The terms of a block one after the other, through one V: into the same M. Only where M cannot
+  // hold all channels at once does each term keep its own V for the later ones.
   void run_block(int64_t pass_index, int64_t task, int64_t b, int64_t pair_begin,
                  int64_t pair_end) {
     const ConvPass<T>& pass = *scheme_.passes[pass_index];
@@ -140,37 +166,45 @@ class Product {
     const TileBlock block = blocks_[pass_index].block(b, space.runs);
     const int64_t width = int64_t{block.vectors} * kernels_.lanes;
     const int64_t v_stride = plane_stride<T>(pass.source_rows(), width);
-    T* v = space.v.template get<T>(pass.points * v_stride + kernels_.lanes);
-    pass.gather(block, operands_.source.of(task), v, v_stride, space.transform);
+    const int64_t v_size = pass.points * v_stride;
+    const bool one_v = pair_end - pair_begin <= kChannelChunk / 2;
+    T* v = space.v.template get<T>(v_size * (one_v ? 1 : terms_) + kernels_.lanes);
 
     const int64_t m_stride = plane_stride<T>(kChannelChunk, width);
     T* m = space.m.template get<T>(pass.columns * m_stride + kernels_.lanes);
     for (int64_t pair = pair_begin; pair < pair_end; pair += kChannelChunk / 2) {
       const int64_t pairs = std::min(kChannelChunk / 2, pair_end - pair);
-      multiply(pass_index, task, block.vectors, pair, pairs, v, v_stride, m, m_stride);
+      for (int term = 0; term < terms_; ++term) {
+        T* own = one_v ? v : v + term * v_size;
+        if (pair == pair_begin) {
+          pass.gather(block, operands_.terms[term].source.of(task), own, v_stride, space.transform);
+        }
+        multiply(pass_index, prepared(lists_of_[pass_index], task, term), block.vectors, pair,
+                 pairs, own, v_stride, m, m_stride, /*accumulate=*/term > 0);
+      }
       const int64_t channels = std::min(2 * pairs, pass.output_channels - 2 * pair);
       pass.drain(block, m, m_stride, 2 * pair, channels, operands_.bias.of(task),
                  operands_.output.of(task), space.transform);
     }
   }
 
-  void multiply(int64_t pass_index, int64_t task, int vectors, int64_t pair, int64_t pairs,
-                const T* v, int64_t v_stride, T* m, int64_t m_stride) {
+  void multiply(int64_t pass_index, const PreparedTask<T>& mine, int vectors, int64_t pair,
+                int64_t pairs, const T* v, int64_t v_stride, T* m, int64_t m_stride,
+                bool accumulate) const {
     const ConvPass<T>& pass = *scheme_.passes[pass_index];
-    const PreparedTask<T>& prepared = *prepared_[lists_of_[pass_index] * operands_.tasks + task];
     const int64_t all_pairs = divide_up(pass.output_channels, 2);
     const int64_t chunks = divide_up(pass.source_channels, chunk_columns_[pass_index]);
-    uint64_t started = 0;  // columns that hold something
+    uint64_t started = accumulate ? ~uint64_t{0} : 0;  // columns that hold something
     for (int point = 0; point < pass.points; ++point) {
       const int column = pass.column_of(point);
       ProductStep<T> step;
-      step.source_rows = prepared.pairs.source_rows.data();
-      step.weights = prepared.encoded + pass.weight_of(point) * prepared.encoded_stride;
+      step.source_rows = mine.pairs->source_rows.data();
+      step.weights = mine.encoded + pass.weight_of(point) * mine.encoded_stride;
       step.v = v + point * v_stride;
       step.m = m + column * m_stride;
       step.pairs = pairs;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        step.runs = prepared.pairs.runs.data() + chunk * all_pairs + pair;
+        step.runs = mine.pairs->runs.data() + chunk * all_pairs + pair;
         step.accumulate = started >> column & 1;
         kernels_.product[vectors](step);
         started |= uint64_t{1} << column;
@@ -182,6 +216,7 @@ class Product {
   const ProductOperands<T>& operands_;
   const ProductKernels<T>& kernels_;
   std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_;
+  const int terms_;
   std::vector<int64_t> chunk_columns_;  // per pass
   std::vector<int64_t> lists_of_;       // per pass
   std::vector<int64_t> list_passes_;    // per lists: the pass that they are built for

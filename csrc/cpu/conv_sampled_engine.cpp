@@ -110,13 +110,15 @@ class Sampled {
       const int64_t d_stride = plane_stride<T>(pass_.output_channels, width);
       T* v = space.v.template get<T>(pass_.points * v_stride + kernels_.lanes);
       T* d = space.m.template get<T>(pass_.columns * d_stride + kernels_.lanes);
-      pass_.gather(block, operands_.source.of(task), v, v_stride, space.transform);
-      pass_.gather_adjoint(block, operands_.grad.of(task), d, d_stride, space.transform);
-      for (int point = 0; point < pass_.points; ++point) {
-        const int weight = pass_.weight_of(point);
-        multiply(task, block.vectors, d + pass_.column_of(point) * d_stride, v + point * v_stride,
-                 partial(part, task) + weight * stride_, started >> weight & 1);
-        started |= uint64_t{1} << weight;
+      for (const SampledTerm<T>& term : operands_.terms) {
+        pass_.gather(block, term.source.of(task), v, v_stride, space.transform);
+        pass_.gather_adjoint(block, term.grad.of(task), d, d_stride, space.transform);
+        for (int point = 0; point < pass_.points; ++point) {
+          const int weight = pass_.weight_of(point);
+          multiply(task, block.vectors, d + pass_.column_of(point) * d_stride, v + point * v_stride,
+                   partial(part, task) + weight * stride_, started >> weight & 1);
+          started |= uint64_t{1} << weight;
+        }
       }
     }
   }

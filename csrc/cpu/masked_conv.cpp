@@ -7,8 +7,11 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <utility>
+#include <vector>
 
 #include "../dense/masked_conv.h"
+#include "../dense/masked_conv_sums.h"
 #include "../masked_conv_checks.h"
 #include "isa.h"
 
@@ -86,46 +89,153 @@ Backend backend_for(ConvOp op, const ConvShape& shape, at::ScalarType dtype, dou
 }
 
 // ---- the operations ----------------------------------------------------------------------------
+// Each takes one term or two; the backend is chosen for both together.
 
-Tensor forward_op(const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
-                  const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
-  check_masked_conv(x, weight, mask, bias, stride, padding);
+// Images and their kernels, as the ops have them.
+struct Factors {
+  const Tensor& source;
+  const Tensor& weight;
+  const OptionalTensor& mask;
+};
+
+// Operands of terms, kept for as long as the kernels read them.
+class ProductOperandsOf {
+ public:
+  explicit ProductOperandsOf(std::initializer_list<Factors> factors) {
+    for (const Factors& f : factors) {
+      held_.push_back({Operand(f.source), Operand(f.weight), Operand(f.mask)});
+    }
+  }
+
+  template <class T>
+  std::vector<ProductTerm<T>> terms() const {
+    std::vector<ProductTerm<T>> terms;
+    for (const Held& h : held_) {
+      terms.push_back({h.source.get<T>(), h.weight.get<T>(), h.mask.get<T>()});
+    }
+    return terms;
+  }
+
+ private:
+  struct Held {
+    Operand source, weight, mask;
+  };
+  std::vector<Held> held_;
+};
+
+ConvShape forward_shape(const Tensor& x, const Tensor& weight, IntArrayRef stride,
+                        IntArrayRef padding) {
   const int64_t y_sizes[] = {x.size(0), x.size(1), weight.size(1),
                              conv_out_size(x.size(3), weight.size(3), stride[0], padding[0]),
                              conv_out_size(x.size(4), weight.size(4), stride[1], padding[1])};
-  const auto shape = shape_of(x.sizes(), y_sizes, weight.sizes().slice(3), stride, padding);
-  const auto backend = backend_for(ConvOp::forward, shape, x.scalar_type(), density(mask));
-  if (backend == Backend::library) {
-    return dense::masked_conv(x, weight, mask, bias, stride, padding);
-  }
-  const Tensor y = at::empty(y_sizes, x.options());
-  const Operand xs(x), weights(weight), masks(mask), biases(bias);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "masked_conv", [&] {
-    masked_conv_forward<scalar_t>(shape, xs.get<scalar_t>(), weights.get<scalar_t>(),
-                                  masks.get<scalar_t>(), biases.get<scalar_t>(),
+  return shape_of(x.sizes(), y_sizes, weight.sizes().slice(3), stride, padding);
+}
+
+ConvShape input_grad_shape(const Tensor& grad, const Tensor& weight, IntArrayRef input_size,
+                           IntArrayRef stride, IntArrayRef padding) {
+  const int64_t x_sizes[] = {grad.size(0), grad.size(1), weight.size(2), input_size[0],
+                             input_size[1]};
+  return shape_of(x_sizes, grad.sizes(), weight.sizes().slice(3), stride, padding);
+}
+
+Tensor forward_sum(const ConvShape& s, std::initializer_list<Factors> factors,
+                   const OptionalTensor& bias, Backend backend) {
+  const auto& like = factors.begin()->source;
+  const Tensor y =
+      at::empty({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
+  const ProductOperandsOf operands(factors);
+  const Operand biases(bias);
+  AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv", [&] {
+    masked_conv_forward<scalar_t>(s, operands.terms<scalar_t>(), biases.get<scalar_t>(),
                                   y.mutable_data_ptr<scalar_t>(), backend);
   });
   return y;
 }
 
+Tensor input_grad_sum(const ConvShape& s, std::initializer_list<Factors> factors, Backend backend) {
+  const auto& like = factors.begin()->source;
+  const Tensor grad_x =
+      at::empty({s.tasks, s.samples, s.in_channels, s.height, s.width}, like.options());
+  const ProductOperandsOf operands(factors);
+  AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_input_grad", [&] {
+    masked_conv_input_grad<scalar_t>(s, operands.terms<scalar_t>(),
+                                     grad_x.mutable_data_ptr<scalar_t>(), backend);
+  });
+  return grad_x;
+}
+
+struct Samples {
+  const Tensor& grad;
+  const Tensor& x;
+};
+
+Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<Samples> samples,
+                       const OptionalTensor& mask, Backend backend) {
+  const auto& like = samples.begin()->x;
+  const Tensor grad_weight =
+      at::empty({s.tasks, s.out_channels, s.in_channels, s.kernel_h, s.kernel_w}, like.options());
+  std::vector<std::pair<Operand, Operand>> operands;
+  for (const Samples& of : samples) operands.emplace_back(of.grad, of.x);
+  const Operand masks(mask);
+  AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_weight_grad", [&] {
+    std::vector<SampledTerm<scalar_t>> terms;
+    for (const auto& of : operands) {
+      terms.push_back({of.first.get<scalar_t>(), of.second.get<scalar_t>()});
+    }
+    masked_conv_weight_grad<scalar_t>(s, terms, masks.get<scalar_t>(),
+                                      grad_weight.mutable_data_ptr<scalar_t>(), backend);
+  });
+  return grad_weight;
+}
+
+Tensor forward_op(const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
+                  const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv(x, weight, mask, bias, stride, padding);
+  const auto shape = forward_shape(x, weight, stride, padding);
+  const auto backend = backend_for(ConvOp::forward, shape, x.scalar_type(), density(mask));
+  if (backend == Backend::library) {
+    return dense::masked_conv(x, weight, mask, bias, stride, padding);
+  }
+  return forward_sum(shape, {{x, weight, mask}}, bias, backend);
+}
+
+Tensor pair_op(const Tensor& x1, const Tensor& weight1, const OptionalTensor& mask1,
+               const Tensor& x2, const Tensor& weight2, const OptionalTensor& mask2,
+               const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding);
+  const auto shape = forward_shape(x1, weight1, stride, padding);
+  const auto active = (density(mask1) + density(mask2)) / 2;
+  const auto backend = backend_for(ConvOp::forward, shape, x1.scalar_type(), active);
+  if (backend == Backend::library) {
+    return dense::masked_conv_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding);
+  }
+  return forward_sum(shape, {{x1, weight1, mask1}, {x2, weight2, mask2}}, bias, backend);
+}
+
 Tensor input_grad_op(const Tensor& grad, const Tensor& weight, const OptionalTensor& mask,
                      IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
-  const int64_t x_sizes[] = {grad.size(0), grad.size(1), weight.size(2), input_size[0],
-                             input_size[1]};
-  const auto shape = shape_of(x_sizes, grad.sizes(), weight.sizes().slice(3), stride, padding);
+  const auto shape = input_grad_shape(grad, weight, input_size, stride, padding);
   const auto backend = backend_for(ConvOp::input_grad, shape, grad.scalar_type(), density(mask));
   if (backend == Backend::library) {
     return dense::masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
   }
-  const Tensor grad_x = at::empty(x_sizes, grad.options());
-  const Operand grads(grad), weights(weight), masks(mask);
-  AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "masked_conv_input_grad", [&] {
-    masked_conv_input_grad<scalar_t>(shape, grads.get<scalar_t>(), weights.get<scalar_t>(),
-                                     masks.get<scalar_t>(), grad_x.mutable_data_ptr<scalar_t>(),
-                                     backend);
-  });
-  return grad_x;
+  return input_grad_sum(shape, {{grad, weight, mask}}, backend);
+}
+
+Tensor input_grad_pair_op(const Tensor& grad1, const Tensor& weight1, const OptionalTensor& mask1,
+                          const Tensor& grad2, const Tensor& weight2, const OptionalTensor& mask2,
+                          IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2, input_size,
+                                    stride, padding);
+  const auto shape = input_grad_shape(grad1, weight1, input_size, stride, padding);
+  const auto active = (density(mask1) + density(mask2)) / 2;
+  const auto backend = backend_for(ConvOp::input_grad, shape, grad1.scalar_type(), active);
+  if (backend == Backend::library) {
+    return dense::masked_conv_input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2,
+                                              input_size, stride, padding);
+  }
+  return input_grad_sum(shape, {{grad1, weight1, mask1}, {grad2, weight2, mask2}}, backend);
 }
 
 Tensor weight_grad_op(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
@@ -136,15 +246,20 @@ Tensor weight_grad_op(const Tensor& grad, const Tensor& x, const OptionalTensor&
   if (backend == Backend::library) {
     return dense::masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
   }
-  const Tensor grad_weight =
-      at::empty({x.size(0), grad.size(2), x.size(2), kernel_size[0], kernel_size[1]}, x.options());
-  const Operand grads(grad), xs(x), masks(mask);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "masked_conv_weight_grad", [&] {
-    masked_conv_weight_grad<scalar_t>(shape, grads.get<scalar_t>(), xs.get<scalar_t>(),
-                                      masks.get<scalar_t>(),
-                                      grad_weight.mutable_data_ptr<scalar_t>(), backend);
-  });
-  return grad_weight;
+  return weight_grad_sum(shape, {{grad, x}}, mask, backend);
+}
+
+Tensor weight_grad_pair_op(const Tensor& grad1, const Tensor& x1, const Tensor& grad2,
+                           const Tensor& x2, const OptionalTensor& mask, IntArrayRef kernel_size,
+                           IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride, padding);
+  const auto shape = shape_of(x1.sizes(), grad1.sizes(), kernel_size, stride, padding);
+  const auto backend = backend_for(ConvOp::weight_grad, shape, x1.scalar_type(), density(mask));
+  if (backend == Backend::library) {
+    return dense::masked_conv_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride,
+                                               padding);
+  }
+  return weight_grad_sum(shape, {{grad1, x1}, {grad2, x2}}, mask, backend);
 }
 
 // The mask is wanted dense: what a pruned kernel would have gained by being active.
@@ -163,6 +278,9 @@ TORCH_LIBRARY_IMPL(metasparse, CPU, m) {
   m.impl("masked_conv_input_grad", metasparse::cpu::input_grad_op);
   m.impl("masked_conv_weight_grad", metasparse::cpu::weight_grad_op);
   m.impl("masked_conv_mask_grad", metasparse::cpu::mask_grad_op);
+  m.impl("masked_conv_pair", metasparse::cpu::pair_op);
+  m.impl("masked_conv_input_grad_pair", metasparse::cpu::input_grad_pair_op);
+  m.impl("masked_conv_weight_grad_pair", metasparse::cpu::weight_grad_pair_op);
 }
 
 TORCH_LIBRARY_IMPL(metasparse, CatchAll, m) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "masked_conv_backend.h"
 
@@ -23,23 +24,40 @@ struct PerTask {
   T* of(int64_t task) const { return data == nullptr ? nullptr : data + task * task_stride; }
 };
 
+// What is computed is a sum of terms, usually of one; a derivative by the product rule has two. The
+// terms share their shape and one pass over the output.
+
+// conv(source, weight * mask); in the input gradient the source is the output's gradient.
+template <class T>
+struct ProductTerm {
+  PerTask<const T> source, weight, mask;
+};
+
+// The weight gradient of images `source` and an output's gradient.
+template <class T>
+struct SampledTerm {
+  PerTask<const T> grad, source;
+};
+
 // Backends here are those of this folder: neither automatic nor library. Outputs are contiguous,
 // with the task axis first, and are written completely.
 
-// x (T, N, I, H, W), weight (T, O, I, kh, kw), mask (T, O, I), bias (T, O) -> y (T, N, O, Ho, Wo).
+// Sources (T, N, I, H, W), weights (T, O, I, kh, kw), masks (T, O, I), bias (T, O) -> y (T, N, O,
+// Ho, Wo).
 template <class T>
-void masked_conv_forward(const ConvShape& shape, PerTask<const T> x, PerTask<const T> weight,
-                         PerTask<const T> mask, PerTask<const T> bias, T* y, Backend backend);
+void masked_conv_forward(const ConvShape& shape, const std::vector<ProductTerm<T>>& terms,
+                         PerTask<const T> bias, T* y, Backend backend);
 
-// grad (T, N, O, Ho, Wo), weight, mask -> grad_x (T, N, I, H, W).
+// Sources (T, N, O, Ho, Wo), weights, masks -> grad_x (T, N, I, H, W).
 template <class T>
-void masked_conv_input_grad(const ConvShape& shape, PerTask<const T> grad, PerTask<const T> weight,
-                            PerTask<const T> mask, T* grad_x, Backend backend);
+void masked_conv_input_grad(const ConvShape& shape, const std::vector<ProductTerm<T>>& terms,
+                            T* grad_x, Backend backend);
 
-// grad (T, N, O, Ho, Wo), x, mask -> grad_weight (T, O, I, kh, kw). Without a mask the gradient of
-// every kernel; with one, the gradient of the active kernels times their mask, zeros elsewhere.
+// Gradients (T, N, O, Ho, Wo), sources (T, N, I, H, W), mask -> grad_weight (T, O, I, kh, kw).
+// Without a mask the gradient of every kernel; with one, the gradient of the active kernels times
+// their mask, zeros elsewhere.
 template <class T>
-void masked_conv_weight_grad(const ConvShape& shape, PerTask<const T> grad, PerTask<const T> x,
+void masked_conv_weight_grad(const ConvShape& shape, const std::vector<SampledTerm<T>>& terms,
                              PerTask<const T> mask, T* grad_weight, Backend backend);
 
 }  // namespace metasparse::cpu

@@ -36,17 +36,20 @@ constexpr NamedBackend kNames[] = {
 //                                      2, F2       1.0/1.1/1.3   1.4/1.3/1.5   1.6/1.7/1.9
 //     128 channels                    16, F4       2.3/2.4/2.5   3.8/3.6/3.4   5.7/5.5/5.0
 //     dense weight gradient, 84 to 7               1.4 .. 2.1
-//     3 channels in, 84: direct forward 1.2 1.3 1.4, weight gradient .7 1.0 1.2; F4 input
-//     gradient 3.2
+//     3 channels in, 84: F4 forward 1.0 to 1.5, direct 1.2 1.3 1.4, direct weight gradient .7 1.0
+//     1.2; F4 input gradient 3.2
+//     1 channel in, 28: direct forward 1.7
 //   3x3, stride 2, 64 channels, map 84, M=3        1.8/2.2/1.9   2.4/2.7/2.5   3.2/2.9/3.5
 //                                   42, M=3        1.3/1.8/1.1   1.8/2.2/1.4   2.5/4.8/2.0
 //                                   32, M=2        1.4/2.3/1.1   2.0/2.1/1.6   3.1/3.4/2.4
 //                              T=4, 16, M=2        1.3/1.7/1.4   1.8/2.1/1.8   3.0/3.2/2.8
 //                                    8, M=2        1.0/1.4/1.2   1.4/1.8/1.6   2.2/2.9/2.3
 //                                    4, M=2        1.0/1.4/1.3   1.4/1.9/1.5   1.9/2.7/2.0
-//                         T=4, N=5,  4, M=2         .9/1.2/ .9   1.2/1.6/1.1   1.7/2.3/1.5
+//                         T=4, N=5,  7, M=2        1.5/1.8/1.5   2.5/2.5/1.9
+//                                    4, M=2        1.6/1.9/1.5   2.5/2.7/2.1
 //     128 channels                  32, M=2        1.2/1.8/1.2   2.0/2.5/1.8   3.4/5.6/2.7
 //     3 channels in, 32, M=2                       1.1/2.4/ .6   1.1/2.8/ .6   1.2/2.9/ .7
+//     1 channel in, 28: direct forward 1.5 to 2.5, direct weight gradient 1.1 (N=25) to 1.7 (N=5)
 
 enum Family { kDirect, kWinograd, kPolyphase };
 
@@ -67,13 +70,13 @@ struct Rule {
 
 constexpr Rule kRules[] = {
     {kWinograd, kForward | kInputGrad | kWeightGrad, 1, 8, kAny, 2, 1, 1.0},
-    {kDirect, kForward, 1, 1, 7, 8, 16, 1.0},
+    {kWinograd, kForward, 1, 3, 7, 8, 16, 1.0},
+    {kDirect, kForward, 1, 1, 2, 8, 16, 1.0},
     {kDirect, kWeightGrad, 1, 1, 7, 8, 16, 0.3},
-    {kPolyphase, kForward, 2, 3, kAny, 2, 24, 1.0},
-    {kPolyphase, kWeightGrad, 2, 8, kAny, 2, 16, 1.0},
-    {kPolyphase, kInputGrad, 2, 8, kAny, 2, 4, 1.0},
-    {kPolyphase, kForward | kInputGrad | kWeightGrad, 2, 8, kAny, 2, 4, 0.6},
+    {kPolyphase, kForward | kInputGrad | kWeightGrad, 2, 8, kAny, 2, 4, 1.0},
+    {kPolyphase, kForward, 2, 3, 7, 2, 24, 1.0},
     {kDirect, kForward, 2, 1, 7, 8, 16, 1.0},
+    {kDirect, kWeightGrad, 2, 1, 2, 8, 16, 1.0},
     {kDirect, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 2, 16, 0.45},
 };
 

@@ -1,4 +1,5 @@
 // The three operations of masked_conv.h: fold shared tasks, choose the scheme, run the engine.
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -12,17 +13,25 @@ namespace metasparse::cpu {
 
 namespace {
 
-// Tasks that share weights and mask are one task with more samples, when their images lie one after
-// the other.
 template <class T>
-ConvShape fold_tasks(ConvShape shape, PerTask<const T>& images, int64_t image_size,
-                     PerTask<const T> weight, PerTask<const T> mask, PerTask<const T> bias) {
-  const bool shared = weight.task_stride == 0 && (mask.data == nullptr || mask.task_stride == 0) &&
-                      (bias.data == nullptr || bias.task_stride == 0);
-  if (shared && images.task_stride == shape.samples * image_size) {
+bool shared(const PerTask<T>& operand) {
+  return operand.data == nullptr || operand.task_stride == 0;
+}
+
+// Tasks that share weights and mask are one task with more samples, when their images, of
+// `image_size` values, lie one after the other.
+template <class T>
+ConvShape fold_tasks(ConvShape shape, std::vector<ProductTerm<T>>& terms, int64_t image_size,
+                     PerTask<const T> bias) {
+  const int64_t task_size = shape.samples * image_size;
+  const bool folds =
+      shared(bias) && std::all_of(terms.begin(), terms.end(), [&](const auto& t) {
+        return shared(t.weight) && shared(t.mask) && t.source.task_stride == task_size;
+      });
+  if (folds) {
     shape.samples *= shape.tasks;
     shape.tasks = 1;
-    images.task_stride = 0;
+    for (auto& term : terms) term.source.task_stride = 0;
   }
   return shape;
 }
@@ -89,62 +98,57 @@ ConvScheme<T> weight_grad_scheme(const ConvShape& shape, Backend backend) {
 }  // namespace
 
 template <class T>
-void masked_conv_forward(const ConvShape& original, PerTask<const T> x, PerTask<const T> weight,
-                         PerTask<const T> mask, PerTask<const T> bias, T* y, Backend backend) {
+void masked_conv_forward(const ConvShape& original, const std::vector<ProductTerm<T>>& terms,
+                         PerTask<const T> bias, T* y, Backend backend) {
+  ProductOperands<T> operands;
+  operands.terms = terms;
   const int64_t image = original.in_channels * original.height * original.width;
-  const ConvShape s = fold_tasks(original, x, image, weight, mask, bias);
-  const int64_t task = s.samples * s.out_channels * s.out_height * s.out_width;
-  run_product<T>(forward_scheme<T>(s, backend), {s.tasks,
-                                                 s.out_channels,
-                                                 s.in_channels,
-                                                 s.kernel_h * s.kernel_w,
-                                                 x,
-                                                 weight,
-                                                 mask,
-                                                 bias,
-                                                 {y, task},
-                                                 false});
+  const ConvShape s = fold_tasks(original, operands.terms, image, bias);
+  operands.tasks = s.tasks;
+  operands.out_channels = s.out_channels;
+  operands.in_channels = s.in_channels;
+  operands.kernel_size = s.kernel_h * s.kernel_w;
+  operands.bias = bias;
+  operands.output = {y, s.samples * s.out_channels * s.out_height * s.out_width};
+  operands.transposed = false;
+  run_product<T>(forward_scheme<T>(s, backend), operands);
 }
 
 template <class T>
-void masked_conv_input_grad(const ConvShape& original, PerTask<const T> grad,
-                            PerTask<const T> weight, PerTask<const T> mask, T* grad_x,
-                            Backend backend) {
+void masked_conv_input_grad(const ConvShape& original, const std::vector<ProductTerm<T>>& terms,
+                            T* grad_x, Backend backend) {
+  ProductOperands<T> operands;
+  operands.terms = terms;
   const int64_t image = original.out_channels * original.out_height * original.out_width;
-  const ConvShape s = fold_tasks(original, grad, image, weight, mask, PerTask<const T>{});
-  const int64_t task = s.samples * s.in_channels * s.height * s.width;
-  run_product<T>(input_grad_scheme<T>(s, backend), {s.tasks,
-                                                    s.out_channels,
-                                                    s.in_channels,
-                                                    s.kernel_h * s.kernel_w,
-                                                    grad,
-                                                    weight,
-                                                    mask,
-                                                    PerTask<const T>{},
-                                                    {grad_x, task},
-                                                    true});
+  const ConvShape s = fold_tasks(original, operands.terms, image, PerTask<const T>{});
+  operands.tasks = s.tasks;
+  operands.out_channels = s.out_channels;
+  operands.in_channels = s.in_channels;
+  operands.kernel_size = s.kernel_h * s.kernel_w;
+  operands.output = {grad_x, s.samples * s.in_channels * s.height * s.width};
+  operands.transposed = true;
+  run_product<T>(input_grad_scheme<T>(s, backend), operands);
 }
 
 template <class T>
-void masked_conv_weight_grad(const ConvShape& s, PerTask<const T> grad, PerTask<const T> x,
+void masked_conv_weight_grad(const ConvShape& s, const std::vector<SampledTerm<T>>& terms,
                              PerTask<const T> mask, T* grad_weight, Backend backend) {
-  run_sampled<T>(weight_grad_scheme<T>(s, backend),
-                 {s.tasks, s.out_channels, s.in_channels, s.kernel_h * s.kernel_w, grad, x, mask,
-                  grad_weight});
+  run_sampled<T>(
+      weight_grad_scheme<T>(s, backend),
+      {s.tasks, s.out_channels, s.in_channels, s.kernel_h * s.kernel_w, terms, mask, grad_weight});
 }
 
-template void masked_conv_forward(const ConvShape&, PerTask<const float>, PerTask<const float>,
-                                  PerTask<const float>, PerTask<const float>, float*, Backend);
-template void masked_conv_forward(const ConvShape&, PerTask<const double>, PerTask<const double>,
-                                  PerTask<const double>, PerTask<const double>, double*, Backend);
-template void masked_conv_input_grad(const ConvShape&, PerTask<const float>, PerTask<const float>,
-                                     PerTask<const float>, float*, Backend);
-template void masked_conv_input_grad(const ConvShape&, PerTask<const double>, PerTask<const double>,
-                                     PerTask<const double>, double*, Backend);
-template void masked_conv_weight_grad(const ConvShape&, PerTask<const float>, PerTask<const float>,
+template void masked_conv_forward(const ConvShape&, const std::vector<ProductTerm<float>>&,
+                                  PerTask<const float>, float*, Backend);
+template void masked_conv_input_grad(const ConvShape&, const std::vector<ProductTerm<float>>&,
+                                     float*, Backend);
+template void masked_conv_weight_grad(const ConvShape&, const std::vector<SampledTerm<float>>&,
                                       PerTask<const float>, float*, Backend);
-template void masked_conv_weight_grad(const ConvShape&, PerTask<const double>,
-                                      PerTask<const double>, PerTask<const double>, double*,
-                                      Backend);
+template void masked_conv_forward(const ConvShape&, const std::vector<ProductTerm<double>>&,
+                                  PerTask<const double>, double*, Backend);
+template void masked_conv_input_grad(const ConvShape&, const std::vector<ProductTerm<double>>&,
+                                     double*, Backend);
+template void masked_conv_weight_grad(const ConvShape&, const std::vector<SampledTerm<double>>&,
+                                      PerTask<const double>, double*, Backend);
 
 }  // namespace metasparse::cpu

@@ -79,9 +79,6 @@ std::tuple<Tensor, Tensor, Tensor> masked_conv_backward(
 }  // namespace metasparse::dense
 
 TORCH_LIBRARY_IMPL(metasparse, CPU, m) {
-  m.impl("masked_conv_pair", metasparse::dense::masked_conv_pair);
-  m.impl("masked_conv_input_grad_pair", metasparse::dense::masked_conv_input_grad_pair);
-  m.impl("masked_conv_weight_grad_pair", metasparse::dense::masked_conv_weight_grad_pair);
   m.impl("masked_conv_backward", metasparse::dense::masked_conv_backward);
 }
 
