@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import metasparse_ext
-from metasparse_ext.algorithms import LEARNERS, PRESETS
+from metasparse_ext.algorithms import LEARNERS, PRESETS, SOURCES
 from metasparse_ext.data import DataError
 from metasparse_ext.training import (
     CheckpointError,
@@ -270,13 +270,37 @@ def info() -> None:
 
 
 @main.command()
-def learners() -> None:
-    """List the learners and their options."""
-    shown = Table("learner", "what it is", "options", box=None, pad_edge=False)
-    for name, kind in LEARNERS.items():
-        summary = _MARKUP.sub(r"\1", inspect.getdoc(kind).splitlines()[0])
-        shown.add_row(name, summary, ", ".join(_learner_options(kind)))
-    Console().print(shown)
+@click.argument("name", required=False)
+def learners(name: str | None) -> None:
+    """List the learners, or say of one NAME what is exact, what reconstructed, and its options."""
+    console = Console()
+    if name is not None:
+        console.print(_about(_known("learner", name, LEARNERS)))
+        return
+    shown = Table("learner", "what it is", "source", box=None, pad_edge=False)
+    for known, kind in LEARNERS.items():
+        shown.add_row(known, _summary(kind), SOURCES[known].paper)
+    console.print(shown)
+
+
+def _about(name: str) -> Table:
+    """A learner's source, and its options with their defaults."""
+    kind, source = LEARNERS[name], SOURCES[name]
+    parameters = inspect.signature(kind).parameters
+    options = ", ".join(f"{o}={parameters[o].default!r}" for o in _learner_options(kind))
+    shown = Table(show_header=False, box=None, pad_edge=False)
+    shown.add_row(name, _summary(kind))
+    shown.add_row("source", source.paper)
+    shown.add_row("exact", source.exact)
+    if source.reconstructed:
+        shown.add_row("our own", source.reconstructed)
+    shown.add_row("options", options)
+    return shown
+
+
+def _summary(kind: type) -> str:
+    """The first line of a class's docstring, without its markup."""
+    return _MARKUP.sub(r"\1", inspect.getdoc(kind).splitlines()[0])
 
 
 @main.command()

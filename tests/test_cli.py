@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from training_helpers import package_path, tiny_config
 
 from metasparse_ext import cli
-from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.algorithms import LEARNERS, SOURCES
 from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
 from metasparse_ext.training.config import BACKBONES
 from metasparse_ext.training.progress import LineReporter
@@ -90,6 +92,11 @@ def test_every_learner_trains_on_both_backbones_and_evaluates(
     evaluated = invoke("evaluate", tmp_path)
     assert evaluated.exit_code == 0, evaluated.output
     assert Run(tmp_path).usage_path("test").exists()
+    exported = invoke("export", tmp_path, "--out", tmp_path / "masks.npz")
+    assert exported.exit_code == 0, exported.output
+    with np.load(tmp_path / "masks.npz") as arrays:
+        assert len(arrays) == (4 if backbone == "conv4" else 16)
+        assert all(np.isin(array, (0, 1)).all() for array in arrays.values())
 
 
 def test_train_resumes(tmp_path, tiny_root):
@@ -161,6 +168,21 @@ def test_evaluate_takes_the_number_of_tasks_of_the_run(trained):
     assert json.loads(trained.evaluation_path("val").read_text())["numbers"]["tasks"] == 5
 
 
+def test_masks_are_those_of_the_best_checkpoint(tmp_path, tiny_root):
+    run = Run(tmp_path / "run")
+    config = tiny_config(tiny_root, "metadock", iterations=1)
+    Trainer(config, run).fit()
+    saved = run.best()
+    name = "model.blocks.1.conv.masker.scores"
+    saved.learner[name] = torch.tensor([[1.0, -1.0, 0.0, 2.0]] * 4)
+    checkpoint.save(saved, run.last_path)
+    run.best_path.unlink(missing_ok=True)
+    assert invoke("export", run, "--out", tmp_path / "some.npz").exit_code == 0
+    with np.load(tmp_path / "some.npz") as arrays:
+        assert arrays["blocks.1.conv"].tolist() == [[1, 0, 0, 1]] * 4
+        assert arrays["blocks.0.conv"].dtype == np.uint8
+
+
 def test_plot_draws_what_a_run_has(tmp_path, trained):
     assert invoke("evaluate", trained).exit_code == 0
     result = invoke("plot", trained, "--out", tmp_path / "pictures")
@@ -179,11 +201,27 @@ def test_info_prints_versions():
         assert f"\n{name} " in f"\n{result.stdout}"
 
 
-def test_learners_lists_learners_and_options():
+def test_learners_are_listed_with_their_sources():
     result = invoke("learners")
     assert result.exit_code == 0
-    for name in ("maml", "fomaml", "imaml", "metadock", "inner_lr", "budget"):
-        assert name in result.stdout
+    first = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert first[1:] == list(LEARNERS)
+    assert "ICML 2017" in result.stdout
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learner_says_what_is_exact_and_what_is_not(name):
+    result = invoke("learners", name)
+    assert result.exit_code == 0
+    words = " ".join(result.stdout.split())
+    assert SOURCES[name].exact.split(",")[0] in words
+    assert ("our own" in words) is bool(SOURCES[name].reconstructed)
+    option = "lam=" if name == "convex-imaml" else "inner_lr="
+    assert option in words
+
+
+def test_an_unknown_learner_is_named():
+    assert_one_line_error(invoke("learners", "reptil"), "unknown learner 'reptil'", "reptile")
 
 
 def test_presets_are_listed_and_taken(tmp_path, tiny_root):
@@ -225,6 +263,7 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
         (["train", "maml", "--out", "x", "--init-from", "no/run"], ["no/run"]),
         (["train", "maml"], ["--out"]),
         (["evaluate", "no/run"], ["no/run", "not a run folder"]),
+        (["export", "no/run", "--out", "masks.npz"], ["no/run", "not a run folder"]),
         (["plot", "no/run"], ["no/run", "not a run folder"]),
         (["evaluate"], ["RUN"]),
         (["trian"], ["trian"]),
@@ -283,7 +322,7 @@ def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):
 def test_help_is_short_and_complete():
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("train", "evaluate", "info", "plot", "demo", "learners", "presets"):
+    for command in ("train", "evaluate", "info", "plot", "demo", "learners", "presets", "export"):
         assert f"\n  {command} " in result.stdout
     assert "--init-from" in invoke("train", "--help").stdout
 

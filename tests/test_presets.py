@@ -6,7 +6,7 @@ import pytest
 import torch
 from plain_tasks import Samples, TaskBatch
 
-from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.algorithms import LEARNERS, SOURCES
 from metasparse_ext.algorithms.presets import PRESETS, preset
 from metasparse_ext.nn import Conv4
 from metasparse_ext.training.config import RunConfig
@@ -34,6 +34,29 @@ def test_maml_steps_are_those_of_its_summed_loss():
     assert preset("maml/omniglot/5way-1shot").options["inner_lr"] == pytest.approx(0.4 * 5)
     assert preset("maml/omniglot/20way-1shot").options["inner_lr"] == pytest.approx(0.1 * 20)
     assert preset("fomaml/mini-imagenet/5way-5shot").options["inner_lr"] == pytest.approx(0.01 * 5)
+
+
+def test_reptile_trains_on_its_train_shots():
+    for name, images in (("omniglot/5way-5shot", 10), ("mini-imagenet/5way-1shot", 15)):
+        found = preset(f"reptile/{name}")
+        assert found.shots + found.queries == images
+        assert (found.optimiser, found.meta_lr, found.schedule) == ("sgd", 1.0, "linear")
+    assert preset("reptile/mini-imagenet/5way-5shot").options["adapt_batch"] == 15
+    assert preset("reptile/omniglot/20way-1shot").options["inner_lr"] == 5e-4
+
+
+def test_gems_compares_its_learners_under_one_setting():
+    settings = [
+        {**preset(f"{learner}/cub+aircraft/5way-1shot").settings(), "learner": None}
+        for learner in ("maml", "multi-maml", "bmp", "mmsup")
+    ]
+    assert all(setting == settings[0] for setting in settings)
+    assert (settings[0]["meta_lr"], settings[0]["tasks"]) == (1e-4, 5)
+    assert settings[0]["iterations"] == 30_000
+
+
+def test_every_learner_has_a_source():
+    assert SOURCES.keys() == LEARNERS.keys()
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -102,7 +102,12 @@ def test_gradients_are_clipped_by_value(tmp_path, tiny_root):
 
 @pytest.mark.parametrize(
     ("schedule", "factors"),
-    [("constant", [1, 1, 1]), ("linear", [1, 0.75, 0.5]), ("cosine", [1, 0.853553, 0.5])],
+    [
+        ("constant", [1, 1, 1]),
+        ("linear", [1, 0.75, 0.5]),
+        ("cosine", [1, 0.853553, 0.5]),
+        ("staircase", [1, 0.9**3, 0.9**6]),
+    ],
 )
 def test_schedules(schedule, factors):
     found = [build.scheduled(schedule, done) for done in (0, 0.25, 0.5)]

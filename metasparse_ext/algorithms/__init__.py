@@ -14,6 +14,7 @@ from metasparse_ext.algorithms.mmsup import MMSUP
 from metasparse_ext.algorithms.multi_maml import MultiMAML
 from metasparse_ext.algorithms.presets import PRESETS, Preset, preset
 from metasparse_ext.algorithms.reptile import Reptile
+from metasparse_ext.algorithms.sources import SOURCES, Source
 
 LEARNERS: dict[str, type[MetaLearner]] = {
     "maml": MAML,
@@ -40,6 +41,7 @@ __all__ = [
     "MAML",
     "MMSUP",
     "PRESETS",
+    "SOURCES",
     "AdaptedTasks",
     "ConvexIMAML",
     "ConvexMAML",
@@ -51,6 +53,7 @@ __all__ = [
     "MultiMAML",
     "Preset",
     "Reptile",
+    "Source",
     "preset",
     "task_call",
 ]

@@ -48,8 +48,9 @@ class BMP(MAML):
     Attributes:
         units: Names of the layers.
 
-    Source: "GEMS", WACV 2023, supplement, listing 2; Baik et al., "Meta-Learning with Adaptive
-        Hyperparameters", NeurIPS 2020 (ALFA).
+    Source: Pimpalkhute, Kunde, Singhal, "GEMS: Generating Efficient Meta-Subnets", WACV 2023,
+        supplement, listing 2; Baik et al., "Meta-Learning with Adaptive Hyperparameters", NeurIPS
+        2020 (ALFA).
     """
 
     def __init__(

@@ -33,7 +33,8 @@ class MMSUP(MAML):
         sparsity_gradient: Its ``gradient``: "mean", "sum" or "boundary".
         adapt_density: Let the inner loop move the logits of s as it moves weights.
 
-    Source: "GEMS", WACV 2023, supplement, listings 3 and 4.
+    Source: Pimpalkhute, Kunde, Singhal, "GEMS: Generating Efficient Meta-Subnets", WACV 2023,
+        supplement, listings 3 and 4.
     """
 
     def __init__(

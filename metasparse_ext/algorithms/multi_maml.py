@@ -63,6 +63,10 @@ class MultiMAML(MAML):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, distributions={self.distributions}"
 
+    def masks(self) -> dict[str, Tensor]:
+        """The masks of every initialisation by layer name: (N, O, I), or one entry a weight."""
+        return self.adapted(self.initialisations).masks()
+
     def network(self, distribution: int) -> nn.Module:
         """A copy of the model at the initialisation of a distribution."""
         net = copy.deepcopy(self.model)

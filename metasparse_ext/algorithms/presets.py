@@ -23,7 +23,7 @@ class Preset:
         ways, shots, queries, tasks: Classes of a task, support and query images of a class, tasks
             of a meta-batch.
         width, strided: Of the Conv-4 backbone.
-        iterations, meta_lr, adam_eps, clip_value: The outer loop, with Adam.
+        iterations, optimiser, meta_lr, adam_eps, schedule, clip_value: The outer loop.
         note: What was left open by the sources, or differs between them.
     """
 
@@ -40,7 +40,9 @@ class Preset:
     width: int = 64
     strided: bool = True
     rotations: bool = False
+    optimiser: str = "adam"
     adam_eps: float = 1e-8
+    schedule: str = "constant"
     clip_value: float | None = None
     note: str = ""
 
@@ -151,7 +153,7 @@ def _metadock() -> dict[str, Preset]:
                 "mode": "official",
             }
             outer = {
-                "data": "folder" if data == "mini-imagenet" else data,
+                "data": _files(data),
                 "image_size": size,
                 "ways": 5,
                 "shots": shots,
@@ -194,7 +196,7 @@ def _convex() -> dict[str, Preset]:
                 presets[f"{learner}/{data}/{_task(5, shots)}"] = Preset(
                     learner=learner,
                     options=options,
-                    data="folder" if data == "mini-imagenet" else data,
+                    data=_files(data),
                     image_size=size,
                     rotations=data == "omniglot",
                     width=width,
@@ -211,4 +213,169 @@ def _convex() -> dict[str, Preset]:
     return presets
 
 
-PRESETS: dict[str, Preset] = {**_maml(), **_imaml(), **_metadock(), **_convex()}
+def _other_codes() -> dict[str, Preset]:
+    """MAML and ANIL as in the codes of learn2learn and of MAML++ (its plain-MAML configuration)."""
+    presets = {}
+    for data, size, width, strided in (
+        ("omniglot", 28, 64, True),
+        ("mini-imagenet", 84, 32, False),
+    ):
+        for shots in (1, 5):
+            presets[f"maml/{data}-learn2learn/{_task(5, shots)}"] = Preset(
+                learner="maml",
+                options={"inner_lr": 0.5, "inner_steps": 1},
+                data=_files(data),
+                image_size=size,
+                width=width,
+                strided=strided,
+                rotations=data == "omniglot",
+                ways=5,
+                shots=shots,
+                queries=shots,
+                tasks=32,
+                iterations=60_000,
+                meta_lr=3e-3,
+                note="learn2learn's example, whose loss is the mean cross-entropy.",
+            )
+    for data, size, width, strided in (
+        ("mini-imagenet", 84, 32, False),
+        ("cifar-fs", 32, 64, True),
+    ):
+        presets[f"anil/{data}-learn2learn/{_task(5, 5)}"] = Preset(
+            learner="anil",
+            options={"inner_lr": 0.1, "inner_steps": 5},
+            data=_files(data),
+            image_size=size,
+            width=width,
+            strided=strided,
+            ways=5,
+            shots=5,
+            queries=5,
+            tasks=32,
+            iterations=60_000,
+            meta_lr=1e-3,
+            note="learn2learn's example; its network for CIFAR-FS and its iterations are not "
+            "checked.",
+        )
+    presets[f"maml/mini-imagenet-maml++/{_task(5, 1)}"] = Preset(
+        learner="maml",
+        options={"inner_lr": 0.01, "inner_steps": 5},
+        data="folder",
+        image_size=84,
+        width=48,
+        strided=False,
+        ways=5,
+        shots=1,
+        queries=15,
+        tasks=2,
+        iterations=50_000,
+        meta_lr=1e-3,
+        note="100 epochs of 500 iterations. The published accuracy is that of an ensemble of the "
+        "three best checkpoints, about 2 points above one.",
+    )
+    return presets
+
+
+def _reptile() -> dict[str, Preset]:
+    """Nichol et al. 2018, from the official code; support and query images are its train shots."""
+    presets = {}
+    rows = {
+        ("omniglot", 5): (10, 10, 5, 1e-3, 100_000, {1: 5, 5: 5}),
+        ("omniglot", 20): (10, 20, 10, 5e-4, 200_000, {1: 10, 5: 10}),
+        ("mini-imagenet", 5): (15, 10, 8, 1e-3, 100_000, {1: 5, 5: 15}),
+    }
+    for (data, ways), (images, batch, steps, rate, iterations, adapt_batch) in rows.items():
+        for shots in (1, 5):
+            presets[f"reptile/{data}/{_task(ways, shots)}"] = Preset(
+                learner="reptile",
+                options={
+                    "inner_lr": rate,
+                    "inner_steps": steps,
+                    "inner_batch": batch,
+                    "adapt_steps": 50,
+                    "adapt_batch": adapt_batch[shots],
+                },
+                data=_files(data),
+                image_size=28 if data == "omniglot" else 84,
+                rotations=data == "omniglot",
+                width=64 if data == "omniglot" else 32,
+                strided=data == "omniglot",
+                ways=ways,
+                shots=shots,
+                queries=images - shots,
+                tasks=5,
+                iterations=iterations,
+                optimiser="sgd",
+                meta_lr=1.0,
+                schedule="linear",
+                note="The source reports transductive and other accuracy: evaluate with "
+                "--no-transductive too. Its evaluation classifies one query image a class.",
+            )
+    return presets
+
+
+def _cavia() -> dict[str, Preset]:
+    """Zintgraf et al. 2019, from the paper and the official code."""
+    return {
+        f"cavia/mini-imagenet/{_task(5, shots)}": Preset(
+            learner="cavia",
+            options={"inner_lr": 0.1, "inner_steps": 2, "context": 100, "block": 2},
+            data="folder",
+            image_size=84,
+            width=32,
+            strided=False,
+            ways=5,
+            shots=shots,
+            queries=15,
+            tasks=tasks,
+            iterations=60_000,
+            meta_lr=1e-3,
+            schedule="staircase",
+            clip_value=10.0,
+            note="Published for widths 32, 128 and 512. The code's defaults are inner_lr=1.0 and "
+            "16 tasks.",
+        )
+        for shots, tasks in ((1, 4), (5, 2))
+    }
+
+
+def _gems() -> dict[str, Preset]:
+    """GEMS 2023, supplement: BMP and MMSUP, and the baselines that they are compared with."""
+    presets = {}
+    for first in ("cub", "vgg-flower", "fungi"):
+        for learner in ("maml", "multi-maml", "bmp", "mmsup"):
+            presets[f"{learner}/{first}+aircraft/{_task(5, 1)}"] = Preset(
+                learner=learner,
+                options={"inner_lr": 0.01, "inner_steps": 5},
+                data=f"folder:{first}+folder:aircraft",
+                image_size=84,
+                width=64,
+                strided=False,
+                ways=5,
+                shots=1,
+                queries=15,
+                tasks=5,
+                iterations=30_000,
+                meta_lr=1e-4,
+                note="Two folders of images, of these names where the run starts. Image size and "
+                "queries are not stated; stride 2 and pooling, which the source names, leave "
+                "nothing of 84 pixels: this pools alone.",
+            )
+    return presets
+
+
+def _files(data: str) -> str:
+    """Where a data set's images are: mini-ImageNet is a folder of yours."""
+    return "folder" if data == "mini-imagenet" else data
+
+
+PRESETS: dict[str, Preset] = {
+    **_maml(),
+    **_imaml(),
+    **_metadock(),
+    **_convex(),
+    **_other_codes(),
+    **_reptile(),
+    **_cavia(),
+    **_gems(),
+}

@@ -122,6 +122,8 @@ def scheduled(schedule: str, done: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * done))
     if schedule == "linear":
         return 1 - done
+    if schedule == "staircase":
+        return 0.9 ** int(12 * done)
     return 1.0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 BACKBONES = ("conv4", "resnet12")
 OPTIMISERS = ("adam", "sgd")
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("constant", "cosine", "linear", "staircase")
 
 _POSITIVE = (
     "ways",
@@ -47,7 +47,8 @@ class RunConfig:
         max_seconds: Where given, training takes so many seconds of processor time (on a GPU,
             seconds) instead, its steps alone counted, and the schedule follows them.
         optimiser, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
-            mask scores and, where None, that of the weights.
+            mask scores and, where None, that of the weights. Schedules: constant, cosine and linear
+            to 0, and staircase, 0.9 times as much after every twelfth of the training (CAVIA's).
         clip_norm, clip_value: Gradient clipping by total norm, or by element.
         validate_every, validation_tasks, validation_split: The fixed tasks that choose the best
             checkpoint.
