@@ -37,6 +37,7 @@ OPTIONS = {
     "bmp": {"inner_lr": 0.05, "inner_steps": 2},
     "mmsup": {"inner_lr": 0.05, "inner_steps": 2, "sparsity_gradient": "boundary"},
     "multi-maml": {"inner_lr": 0.05, "inner_steps": 2},
+    "meta-ticket": {"inner_lr": 0.05, "inner_steps": 2},
 }
 by_learner = pytest.mark.parametrize("name", LEARNERS)
 # CAVIA puts its context into a block of the network, which has to show them.

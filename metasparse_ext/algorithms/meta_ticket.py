@@ -148,7 +148,8 @@ class MetaTicket(MAML):
         self.start_position = 0.0
         self.macs = (0, 0)
         self._costs: dict[torch.Size, int] = {}
-        self._iteration_macs = 0
+        # Images that the last meta-step passed forward, and their shape.
+        self._passed: tuple[int, torch.Size] = (0, torch.Size())
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, search={self.search!r}, density={self.densities[-1]:g}"
@@ -162,7 +163,7 @@ class MetaTicket(MAML):
     def meta_backward(self, batch: TaskBatch) -> Metrics:
         found = super().meta_backward(batch)
         passes = batch.support.labels.shape[1] * self.inner_steps + batch.query.labels.shape[1]
-        self._iteration_macs = passes * self._cost(batch.query.images.shape[2:])
+        self._passed = passes, batch.query.images.shape[2:]
         return found
 
     def density(self) -> float:
@@ -179,10 +180,9 @@ class MetaTicket(MAML):
 
     def stepped(self, iteration: int, position: float) -> None:
         search, training = self.macs
-        if self.searching:
-            self.macs = search + self._iteration_macs, training
-        else:
-            self.macs = search, training + self._iteration_macs
+        images, shape = self._passed
+        spent = images * self._cost(shape) if images else 0
+        self.macs = (search + spent, training) if self.searching else (search, training + spent)
         if self.finished > 0:
             return
         if iteration == self.rewind:
