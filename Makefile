@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.py pyproject.toml $(shell find build_backend csrc -type f)
 
-.PHONY: demo test bench sanitize clean
+# Where make gpu leaves its logs, raw numbers and tables.
+GPU_OUT ?= benchmarks/results
+
+.PHONY: demo test bench gpu sanitize clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
 	$(BIN)/metasparse demo --out runs/demo
@@ -18,6 +21,10 @@ test: $(INSTALLED)  ## every test
 
 bench: $(INSTALLED)  ## the benchmarks of the ops; writes benchmarks/results
 	$(BIN)/python -m benchmarks.ops
+
+# It takes the environment of PYTHON as it is, and downloads nothing.
+gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmark, in nine minutes
+	$(PYTHON) tools/gpu.py --out $(GPU_OUT)
 
 sanitize:  ## the CPU convolution kernels under AddressSanitizer and UBSan, between guard pages
 	$(PYTHON) tools/check_cpu_kernels.py

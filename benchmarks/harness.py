@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,18 @@ def environment() -> dict[str, str]:
         ),
         platform.processor(),
     )
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
+    git = shutil.which("git")
+    describe = [git or "git", "describe", "--always", "--dirty"]
+    folder = Path(__file__).parent
+    revision = (
+        subprocess.run(describe, capture_output=True, text=True, check=False, cwd=folder).stdout
+        if git
+        else ""
+    )
     return {
         **ms.info(),
         "processor": f"{model}, {os.cpu_count()} cores",
-        "revision": revision,
+        "revision": revision.strip(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
 
@@ -98,10 +100,11 @@ def interleave(
             start = clock()
             call()
             seconds[name].append(clock() - start)
-    return {name: _summary(values) for name, values in seconds.items()}
+    return {name: summary(values) for name, values in seconds.items()}
 
 
-def _summary(values: list[float]) -> Timing:
+def summary(values: list[float]) -> Timing:
+    """The median and the quartiles of at least two measurements."""
     lower, median, upper = statistics.quantiles(values, n=4)
     return Timing(median, lower, upper, len(values))
 
@@ -126,13 +129,17 @@ def verify(name: str, actual: Tensor, expected: Tensor, bound: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark: what was measured, ours, and every stock way beside it."""
+    """One line of a benchmark: what was measured, ours, and every stock way beside it.
+
+    ``more`` holds what else is known of it, such as achieved rates.
+    """
 
     group: str
     case: dict[str, object]
     error: float
     ours: Timing
     stock: dict[str, Timing]
+    more: dict[str, object] = field(default_factory=dict)
 
     @property
     def best_stock(self) -> str:
@@ -147,11 +154,12 @@ class Row:
         return {**asdict(self), "best_stock": self.best_stock, "speedup": self.speedup}
 
 
-def save(name: str, rows: list[Row]) -> Path:
-    """Writes the raw rows with their environment to ``results/name.json``."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    document = {"environment": environment(), "rows": [row.to_json() for row in rows]}
+def save(name: str, rows: list[Row], folder: Path = RESULTS, **more: object) -> Path:
+    """Writes the raw rows, ``more`` and their environment to ``name.json`` in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    rows_json = [row.to_json() for row in rows]
+    document = {"environment": environment(), **more, "rows": rows_json}
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
 

@@ -74,12 +74,12 @@ def _two_passes(learner: MetaDOCK, phi: Parameters, samples: tuple[Tensor, ...])
     images, labels = samples
     loss = F.cross_entropy(logits(leaves, images, frozen=True), labels)
     slope = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-    loss = F.cross_entropy(logits(leaves, images, frozen=False), labels) + _penalty(learner, scores)
+    loss = F.cross_entropy(logits(leaves, images, frozen=False), labels) + penalty(learner, scores)
     slope |= dict(zip(scores, torch.autograd.grad(loss, list(scores.values())), strict=True))
     return {name: slope[name] for name in phi}
 
 
-def _penalty(learner: MetaDOCK, scores: Parameters) -> Tensor:
+def penalty(learner: MetaDOCK, scores: Parameters) -> Tensor:
     flat = torch.cat([s.flatten() for s in scores.values()])
     weight = learner.budget_loss.lambda3 * int(learner.iteration) / learner.budget_loss.iterations
     excess = gate(flat).mean() - learner.budget

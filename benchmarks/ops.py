@@ -49,9 +49,9 @@ class Conv:
 def run_conv(case: Conv, budget: float) -> Row:
     x, weight, mask, grad = case.tensors()
     effective = weight * mask[..., None, None]
-    ours = _our_conv(case, x, weight, mask, grad)
-    stock = dict(_stock_conv(case, x, effective, grad))
-    expected = _definition(case, x.double(), effective.double(), grad.double())
+    ours = our_conv(case, x, weight, mask, grad)
+    stock = dict(stock_conv(case, x, effective, grad))
+    expected = definition(case, x.double(), effective.double(), grad.double())
     if case.op == "weight gradient":
         expected = expected * mask[..., None, None]
     error = verify(str(case), ours(), expected, BOUND)
@@ -59,7 +59,7 @@ def run_conv(case: Conv, budget: float) -> Row:
     return Row("conv", asdict(case), error, timings.pop("ours"), timings)
 
 
-def _our_conv(case: Conv, x, weight, mask, grad) -> Callable[[], Tensor]:
+def our_conv(case: Conv, x, weight, mask, grad) -> Callable[[], Tensor]:
     ops, window = torch.ops.metasparse, ([case.stride] * 2, [1, 1])
     size = [case.size] * 2
     return {
@@ -83,17 +83,17 @@ def _one(case: Conv, x: Tensor, w: Tensor, g: Tensor, groups: int = 1) -> Tensor
     return gx if wanted[0] else gw
 
 
-def _definition(case: Conv, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+def definition(case: Conv, x: Tensor, w: Tensor, g: Tensor) -> Tensor:
     return torch.stack([_one(case, *task) for task in zip(x, w, g, strict=True)])
 
 
-def _stock_conv(case: Conv, x, w, g) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def stock_conv(case: Conv, x, w, g) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     if case.tasks == 1:
         yield "contiguous", lambda: _one(case, x[0], w[0], g[0])
         last = [t[0].to(memory_format=torch.channels_last) for t in (x, w, g)]
         yield "channels last", lambda: _one(case, *last)
         return
-    yield "loop", lambda: _definition(case, x, w, g)
+    yield "loop", lambda: definition(case, x, w, g)
     # Grouped: the tasks' channels side by side; laid out beforehand, which favours this variant.
     xg, gg = (t.transpose(0, 1).flatten(1, 2).contiguous() for t in (x, g))
     yield "grouped", lambda: _one(case, xg, w.flatten(0, 1), gg, groups=case.tasks)
@@ -113,12 +113,21 @@ class Block:
 
 
 def run_block(case: Block, budget: float) -> Row:
+    ours, stock = block_sides(case)
+    error = verify(str(case), ours(), stock(), 1e-4)
+    timings = interleave({"ours": ours, "unfused": stock}, budget=budget)
+    return Row("block", asdict(case), error, timings.pop("ours"), timings)
+
+
+def block_sides(case: Block, device: str = "cpu") -> tuple[Callable[[], Tensor], ...]:
+    """Ours, and the layers one after another."""
     generator = torch.Generator().manual_seed(0)
     t, n, c = case.tasks, case.samples, case.channels
     x = torch.randn(t, n, c, case.size, case.size, generator=generator)
     weight, bias = torch.rand(t, c, generator=generator), torch.randn(t, c, generator=generator)
     out = case.size // 2 if case.pool else case.size
     grad = torch.randn(t, n, c, out, out, generator=generator)
+    x, weight, bias, grad = (tensor.to(device) for tensor in (x, weight, bias, grad))
 
     def stock_block(x, weight, bias):
         def one(x, weight, bias):
@@ -140,9 +149,7 @@ def run_block(case: Block, budget: float) -> Row:
 
         return forward_backward
 
-    error = verify(str(case), call(our_block)(), call(stock_block)(), 1e-4)
-    timings = interleave({"ours": call(our_block), "unfused": call(stock_block)}, budget=budget)
-    return Row("block", asdict(case), error, timings.pop("ours"), timings)
+    return call(our_block), call(stock_block)
 
 
 @dataclass(frozen=True)
@@ -152,18 +159,21 @@ class TopK:
 
 
 def run_topk(case: TopK, budget: float) -> Row:
-    scores = torch.randn(case.weights, generator=torch.Generator().manual_seed(0))
+    ours, stock = topk_sides(case)
+    error = verify(str(case), ours(), stock(), 0.0)
+    timings = interleave({"ours": ours, "topk and scatter": stock}, budget=budget)
+    return Row("topk_mask", asdict(case), error, timings.pop("ours"), timings)
+
+
+def topk_sides(case: TopK, device: str = "cpu") -> tuple[Callable[[], Tensor], ...]:
+    """Ours, and ``torch.topk`` with a scatter."""
+    scores = torch.randn(case.weights, generator=torch.Generator().manual_seed(0)).to(device)
     k = round(case.density * case.weights)
 
     def stock():
         return torch.zeros_like(scores).scatter_(0, torch.topk(scores, k).indices, 1.0)
 
-    def ours():
-        return ms.topk_mask(scores, case.density)
-
-    error = verify(str(case), ours(), stock(), 0.0)
-    timings = interleave({"ours": ours, "topk and scatter": stock}, budget=budget)
-    return Row("topk_mask", asdict(case), error, timings.pop("ours"), timings)
+    return lambda: ms.topk_mask(scores, case.density), stock
 
 
 CONV_OPS = ("forward", "input gradient", "weight gradient")

@@ -1,0 +1,168 @@
+"""The benchmark on a GPU and its script, as far as a machine without one can run them."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import ceilings, meta_steps, ops
+from benchmarks.gpu.timing import Clock, precision
+from benchmarks.harness import WrongResult
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("gpu_script", ROOT / "tools/gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu = script()
+
+
+def test_every_part_of_the_benchmark_runs(tmp_path, capsys):
+    command.main(["--device", "cpu", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "these are not times of a GPU" in text
+    for name in meta_steps.SIDES:
+        assert f"| {name}, T=2" in text
+    assert "| forward, 2, 3, 4, 5, 6, 1, float32 |" in text
+    assert "| topk_mask |" in text
+    assert "Failed" not in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="there is no GPU"):
+        command.main([])
+
+
+@pytest.fixture
+def results(tmp_path):
+    return command.Results(tmp_path, ceilings.Ceilings(4.0, 400.0, 50.0, 1.5, 2.0))
+
+
+def tiny_row(clock, results):
+    return next(ops.jobs(clock, results.ceilings, quick=True, tiny=True))
+
+
+def test_what_fails_has_no_row_and_costs_no_other_its_own(results, tmp_path):
+    def wrong():
+        raise WrongResult("forward: error 1e-1 of the largest entry, bound 1e-5")
+
+    jobs = [wrong, tiny_row(Clock("cpu"), results)]
+    results.gather(iter(jobs), time.monotonic() + 60)
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    assert document["failures"] == [
+        "WrongResult: forward: error 1e-1 of the largest entry, bound 1e-5"
+    ]
+    assert [row["case"]["density"] for row in document["rows"]] == [1.0, 0.5, 0.2, 0.1]
+    assert {row["case"]["precision"] for row in document["rows"]} == {"tf32"}
+    assert document["ceilings"]["copy_tbs"] == 4.0
+    assert "Failed: WrongResult" in (tmp_path / "gpu.md").read_text()
+
+
+def test_cases_without_time_are_counted(results):
+    results.gather(iter([tiny_row(Clock("cpu"), results)] * 3), until=0.0)
+    assert (results.rows, results.left_out) == ([], 3)
+
+
+def test_achieved_rates():
+    case = ops.Conv("forward", 2, 3, 4, 5, 6, 2, 0.5)
+    limits = ceilings.Ceilings(4.0, 400.0, 50.0, 1.5, 2.0)
+    second = ops.Timing(1.0, 1.0, 1.0, 3)
+    found = ops.achieved(case, "float32", 0.5, second, limits)
+    assert found["tflops"] == pytest.approx(2 * 9 * 2 * 3 * 4 * 5 * 3 * 3 * 0.5 / 1e12)
+    assert found["tbs"] == pytest.approx(4 * 2 * (3 * 4 * 36 + 3 * 5 * 9 + 9 * 4 * 5) / 1e12)
+    assert found["of_tflops"] == pytest.approx(found["tflops"] / 50)
+    assert found["of_tbs"] == pytest.approx(found["tbs"] / 4)
+
+
+def test_the_grid_is_that_of_the_cpu_with_every_op():
+    shapes = ops.conv_shapes(quick=False)
+    assert len(shapes) == len(set(shapes)) > 100
+    assert shapes[0].tasks == 4
+    assert {shape.op for shape in shapes} >= {"forward", "input gradient", "weight gradient"}
+
+
+@pytest.mark.parametrize("name", ["tf32", "float32"])
+def test_precision_is_set_and_put_back(name):
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    with precision(name):
+        assert [switch.allow_tf32 for switch in switches] == [name == "tf32"] * 2
+    assert [switch.allow_tf32 for switch in switches] == before
+
+
+# The script
+
+
+def test_a_stage_that_takes_too_long_is_stopped_with_all_it_started(tmp_path):
+    code = """
+import subprocess, sys
+print("begun", flush=True)
+subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
+"""
+    outcome = gpu.run([sys.executable, "-c", code], tmp_path / "log", 3)
+    assert outcome.status == "stopped"
+    assert outcome.seconds < 60
+    assert (tmp_path / "log").read_text() == "begun\n"
+
+
+def test_outcomes_of_commands(tmp_path):
+    passed = gpu.run([sys.executable, "-c", "pass"], tmp_path / "log", 60)
+    failed = gpu.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log", 60)
+    late = gpu.run([sys.executable, "-c", "pass"], tmp_path / "log", 0.5)
+    assert (passed.status, failed.status, failed.note) == ("passed", "failed", "exit code 3")
+    assert late.status == "skipped"
+    both = gpu.combined({"a": passed, "b": failed}, 1.0)
+    assert (both.status, both.note) == ("failed", "b")
+    assert gpu.combined({"a": passed, "late": late}, 1.0).status == "passed"
+
+
+def test_stages_keep_their_results_whatever_becomes_of_the_others(tmp_path, monkeypatch):
+    def stage(status):
+        return lambda out, seconds: gpu.Outcome(status, 1.0)
+
+    stages = {"build": "passed", "tests": "failed", "sanitizer": "stopped", "benchmark": "passed"}
+    monkeypatch.setattr(gpu, "STAGES", {name: stage(status) for name, status in stages.items()})
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code
+    summary = json.loads((tmp_path / "gpu-summary.json").read_text())
+    assert {name: record["status"] for name, record in summary.items()} == stages
+
+
+def test_without_a_library_nothing_else_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu.STAGES, "build", lambda out, seconds: gpu.Outcome("failed", 1.0))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    summary = json.loads((tmp_path / "gpu-summary.json").read_text())
+    assert [record["status"] for record in summary.values()] == ["failed"] + ["skipped"] * 3
+
+
+def test_the_stages_fit_in_nine_minutes():
+    assert gpu.TOTAL <= 9 * 60
+    assert gpu.SECONDS.keys() == gpu.STAGES.keys()
+
+
+def test_every_test_file_has_a_job_and_the_ops_one_for_each_backend():
+    names = [name for name, *_ in gpu.test_jobs()]
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert files <= set(names)
+    assert len(names) == len(set(names)) == len(files) + 3 * len(gpu.OPS)
+    for test in gpu.SANITIZED:
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / file).read_text()
