@@ -1,6 +1,7 @@
 """The presets are the published tables, and every one of them runs."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,8 +56,10 @@ def test_gems_compares_its_learners_under_one_setting():
     assert settings[0]["iterations"] == 30_000
 
 
-def test_every_learner_has_a_source():
+def test_every_learner_has_a_source_and_is_documented():
     assert SOURCES.keys() == LEARNERS.keys()
+    text = (Path(__file__).parent.parent / "docs" / "learners.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in LEARNERS)
 
 
 @pytest.mark.parametrize("name", PRESETS)

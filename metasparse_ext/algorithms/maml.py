@@ -64,7 +64,7 @@ class MAML(MetaLearner):
         multi_step: For so many iterations the query loss is a weighted sum of those after every
             step (:func:`~metasparse_ext.algorithms.multi_step.step_weights`), as in MAML++.
         first_order_until: First order for so many iterations, as in MAML++. This option and the
-            last read ``iteration`` on the host.
+            last read ``iteration`` on the host: such a meta-step is not captured in a CUDA graph.
 
     Source: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
         Networks", ICML 2017.

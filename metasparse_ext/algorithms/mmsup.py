@@ -71,7 +71,6 @@ class MMSUP(MAML):
             first_order=first_order,
             recompute=recompute,
         )
-        self.adapt_density = adapt_density
         moved = torch.full_like(self.start(1)[0], inner_lr)
         for name, place in self.layout.slices.items():
             if name.endswith("masker.logit") and not adapt_density:
