@@ -35,6 +35,22 @@ ScratchBuffer& partial_buffer() {
   return mine;
 }
 
+// From this fraction of active kernels on, all are computed: a dense product costs less per kernel.
+constexpr double kDenseFraction = 0.6;
+
+template <class T>
+double active_fraction(const SampledOperands<T>& operands) {
+  if (operands.mask.data == nullptr) return 1;
+  const int64_t tasks = operands.mask.task_stride == 0 ? 1 : operands.tasks;
+  const int64_t kernels = operands.out_channels * operands.in_channels;
+  int64_t active = 0;
+  for (int64_t task = 0; task < tasks; ++task) {
+    const T* mask = operands.mask.of(task);
+    for (int64_t k = 0; k < kernels; ++k) active += mask[k] != T(0);
+  }
+  return static_cast<double>(active) / static_cast<double>(tasks * kernels);
+}
+
 template <class T>
 class Sampled {
  public:
@@ -43,7 +59,7 @@ class Sampled {
         code_(*scheme.code),
         operands_(operands),
         kernels_(active_product_kernels<T>()),
-        dense_(operands.mask.data == nullptr),
+        dense_(active_fraction(operands) > kDenseFraction),
         list_count_(dense_ || operands.mask.task_stride == 0 ? 1 : operands.tasks),
         lists_(task_lists(list_count_)),
         vectors_(block_vectors(pass_, kernels_.lanes, operands.tasks, 6)),
@@ -125,19 +141,15 @@ class Sampled {
 
   void multiply(int64_t task, int vectors, const T* d, const T* v, T* out, bool accumulate) const {
     const int64_t rows = pass_.output_channels;
-    const int64_t taps = pass_.layout.taps();
-    const int64_t width = int64_t{vectors} * kernels_.lanes;
+    if (dense_) {
+      kernels_.dense[vectors]({d, v, out, rows, pass_.source_rows(), accumulate});
+      return;
+    }
     const RowLists& list = lists(task).rows;
-    for (int64_t begin = 0, chunk = 0; begin < pass_.source_channels;
-         begin += chunk_columns_, ++chunk) {
-      if (dense_) {
-        const int64_t channels = std::min(chunk_columns_, pass_.source_channels - begin);
-        kernels_.dense[vectors]({d, v + begin * taps * width, out + begin * taps, rows,
-                                 channels * taps, pass_.source_rows(), accumulate});
-      } else {
-        kernels_.sampled[vectors]({list.row_begin.data() + chunk * rows, list.source_rows.data(), d,
-                                   v, out, rows, accumulate});
-      }
+    const int64_t chunks = divide_up(pass_.source_channels, chunk_columns_);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      kernels_.sampled[vectors]({list.row_begin.data() + chunk * rows, list.source_rows.data(), d,
+                                 v, out, rows, accumulate});
     }
   }
 
@@ -166,16 +178,17 @@ class Sampled {
                          operands_.grad_weight + task * size);
   }
 
-  // Masks other than zeros and ones multiply what they let through.
+  // Masks other than zeros and ones multiply what they let through; after a dense product also the
+  // zeros have something to remove.
   void scale(int64_t task) {
-    if (dense_ || lists(task).mask.binary) return;
+    if (operands_.mask.data == nullptr || (!dense_ && lists(task).mask.binary)) return;
     const T* mask = operands_.mask.of(task);
     const int64_t count = operands_.out_channels * operands_.in_channels;
     T* grad = operands_.grad_weight + task * count * operands_.kernel_size;
-    for (int64_t k = 0; k < count; ++k) {
-      if (mask[k] == T(0)) continue;
+    for (int64_t k = 0; k < count; ++k, grad += operands_.kernel_size) {
+      if (mask[k] == T(1)) continue;
       for (int64_t tap = 0; tap < operands_.kernel_size; ++tap) {
-        grad[k * operands_.kernel_size + tap] *= mask[k];
+        grad[tap] = mask[k] == T(0) ? T(0) : grad[tap] * mask[k];
       }
     }
   }

@@ -66,13 +66,13 @@ struct SampledStep {
   bool accumulate;
 };
 
-// out[row * out_stride + column] (+)= <d[row], v[column]>, all rows and columns.
+// out[row * columns + column] (+)= <d[row], v[column]>, all rows and columns.
 template <class T>
 struct DenseStep {
   const T* d;
   const T* v;
   T* out;
-  int64_t rows, columns, out_stride;
+  int64_t rows, columns;
   bool accumulate;
 };
 

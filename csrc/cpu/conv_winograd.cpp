@@ -25,6 +25,8 @@ class WinogradPass final : public ConvPass<T> {
     this->source_channels = source.channels;
     this->output_channels = output.channels;
     this->points = this->columns = (tile + 2) * (tile + 2);
+    if (tile == 4) this->longest_sum = 64;
+    if (tile == 5) this->longest_sum = 32;
   }
 
   int weight_of(int point) const override { return point; }

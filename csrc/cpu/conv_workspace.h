@@ -18,7 +18,7 @@ inline constexpr int64_t kLineBytes = 64;
 // Output channels that go through M at once.
 inline constexpr int64_t kChannelChunk = 64;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 template <class T>
 int64_t plane_stride(int64_t rows, int64_t width) {
@@ -41,12 +41,14 @@ int block_vectors(const ConvPass<T>& pass, int lanes, int64_t tasks, int preferr
   return vectors;
 }
 
-// Input channels per list chunk, so that the rows of V they stand for fit the first-level cache.
+// Input channels per list chunk, so that the rows of V they stand for fit the first-level cache and
+// no sum is longer than the scheme allows.
 template <class T>
 int64_t chunk_columns(const ConvPass<T>& pass, int lanes, int vectors) {
   const int64_t row_bytes = int64_t{vectors} * lanes * static_cast<int64_t>(sizeof(T));
   const int64_t column_bytes = pass.layout.taps() * row_bytes;
-  const int64_t chunks = divide_up(pass.source_channels * column_bytes, kRowsBytes);
+  const int64_t chunks = std::max(divide_up(pass.source_channels * column_bytes, kRowsBytes),
+                                  divide_up(pass.source_channels, pass.longest_sum));
   return std::max<int64_t>(1, divide_up(pass.source_channels, std::max<int64_t>(chunks, 1)));
 }
 

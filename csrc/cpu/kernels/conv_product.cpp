@@ -57,14 +57,15 @@ METASPARSE_INLINE void add_entries(Vec<T> (*sum)[N], const T* u, const int32_t* 
   for (; j < end; ++j) add_row<T, N>(sum[0], u[j], v + static_cast<int64_t>(source[j]) * kWidth);
 }
 
+// What is there already is added last: a sum of sums rounds less than one long sum.
 template <class T, int N>
-METASPARSE_INLINE void store_sum(const Vec<T> (*sum)[N], T* out) {
+METASPARSE_INLINE void store_sum(const Vec<T> (*sum)[N], bool accumulate, T* out) {
   METASPARSE_UNROLL
   for (int t = 0; t < N; ++t) {
     Vec<T> total = sum[0][t];
     METASPARSE_UNROLL
     for (int c = 1; c < kChains<N>; ++c) total += sum[c][t];
-    store(out + t * kLanes<T>, total);
+    store(out + t * kLanes<T>, accumulate ? load(out + t * kLanes<T>) + total : total);
   }
 }
 
@@ -78,13 +79,6 @@ void product(const ProductStep<T>& step) {
     const T* u = step.weights + run.begin;
     const int32_t* source = step.source_rows + run.begin;
     Vec<T> a[C][N]{}, b[C][N]{};
-    if (step.accumulate) {
-      METASPARSE_UNROLL
-      for (int t = 0; t < N; ++t) {
-        a[0][t] = load(out + t * kLanes<T>);
-        b[0][t] = load(out + kWidth + t * kLanes<T>);
-      }
-    }
     int32_t j = 0;
     for (; j + C <= run.both; j += C, u += 2 * C, source += 2 * C) {
       METASPARSE_UNROLL
@@ -111,8 +105,8 @@ void product(const ProductStep<T>& step) {
     }
     add_entries<T, N>(a, u, source, j, run.first, step.v);
     add_entries<T, N>(b, second_u, second_source, j, run.second, step.v);
-    store_sum<T, N>(a, out);
-    store_sum<T, N>(b, out + kWidth);
+    store_sum<T, N>(a, step.accumulate, out);
+    store_sum<T, N>(b, step.accumulate, out + kWidth);
   }
 }
 
@@ -161,49 +155,78 @@ void sampled(const SampledStep<T>& step) {
   }
 }
 
-// As many rows times columns at once as there are lanes, so that one sum_lanes serves them all.
-// Rows and columns past the end repeat the last one and are not written.
+// The dense product has nothing to skip, so it need not sum over lanes: V is transposed, columns
+// into the lanes, and each value of d is broadcast. Rows of d times registers of columns that are
+// summed at once; AVX-512 has the registers for twice as many as the others.
+constexpr int kDenseRows = 4;
+template <class T>
+inline constexpr int kDenseVectors = sizeof(Vec<T>) == 64 ? 4 : 2;
+
+// vt[lane][C registers] = columns column .. of V, zeros past the end.
+template <class T, int N, int C>
+METASPARSE_INLINE void transpose_columns(const DenseStep<T>& step, int64_t column, T* vt) {
+  constexpr int L = kLanes<T>;
+  for (int c = 0; c < C; ++c) {
+    for (int t = 0; t < N; ++t) {
+      Vec<T> square[L];
+      for (int l = 0; l < L; ++l) {
+        const int64_t row = column + c * L + l;
+        square[l] = row < step.columns ? load(step.v + (row * N + t) * L) : Vec<T>{};
+      }
+      transpose<T>(square);
+      METASPARSE_UNROLL
+      for (int l = 0; l < L; ++l) store(vt + ((t * L + l) * C + c) * L, square[l]);
+    }
+  }
+}
+
+template <class T, int N, int C>
+void dense_columns(const DenseStep<T>& step, int64_t column) {
+  constexpr int L = kLanes<T>, kWidth = N * L;
+  alignas(64) T vt[kWidth * C * L];
+  transpose_columns<T, N, C>(step, column, vt);
+  for (int64_t row = 0; row < step.rows; row += kDenseRows) {
+    const T* d[kDenseRows];  // past the end the last row is repeated, and not written
+    for (int r = 0; r < kDenseRows; ++r) {
+      d[r] = step.d + (row + r < step.rows ? row + r : step.rows - 1) * kWidth;
+    }
+    Vec<T> sum[kDenseRows][C] = {};
+    for (int lane = 0; lane < kWidth; ++lane) {
+      Vec<T> x[C];
+      METASPARSE_UNROLL
+      for (int c = 0; c < C; ++c) x[c] = load(vt + (lane * C + c) * L);
+      METASPARSE_UNROLL
+      for (int r = 0; r < kDenseRows; ++r) {
+        const Vec<T> y = broadcast(d[r][lane]);
+        METASPARSE_UNROLL
+        for (int c = 0; c < C; ++c) sum[r][c] = y * x[c] + sum[r][c];
+      }
+    }
+    for (int r = 0; r < kDenseRows && row + r < step.rows; ++r) {
+      T* out = step.out + (row + r) * step.columns + column;
+      METASPARSE_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const Lanes some = lanes_between(0, step.columns - column - c * L, L);
+        T* place = out + c * L;
+        store_some(some, place, step.accumulate ? load_some(some, place) + sum[r][c] : sum[r][c]);
+      }
+    }
+  }
+}
+
 template <class T, int N>
 void dense(const DenseStep<T>& step) {
-  constexpr int kWidth = N * kLanes<T>;
-  constexpr int kRows = kLanes<T> >= 8 ? 4 : 2;
-  constexpr int kColumns = kLanes<T> / kRows;
-  for (int64_t row = 0; row < step.rows; row += kRows) {
-    const T* d[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t actual = row + r < step.rows ? row + r : step.rows - 1;
-      d[r] = step.d + actual * kWidth;
-    }
-    for (int64_t column = 0; column < step.columns; column += kColumns) {
-      const T* v[kColumns];
-      for (int c = 0; c < kColumns; ++c) {
-        const int64_t actual = column + c < step.columns ? column + c : step.columns - 1;
-        v[c] = step.v + actual * kWidth;
-      }
-      Vec<T> sum[kLanes<T>];
-      METASPARSE_UNROLL
-      for (int j = 0; j < kLanes<T>; ++j) sum[j] = Vec<T>{};
-      METASPARSE_UNROLL
-      for (int t = 0; t < N; ++t) {
-        Vec<T> x[kColumns];
-        METASPARSE_UNROLL
-        for (int c = 0; c < kColumns; ++c) x[c] = load(v[c] + t * kLanes<T>);
-        METASPARSE_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const Vec<T> y = load(d[r] + t * kLanes<T>);
-          METASPARSE_UNROLL
-          for (int c = 0; c < kColumns; ++c) sum[r * kColumns + c] += y * x[c];
-        }
-      }
-      const Vec<T> total = sum_lanes<T, kLanes<T>>(sum);
-      for (int r = 0; r < kRows && row + r < step.rows; ++r) {
-        T* out = step.out + (row + r) * step.out_stride + column;
-        for (int c = 0; c < kColumns && column + c < step.columns; ++c) {
-          const T value = total[r * kColumns + c];
-          out[c] = step.accumulate ? out[c] + value : value;
-        }
-      }
-    }
+  constexpr int kMost = kDenseVectors<T>;
+  int64_t column = 0;
+  for (; column + kMost * kLanes<T> <= step.columns; column += kMost * kLanes<T>) {
+    dense_columns<T, N, kMost>(step, column);
+  }
+  const int64_t rest = (step.columns - column + kLanes<T> - 1) / kLanes<T>;
+  if (rest == 1) dense_columns<T, N, 1>(step, column);
+  if (rest == 2) dense_columns<T, N, 2>(step, column);
+  if constexpr (kMost == 4) {
+    if (rest == 3) dense_columns<T, N, 3>(step, column);
+    if (rest == 4) dense_columns<T, N, 4>(step, column);
   }
 }
 

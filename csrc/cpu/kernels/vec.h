@@ -278,6 +278,23 @@ METASPARSE_INLINE void interleave(const Vec<T>* in, Vec<T>* out) {
   }
 }
 
+// Transposes L vectors of L lanes: each level interleaves the two halves.
+template <class T>
+METASPARSE_INLINE void transpose(Vec<T>* v) {
+  constexpr int L = kLanes<T>;
+  METASPARSE_UNROLL
+  for (int level = 1; level < L; level *= 2) {
+    Vec<T> next[L];
+    METASPARSE_UNROLL
+    for (int i = 0; i < L / 2; ++i) {
+      const Vec<T> pair[2] = {v[i], v[i + L / 2]};
+      interleave<T, 2>(pair, next + 2 * i);
+    }
+    METASPARSE_UNROLL
+    for (int i = 0; i < L; ++i) v[i] = next[i];
+  }
+}
+
 // Sums of L vectors, lane l of the result being the sum of vector l. Each level adds neighbouring
 // lanes of pairs of vectors: within 128-bit blocks first, where shuffles are cheap, then blocks.
 template <class T, int Odd>
