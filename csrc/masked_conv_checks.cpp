@@ -16,9 +16,13 @@ void check_window(const char* op, IntArrayRef stride, IntArrayRef padding) {
                     ": expected padding to be two integers >= 0, got ", padding);
 }
 
+// CUDA has kernels for narrow types too, which accumulate in float32.
 void check_floating(const char* op, const char* name, const Tensor& t) {
-  TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble, op,
-                   ": expected ", name, " of dtype float32 or float64, got ", t.scalar_type());
+  const auto dtype = t.scalar_type();
+  const bool narrow = t.is_cuda() && (dtype == at::kHalf || dtype == at::kBFloat16);
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || narrow, op, ": expected ", name,
+                   " of dtype float32 or float64", t.is_cuda() ? ", float16 or bfloat16" : "",
+                   ", got ", dtype);
 }
 
 // The argument that the others are compared with: images or a gradient of images.

@@ -6,6 +6,7 @@ import platform
 import torch
 
 from metasparse_ext import _library
+from metasparse_ext.ops import cuda_table
 
 
 def _cuda() -> str:
@@ -27,13 +28,19 @@ def _triton() -> str:
     return f"yes ({triton.__version__})"
 
 
+def _cuda_table() -> str:
+    table = cuda_table.table()
+    return table.status if table.device is None else f"{table.status} on {table.device}"
+
+
 def info() -> dict[str, str]:
     """Versions and backends in use, as printed by ``metasparse info``.
 
     Returns:
         Ordered names and values: ``metasparse_ext``, ``python``, ``torch``, ``library`` (whether
         the compiled library is loaded, or why not), ``cpu`` (the instruction set of the CPU
-        kernels), ``threads``, ``cuda`` and ``triton`` (yes or no, and why).
+        kernels), ``threads``, ``cuda`` and ``triton`` (yes or no, and why), ``cuda table`` (where
+        the choice of CUDA backends comes from).
     """
     from metasparse_ext import __version__
 
@@ -51,4 +58,5 @@ def info() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "cuda": _cuda(),
         "triton": _triton(),
+        "cuda table": _cuda_table(),
     }

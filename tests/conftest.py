@@ -12,6 +12,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported: kernels then run on the CPU, line by line in NumPy.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def _seed():

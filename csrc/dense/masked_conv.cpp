@@ -106,9 +106,9 @@ Tensor masked_conv_mask_grad(const Tensor& grad, const Tensor& x, const Tensor& 
 
 }  // namespace metasparse::dense
 
-TORCH_LIBRARY_IMPL(metasparse, CUDA, m) {
-  m.impl("masked_conv", metasparse::dense::masked_conv);
-  m.impl("masked_conv_input_grad", metasparse::dense::masked_conv_input_grad);
-  m.impl("masked_conv_weight_grad", metasparse::dense::masked_conv_weight_grad);
-  m.impl("masked_conv_mask_grad", metasparse::dense::masked_conv_mask_grad);
+TORCH_LIBRARY_FRAGMENT(metasparse_dense, m) {
+  m.def("masked_conv", metasparse::dense::masked_conv);
+  m.def("masked_conv_input_grad", metasparse::dense::masked_conv_input_grad);
+  m.def("masked_conv_weight_grad", metasparse::dense::masked_conv_weight_grad);
+  m.def("masked_conv_mask_grad", metasparse::dense::masked_conv_mask_grad);
 }

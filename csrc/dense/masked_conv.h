@@ -1,7 +1,7 @@
 #pragma once
 // The masked convolution family by PyTorch's own convolution on the premultiplied weight: any
-// device and dtype, no kernel skipped. The backend of CUDA until a faster one serves the call, and
-// the CPU's choice where no sparse kernel wins.
+// device and dtype, no kernel skipped. The CPU's choice where no sparse kernel wins, and as
+// metasparse_dense::* one of the backends that metasparse_ext/ops/cuda.py chooses from.
 #include <ATen/core/Tensor.h>
 
 #include <optional>

@@ -82,9 +82,14 @@ TORCH_LIBRARY_IMPL(metasparse, CPU, m) {
   m.impl("masked_conv_backward", metasparse::dense::masked_conv_backward);
 }
 
+// On CUDA a sum may also be one kernel: this is one of the ways that metasparse_ext/ops/cuda.py
+// chooses from. Nothing does a whole backward pass at once.
+TORCH_LIBRARY_FRAGMENT(metasparse_dense, m) {
+  m.def("masked_conv_pair", metasparse::dense::masked_conv_pair);
+  m.def("masked_conv_input_grad_pair", metasparse::dense::masked_conv_input_grad_pair);
+  m.def("masked_conv_weight_grad_pair", metasparse::dense::masked_conv_weight_grad_pair);
+}
+
 TORCH_LIBRARY_IMPL(metasparse, CUDA, m) {
-  m.impl("masked_conv_pair", metasparse::dense::masked_conv_pair);
-  m.impl("masked_conv_input_grad_pair", metasparse::dense::masked_conv_input_grad_pair);
-  m.impl("masked_conv_weight_grad_pair", metasparse::dense::masked_conv_weight_grad_pair);
   m.impl("masked_conv_backward", metasparse::dense::masked_conv_backward);
 }

@@ -216,9 +216,9 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_double_backward(
 }  // namespace
 }  // namespace metasparse::dense
 
-TORCH_LIBRARY_IMPL(metasparse, CUDA, m) {
-  m.impl("norm_act_pool", metasparse::dense::norm_act_pool);
-  m.impl("norm_act_pool_backward", metasparse::dense::norm_act_pool_backward);
-  m.impl("norm_act_pool_tangent", metasparse::dense::norm_act_pool_tangent);
-  m.impl("norm_act_pool_double_backward", metasparse::dense::norm_act_pool_double_backward);
+TORCH_LIBRARY_FRAGMENT(metasparse_dense, m) {
+  m.def("norm_act_pool", metasparse::dense::norm_act_pool);
+  m.def("norm_act_pool_backward", metasparse::dense::norm_act_pool_backward);
+  m.def("norm_act_pool_tangent", metasparse::dense::norm_act_pool_tangent);
+  m.def("norm_act_pool_double_backward", metasparse::dense::norm_act_pool_double_backward);
 }

@@ -26,4 +26,4 @@ Tensor topk_mask(const Tensor& scores, const Tensor& k) {
 }  // namespace
 }  // namespace metasparse::dense
 
-TORCH_LIBRARY_IMPL(metasparse, CUDA, m) { m.impl("topk_mask", metasparse::dense::topk_mask); }
+TORCH_LIBRARY_FRAGMENT(metasparse_dense, m) { m.def("topk_mask", metasparse::dense::topk_mask); }

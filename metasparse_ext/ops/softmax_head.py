@@ -59,9 +59,6 @@ def _register() -> None:
         torch.library.register_vmap(f"metasparse::{name}", _fold_rule(name))
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
-    # On the GPU the reference is already a handful of batched library calls without a host read.
-    torch.library.impl("metasparse::softmax_head", "cuda", reference.softmax_head)
-    torch.library.impl("metasparse::softmax_head_grad", "cuda", reference.softmax_head_grad)
 
 
 if _library.problem is None:

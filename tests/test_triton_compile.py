@@ -1,0 +1,63 @@
+"""The Triton kernels compile for GPUs that are not there, without spilling much."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The program compiles a few variants and prints what became of them. A process of its own, as
+# Triton either interprets or compiles.
+COMPILE = """
+import json, sys
+from tools import compile_triton
+calls = compile_triton.variants()
+arch = int(sys.argv[1])
+with compile_triton.compiling(arch) as compiled:
+    for name in sys.argv[2:]:
+        calls[name]()
+print(json.dumps([launch._asdict() for launch in compiled]))
+"""
+REPRESENTATIVES = (
+    "forward, tf32",
+    "input grad, skipping",
+    "weight grad, tf32x3",
+    "mask grad, small tile",
+    "forward pair, tf32",
+    "norm forward, float32, pool",
+    "norm double backward, float32, pool, gate first",
+    "cg_step, float32",
+    "topk_mask, float32",
+)
+
+
+def compile_variants(arch: int, names: tuple[str, ...]) -> list[dict]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(arch), *names],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("arch", [80, 90], ids=["sm_80", "sm_90"])
+def test_representative_variants_compile(arch):
+    launches = compile_variants(arch, REPRESENTATIVES)
+    kernels = [launch["kernel"] for launch in launches]
+    assert kernels.count("list_blocks_kernel") == 1
+    assert {"forward_kernel", "dots_kernel", "advance_kernel", "turn_kernel"} <= set(kernels)
+    assert launches[0]["multiplies_by"] == ("mma.sync" if arch == 80 else "wgmma.mma")
+    for launch in launches:
+        assert launch["spilled_bytes"] == 0, launch
+        assert launch["shared_bytes"] <= 163 * 1024, launch

@@ -1,0 +1,214 @@
+"""The Triton kernels of the masked convolution family against the definition in float64."""
+
+import pytest
+import torch
+from triton_kernels import DEVICE, assert_close, on_device, runs_kernels
+
+from metasparse_ext import reference
+
+triton_ops = pytest.importorskip("metasparse_ext.triton.masked_conv", exc_type=ImportError)
+pytestmark = runs_kernels
+
+SMALL = triton_ops.Tile(rows=16, pixels=32, reduction=16)
+SKIPPING = SMALL._replace(skip=True)
+BOUNDS = {torch.float64: 1e-14, torch.float32: 2e-6}
+
+# T, N, I, O, H, W, kernel, stride, padding
+SHAPES = {
+    "3x3": (2, 2, 3, 5, 5, 6, (3, 3), (1, 1), (1, 1)),
+    "3x3 stride 2, several tiles": (2, 1, 17, 18, 5, 7, (3, 3), (2, 2), (1, 1)),
+    "3x3 unpadded": (1, 2, 5, 3, 4, 5, (3, 3), (1, 1), (0, 0)),
+    "5x3 uneven": (2, 1, 2, 4, 7, 6, (5, 3), (2, 1), (0, 2)),
+    "1x1 stride beyond the kernel": (1, 2, 2, 3, 5, 4, (1, 1), (3, 3), (0, 0)),
+    "2x3 on one channel": (2, 2, 1, 2, 4, 5, (2, 3), (3, 2), (1, 1)),
+}
+MASKS = ("none", "irregular", "empty", "one task empty", "channels")
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Weight gradients in a few slices: the interpreter runs programs one after another."""
+    monkeypatch.setattr(triton_ops, "PROGRAMS", 6)
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
+def shape(request):
+    return request.param
+
+
+def make_mask(kind: str, tasks: int, outputs: int, inputs: int) -> torch.Tensor | None:
+    if kind == "none":
+        return None
+    mask = (torch.rand(tasks, outputs, inputs) < 0.4).double()
+    if kind == "empty":
+        mask.zero_()
+    elif kind == "one task empty":
+        mask[-1] = 0
+    elif kind == "channels":
+        mask = torch.ones_like(mask)
+        mask[:, :, : (inputs + 1) // 2] = 0
+        mask[:, : outputs // 2] = 0
+    return mask
+
+
+class Problem:
+    """Operands of one convolution, and the derivatives of <grad, y>."""
+
+    def __init__(self, shape, mask="irregular"):
+        tasks, samples, inputs, outputs, height, width, kernel, self.stride, self.padding = shape
+        self.image, self.kernel = (height, width), kernel
+        self.x = torch.randn(tasks, samples, inputs, height, width).double()
+        self.weight = torch.randn(tasks, outputs, inputs, *kernel).double()
+        self.mask = make_mask(mask, tasks, outputs, inputs)
+        self.bias = torch.randn(tasks, outputs).double()
+        self.y = self.conv(self.x, self.weight, self.mask, self.bias)
+        self.grad = torch.randn_like(self.y)
+
+    def conv(self, x, weight, mask, bias=None):
+        return reference.masked_conv(x, weight, mask, bias, self.stride, self.padding)
+
+    def input_grad(self, grad, weight, mask):
+        return self.pull(grad, lambda x: self.conv(x, weight, mask), self.x)
+
+    def weight_grad(self, grad, x, mask):
+        return self.pull(grad, lambda w: self.conv(x, w, mask), self.weight)
+
+    @staticmethod
+    def pull(grad, function, at):
+        return torch.func.vjp(function, at)[1](grad)[0]
+
+
+def launch(op, *args, dtype=torch.float64, tile=SMALL, **options):
+    """A launcher on operands of a dtype."""
+
+    def cast(v):
+        return v.to(DEVICE, dtype) if isinstance(v, torch.Tensor) else v
+
+    options = {name: cast(value) for name, value in options.items()}
+    return getattr(triton_ops, op)(*map(cast, args), tile=tile, **options).cpu()
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=["f64", "f32"])
+def test_all_four_ops(shape, dtype):
+    p, bound = Problem(shape), BOUNDS[dtype]
+    window = (p.stride, p.padding)
+    y = launch("masked_conv", p.x, p.weight, p.mask, p.bias, *window, dtype=dtype, tile=SKIPPING)
+    assert y.dtype == dtype
+    assert y.is_contiguous()
+    assert_close(y, p.y, bound)
+    gx = launch(
+        "masked_conv_input_grad", p.grad, p.weight, p.mask, p.image, *window, dtype=dtype,
+        tile=SKIPPING,
+    )  # fmt: skip
+    assert_close(gx, p.input_grad(p.grad, p.weight, p.mask), bound)
+    gw = launch("masked_conv_weight_grad", p.grad, p.x, p.mask, p.kernel, *window, dtype=dtype)
+    assert_close(gw, p.weight_grad(p.grad, p.x, p.mask), bound)
+    gm = launch("masked_conv_mask_grad", p.grad, p.x, p.weight, *window, dtype=dtype)
+    assert_close(gm, p.pull(p.grad, lambda m: p.conv(p.x, p.weight, m), p.mask), bound)
+
+
+@pytest.mark.parametrize("tile", [SMALL, SKIPPING], ids=["all blocks", "listed blocks"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks(mask, tile):
+    p = Problem((2, 1, 12, 17, 3, 3, (3, 3), (2, 2), (1, 1)), mask)
+    y = launch("masked_conv", p.x, p.weight, p.mask, p.bias, p.stride, p.padding, tile=tile)
+    assert_close(y, p.y, 1e-14)
+    gx = launch(
+        "masked_conv_input_grad", p.grad, p.weight, p.mask, p.image, p.stride, p.padding, tile=tile
+    )
+    assert_close(gx, p.input_grad(p.grad, p.weight, p.mask), 1e-14)
+    gw = launch("masked_conv_weight_grad", p.grad, p.x, p.mask, p.kernel, p.stride, p.padding)
+    assert_close(gw, p.weight_grad(p.grad, p.x, p.mask), 1e-14)
+
+
+@pytest.mark.parametrize("mask", ["none", "irregular"])
+@pytest.mark.parametrize("stride", [1, 2], ids=["stride 1", "stride 2"])
+def test_sums_of_two(stride, mask):
+    shape = (2, 1, 3, 17, 4, 5, (3, 3), (stride, stride), (1, 1))
+    p, q = Problem(shape, mask), Problem(shape, "one task empty")
+    window = (p.stride, p.padding)
+    y = launch(
+        "masked_conv_pair", p.x, p.weight, p.mask, q.x, q.weight, q.mask, p.bias, *window,
+        tile=SKIPPING,
+    )  # fmt: skip
+    assert_close(y, p.y + q.conv(q.x, q.weight, q.mask), 1e-14)
+    gx = launch(
+        "masked_conv_input_grad_pair", p.grad, p.weight, p.mask, q.grad, q.weight, q.mask, p.image,
+        *window, tile=SKIPPING,
+    )  # fmt: skip
+    expected = p.input_grad(p.grad, p.weight, p.mask) + q.input_grad(q.grad, q.weight, q.mask)
+    assert_close(gx, expected, 1e-14)
+    gw = launch("masked_conv_weight_grad_pair", p.grad, p.x, q.grad, q.x, p.mask, p.kernel, *window)
+    expected = p.weight_grad(p.grad, p.x, p.mask) + q.weight_grad(q.grad, q.x, p.mask)
+    assert_close(gw, expected, 1e-14)
+
+
+def test_what_is_pruned_is_not_used(poisoned_memory):
+    p = Problem((2, 1, 5, 6, 4, 4, (3, 3), (2, 2), (1, 1)))
+    poisoned = p.weight.masked_fill(p.mask[..., None, None] == 0, torch.nan)
+    y = launch("masked_conv", p.x, poisoned, p.mask, p.bias, p.stride, p.padding)
+    assert_close(y, p.y, 1e-14)
+    gx = launch("masked_conv_input_grad", p.grad, poisoned, p.mask, p.image, p.stride, p.padding)
+    assert_close(gx, p.input_grad(p.grad, p.weight, p.mask), 1e-14)
+
+
+def test_shared_and_strided_operands():
+    p = Problem((3, 2, 4, 5, 4, 5, (3, 3), (1, 1), (1, 1)))
+    shared = [t[:1].expand(t.shape) for t in on_device(p.weight, p.mask, p.bias)]
+    turned = p.x.to(DEVICE).permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    y = triton_ops.masked_conv(turned, *shared, p.stride, p.padding, tile=SMALL).cpu()
+    expected = p.conv(p.x, *(t[:1].expand(t.shape) for t in (p.weight, p.mask, p.bias)))
+    assert_close(y, expected, 1e-14)
+    wide = torch.randn(3, 4, *p.grad.shape[2:]).double()
+    gx = launch(
+        "masked_conv_input_grad", wide[:, ::2], p.weight, p.mask, p.image, p.stride, p.padding
+    )
+    assert_close(gx, p.input_grad(wide[:, ::2], p.weight, p.mask), 1e-14)
+
+
+NARROW = [
+    pytest.param(
+        torch.bfloat16,
+        id="bf16",
+        marks=pytest.mark.skipif(
+            DEVICE == "cpu", reason="the interpreter multiplies the bits of bfloat16 numbers"
+        ),
+    ),
+    pytest.param(torch.float16, id="f16"),
+]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_inputs_are_summed_in_float32(dtype):
+    p = Problem((1, 1, 16, 16, 4, 4, (3, 3), (1, 1), (1, 1)))
+    x, weight = p.x.to(dtype), p.weight.to(dtype)
+    y = launch("masked_conv", x, weight, p.mask, None, p.stride, p.padding, dtype=dtype)
+    assert y.dtype == dtype
+    exact = p.conv(x.double(), weight.double(), p.mask)
+    assert_close(y, exact, torch.finfo(dtype).eps)
+    gw = launch("masked_conv_weight_grad", y, x, None, p.kernel, p.stride, p.padding, dtype=dtype)
+    assert_close(gw, p.weight_grad(y.double(), x.double(), None), torch.finfo(dtype).eps)
+
+
+def test_slices_are_added_in_one_order(monkeypatch):
+    p = Problem((1, 3, 3, 4, 6, 6, (3, 3), (1, 1), (1, 1)))
+    args = (p.grad, p.x, p.mask, p.kernel, p.stride, p.padding)
+    sums = {}
+    for programs in (1, 3, 50):
+        monkeypatch.setattr(triton_ops, "PROGRAMS", programs)
+        sums[programs] = launch("masked_conv_weight_grad", *args, dtype=torch.float32)
+        again = launch("masked_conv_weight_grad", *args, dtype=torch.float32)
+        assert torch.equal(sums[programs], again)
+        assert_close(sums[programs], p.weight_grad(p.grad, p.x, p.mask), 1e-6)
+    assert triton_ops._slice_pixels(108, 2, SMALL) == (4, 32)
+
+
+def test_lists_name_the_blocks_that_are_left():
+    mask = torch.zeros(2, 17, 8, device=DEVICE)
+    mask[0, 16, 5] = 1
+    lists, counts = triton_ops.list_blocks(mask, False, (3, 3, 1, 1, 1, 1), SKIPPING)
+    assert counts.tolist() == [[[0, 2]], [[0, 0]]]
+    assert lists[0, 0, 1, :2].tolist() == [45 // 16, 53 // 16]  # the nine taps of channel 5
+    lists, counts = triton_ops.list_blocks(mask, True, (3, 3, 2, 2, 1, 1), SKIPPING)
+    assert counts[:, :, 0].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+    assert lists[0, :, 0, 0].tolist() == [16 * taps // 16 for taps in (1, 2, 2, 4)]

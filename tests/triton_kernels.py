@@ -1,0 +1,52 @@
+"""Where the tests of the Triton kernels run: on a GPU if there is one, else in the interpreter."""
+
+import functools
+import importlib.util
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@functools.cache
+def problem() -> str | None:
+    """Why kernels cannot run here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def count(OUT, n):
+        total = 0
+        for _ in range(tl.load(OUT) + n):
+            total += 1
+        tl.store(OUT, total)
+
+    try:
+        count[(1,)](torch.zeros(1, dtype=torch.int32, device=DEVICE), 3)
+    except Exception as error:  # whatever a combination of versions comes up with
+        return f"Triton {triton.__version__} does not run a loop here: {error}"
+    return None
+
+
+#: The marks of a module of such tests.
+runs_kernels = [pytest.mark.skipif(problem() is not None, reason=str(problem()))]
+if DEVICE == "cuda":
+    runs_kernels.append(pytest.mark.cuda)
+
+
+def on_device(*values):
+    """Tensors moved to where the kernels run; anything else as it is."""
+    return [v.to(DEVICE) if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def assert_close(actual, expected, bound: float) -> None:
+    """The largest error, relative to the largest expected number, is within the bound."""
+    actual, expected = actual.double(), expected.double()
+    assert actual.shape == expected.shape
+    assert torch.isfinite(actual).all()
+    scale = max(float(expected.abs().max()), 1e-6) if expected.numel() else 1.0
+    error = float((actual - expected).abs().max()) / scale if expected.numel() else 0.0
+    assert error <= bound, f"error {error:.1e} of the largest number, more than {bound:.0e}"
