@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 # Okabe and Ito's palette: eight colours that every kind of colour vision tells apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# What a learning curve may be drawn against, and how its axis is called.
+_ABSCISSAE = {"iteration": "meta-iteration", "elapsed": "processor seconds"}
 _ALWAYS, _SOMETIMES, _NEVER = "#0072B2", "#E69F00", "#ECECEC"
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -103,18 +105,27 @@ def accuracy_against_macs(points: Sequence[Point], path: Path, *, title: str | N
 
 
 def learning_curves(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, title: str | None = None
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path,
+    *,
+    against: str = "iteration",
+    title: str | None = None,
 ) -> None:
     """Draws training (thin, smoothed) and validation (points, with intervals) accuracy of runs.
 
     Args:
         runs: For every run's label, the records of its ``metrics.jsonl``.
         path: The picture to write.
+        against: "iteration", or "elapsed": seconds of processor time spent in training steps.
         title: Title of the figure.
 
     Raises:
-        ValueError: If no run has a record.
+        ValueError: If no run has a record, or ``against`` is neither.
     """
+    if against not in _ABSCISSAE:
+        raise ValueError(
+            f"learning_curves: against must be one of {tuple(_ABSCISSAE)}, got {against!r}"
+        )
     if not any(runs.values()):
         raise ValueError("learning_curves: expected at least one record, got none")
     pruning = any(
@@ -123,9 +134,10 @@ def learning_curves(
     with _figure(path, (6.4, 5.6 if pruning else 3.9)) as figure:
         panels = figure.subplots(1 + pruning, sharex=True, squeeze=False)[:, 0]
         for index, (label, records) in enumerate(runs.items()):
-            _accuracy_curve(panels[0], label, records, COLOURS[index % len(COLOURS)])
+            colour = COLOURS[index % len(COLOURS)]
+            _accuracy_curve(panels[0], label, records, against, colour)
             if pruning:
-                _active_curve(panels[1], records, COLOURS[index % len(COLOURS)])
+                _active_curve(panels[1], records, against, colour)
         panels[0].set_ylabel("query accuracy")
         styles = (
             Line2D(
@@ -148,7 +160,7 @@ def learning_curves(
             panels[1].set_ylim(0, 1.05)
         for axes in panels:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        panels[-1].set_xlabel("meta-iteration")
+        panels[-1].set_xlabel(_ABSCISSAE[against])
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         if title:
             panels[0].set_title(title)
@@ -218,13 +230,13 @@ def _roomy_limits(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _accuracy_curve(
-    axes: Axes, label: str, records: Sequence[Mapping[str, Any]], colour: str
+    axes: Axes, label: str, records: Sequence[Mapping[str, Any]], against: str, colour: str
 ) -> None:
-    steps, values = _series(records, "train", "accuracy")
+    steps, values = _series(records, "train", against, "accuracy")
     if len(steps):
         axes.plot(steps, _smooth(values), color=colour, linewidth=1, alpha=0.5)
-    steps, values = _series(records, "validation", "accuracy")
-    _, intervals = _series(records, "validation", "interval")
+    steps, values = _series(records, "validation", against, "accuracy")
+    _, intervals = _series(records, "validation", against, "interval")
     axes.errorbar(
         steps,
         values,
@@ -237,16 +249,18 @@ def _accuracy_curve(
     )
 
 
-def _active_curve(axes: Axes, records: Sequence[Mapping[str, Any]], colour: str) -> None:
-    steps, values = _series(records, "train", "active")
+def _active_curve(
+    axes: Axes, records: Sequence[Mapping[str, Any]], against: str, colour: str
+) -> None:
+    steps, values = _series(records, "train", against, "active")
     axes.plot(steps, values, color=colour, linewidth=1.5)
 
 
 def _series(
-    records: Sequence[Mapping[str, Any]], kind: str, name: str
+    records: Sequence[Mapping[str, Any]], kind: str, against: str, name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     chosen = [record for record in records if record["kind"] == kind and name in record]
-    steps = np.array([record["iteration"] for record in chosen], dtype=float)
+    steps = np.array([record[against] for record in chosen], dtype=float)
     return steps, np.array([record[name] for record in chosen], dtype=float)
 
 

@@ -9,10 +9,10 @@ import textwrap
 
 import pytest
 import torch
-from training_helpers import package_path, tiny_config
+from training_helpers import package_path, timeless, tiny_config
 
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.training import Checkpoint, CheckpointError, Run, Trainer, checkpoint, metrics
+from metasparse_ext.training import Checkpoint, CheckpointError, Run, Trainer, checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,10 +105,6 @@ class StopAfter:
 
     def validation(self, record, best):
         pass
-
-
-def timeless(run):
-    return [{**record, "seconds": None} for record in metrics.read(run.metrics_path)]
 
 
 def assert_same_state(left, right):

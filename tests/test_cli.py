@@ -185,7 +185,7 @@ def test_masks_are_those_of_the_best_checkpoint(tmp_path, tiny_root):
 
 def test_plot_draws_what_a_run_has(tmp_path, trained):
     assert invoke("evaluate", trained).exit_code == 0
-    result = invoke("plot", trained, "--out", tmp_path / "pictures")
+    result = invoke("plot", trained, "--out", tmp_path / "pictures", "--against", "elapsed")
     assert result.exit_code == 0, result.output
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"learning-curves.png", "accuracy-macs.png"}

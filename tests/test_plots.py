@@ -68,6 +68,16 @@ def test_learning_curves_show_pruning_only_where_there_is_some(tmp_path, drawn):
     assert drawn[1].axes[1].get_ylabel() == "active kernels"
 
 
+def test_learning_curves_against_seconds(tmp_path, drawn):
+    records = [{**record, "elapsed": 2.0 * record["iteration"]} for record in training(4)]
+    plots.learning_curves({"run": records}, tmp_path / "s.png", against="elapsed")
+    axes = drawn[0].axes[0]
+    assert axes.get_xlabel() == "processor seconds"
+    assert axes.lines[0].get_xdata().tolist() == [2, 4, 6, 8]
+    with pytest.raises(ValueError, match="against must be one of"):
+        plots.learning_curves({"run": records}, tmp_path / "s.png", against="epochs")
+
+
 @pytest.mark.parametrize("name", ["k.png", "folder/k.png", "k.pdf", "k.svg"])
 def test_pictures_are_written_in_the_format_of_their_name(tmp_path, name):
     plots.kernel_usage({"one": np.ones((2, 2))}, tmp_path / name)

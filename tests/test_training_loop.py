@@ -20,11 +20,11 @@ def records(run, kind):
 def test_a_short_run_learns(tmp_path, tiny_root):
     run = Run(tmp_path)
     config = tiny_config(
-        tiny_root, iterations=50, validate_every=25, meta_lr=1e-2, width=8, tasks=4, save_every=50
+        tiny_root, iterations=100, validate_every=25, meta_lr=1e-2, width=8, tasks=4, save_every=50
     )
     outcome = Trainer(config, run).fit()
     steps = records(run, "train")
-    assert [step["iteration"] for step in steps] == list(range(1, 51))
+    assert [step["iteration"] for step in steps] == list(range(1, 101))
     first, last = steps[:10], steps[-10:]
     assert sum(s["loss"] for s in last) < 0.8 * sum(s["loss"] for s in first)
     assert outcome.best["accuracy"] == max(v["accuracy"] for v in records(run, "validation"))

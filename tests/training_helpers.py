@@ -3,12 +3,13 @@
 import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import metasparse_ext
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.training import RunConfig
+from metasparse_ext.training import Run, RunConfig, metrics
 
 CLASSES = {"train": 12, "val": 8, "test": 8}
 EACH, SIDE = 8, 16
@@ -60,3 +61,12 @@ def tiny_config(root: Path, learner: str = "maml", **changes: object) -> RunConf
         "options": {name: value for name, value in inner.items() if name in known},
     }
     return RunConfig(**{**fields, **changes})
+
+
+def timeless(run: Run) -> list[dict[str, Any]]:
+    """The metrics of a run without what the clock said."""
+    clocks = {"seconds", "elapsed"}
+    return [
+        {name: value for name, value in record.items() if name not in clocks}
+        for record in metrics.read(run.metrics_path)
+    ]

@@ -10,13 +10,16 @@ from metasparse_ext.training import metrics, results
 from metasparse_ext.training.run import Run
 
 
-def draw(runs: Mapping[str, Run], folder: Path, *, split: str = "test") -> list[Path]:
+def draw(
+    runs: Mapping[str, Run], folder: Path, *, split: str = "test", against: str = "iteration"
+) -> list[Path]:
     """Draws what runs have: learning curves and, of evaluated ones, accuracy and kernels in use.
 
     Args:
         runs: The runs by the label they get.
         folder: Where the pictures go.
         split: Which evaluations to show.
+        against: Abscissa of the learning curves, "iteration" or "elapsed".
 
     Returns:
         The pictures written.
@@ -25,7 +28,7 @@ def draw(runs: Mapping[str, Run], folder: Path, *, split: str = "test") -> list[
     records = {label: metrics.read(run.metrics_path) for label, run in runs.items()}
     if any(records.values()):
         drawn.append(folder / "learning-curves.png")
-        plots.learning_curves(records, drawn[-1], title="Meta-training")
+        plots.learning_curves(records, drawn[-1], against=against, title="Meta-training")
     evaluated = {label: results.kept(run, split) for label, run in runs.items()}
     evaluated = {label: result for label, result in evaluated.items() if result is not None}
     if evaluated:

@@ -329,7 +329,7 @@ class Trainer:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self.log is not None:
-            self.log.write(record)
+            self.log.write({**record, "elapsed": round(self.elapsed, 3)})
 
     def _save(self, path: Path) -> None:
         if not self.workers.first:
