@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"build": 220, "tests": 160, "sanitizer": 60, "benchmark": 180}
 TOTAL = 540
+
+# How a test file says that some of its tests want a GPU, by mark or by fixture.
+_FOR_A_GPU = re.compile(r"mark\.cuda|\"device\"|CUDA\b")
 
 OPS = ("masked_conv", "norm_act_pool", "topk_mask", "binary_mask", "cg", "softmax_head")
 # What the CUDA C++ kernels are run on under compute-sanitizer, which is slow.
@@ -121,7 +125,11 @@ def tests(out: Path, seconds: float) -> Outcome:
 
 def test_jobs() -> Iterator[tuple[str, str, str]]:
     """Name, file and backend of every test process, the most telling ones first."""
-    files = {path.stem.removeprefix("test_"): str(path) for path in ROOT.glob("tests/test_*.py")}
+    files = {
+        path.stem.removeprefix("test_"): str(path)
+        for path in ROOT.glob("tests/test_*.py")
+        if _FOR_A_GPU.search(path.read_text(encoding="utf-8"))
+    }
     first = ["capture", "training_capture", *OPS]
     for name in [*first, *sorted(set(files) - set(first))]:
         yield name, files[name], "automatic"
