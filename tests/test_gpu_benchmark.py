@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import ceilings, meta_steps, ops
+from benchmarks.gpu import ceilings, meta_steps, ops, retune
 from benchmarks.gpu.timing import Clock, precision
 from benchmarks.harness import WrongResult
+from metasparse_ext.ops import cuda as backends
+from metasparse_ext.ops import cuda_table
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,6 +104,64 @@ def test_precision_is_set_and_put_back(name):
     with precision(name):
         assert [switch.allow_tf32 for switch in switches] == [name == "tf32"] * 2
     assert [switch.allow_tf32 for switch in switches] == before
+
+
+@pytest.fixture
+def dense_only(monkeypatch):
+    """The CPU has PyTorch's own operators alone: launchers and CUDA C++ are for a GPU."""
+    monkeypatch.setattr(backends, "supported", lambda op, name, args: name == "dense")
+
+
+@pytest.fixture(scope="module")
+def calls():
+    return retune.recorded(Clock("cpu"), tiny=True)
+
+
+def test_retuning_measures_the_calls_of_meta_steps(calls, dense_only, monkeypatch, capsys):
+    assert {op for op, _ in calls} >= {"masked_conv", "norm_act_pool", "cg_step", "softmax_head"}
+    assert {dict(features).get("precision") for _, features in calls} == {"tf32", "float32", None}
+    monkeypatch.setattr(retune, "recorded", lambda clock, tiny: calls)
+    before = cuda_table.PATH.read_text()
+    command.main(["--device", "cpu", "--retune"])
+    assert f"{len(calls)} of {len(calls)} calls measured" in capsys.readouterr().out
+    assert cuda_table.PATH.read_text() == before
+
+
+def test_retuning_stops_in_time(calls, dense_only, monkeypatch):
+    monkeypatch.setattr(retune, "recorded", lambda clock, tiny: calls)
+    assert f"0 of {len(calls)} calls" in retune.run(Clock("cpu"), 0.0, tiny=True)
+
+
+def test_retuning_tries_the_cuts_next_to_the_present_one(calls, monkeypatch):
+    monkeypatch.setattr(backends, "supported", lambda op, name, args: name in ("dense", "triton"))
+    (op, _), args = next(item for item in calls.items() if item[0][0] == "masked_conv")
+    candidates = backends.candidates(op, args)
+    tried = retune.near(op, args, candidates)
+    grid = backends.OPS[op].grid.values()
+    assert len(tried) <= 2 + sum(len(values) - 1 for values in grid) < len(candidates)
+    assert tried[0] == backends.Choice("dense")
+
+
+def test_a_candidate_with_a_wrong_result_is_none(calls, monkeypatch):
+    (op, features), args = next(item for item in calls.items() if item[0][0] == "masked_conv")
+    right, wrong = backends.Choice("dense"), backends.Choice("cuda")
+    monkeypatch.setattr(backends, "candidates", lambda op, args: [wrong, right])
+    run = backends.run_choice
+
+    def run_choice(op, choice, args):
+        found = run(op, right, args)
+        return found + 1 if choice == wrong else found
+
+    monkeypatch.setattr(backends, "run_choice", run_choice)
+    assert retune.fastest(Clock("cpu"), op, dict(features), args) == right
+
+
+def test_recorded_arguments_stay_shared():
+    weight = torch.randn(1, 2, 3).expand(4, 2, 3)
+    (copied, number) = retune._copied((weight, 7))
+    assert torch.equal(copied, weight)
+    assert (copied.stride(0), number) == (0, 7)
+    assert copied.data_ptr() != weight.data_ptr()
 
 
 # The script

@@ -1,10 +1,11 @@
-"""The benchmark on a GPU: ``python -m benchmarks.gpu [--quick]``.
+"""The benchmark on a GPU: ``python -m benchmarks.gpu [--quick] [--retune]``.
 
 First what the device itself can do, then whole meta-steps, then every op of the CPU benchmark's
 grid, each against PyTorch's own ways at the same precision. Nothing is timed before it is verified.
 Raw numbers go to ``gpu.json`` and their tables to ``gpu.md``, written anew as they come; cases for
-which no time is left are counted. ``--device cpu`` runs tiny cases to exercise the code, and saves
-nothing.
+which no time is left are counted. ``--retune`` measures every candidate backend instead and writes
+the table that chooses between them. ``--device cpu`` runs tiny cases to exercise the code, and
+saves nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import ceilings, meta_steps, ops, report
+from benchmarks.gpu import ceilings, meta_steps, ops, report, retune
 from benchmarks.gpu.timing import Clock, Job
 from benchmarks.harness import RESULTS, Row, WrongResult, environment, save
 
@@ -69,6 +70,7 @@ class Results:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a sample of the cases")
+    parser.add_argument("--retune", action="store_true", help="rebuild the table of backends")
     parser.add_argument("--seconds", type=float, default=600.0, help="to be done in")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -78,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("benchmarks.gpu: there is no GPU; --device cpu exercises the code")
     clock, now = Clock(options.device), time.monotonic()
     end = now + options.seconds
+    if options.retune:
+        print(retune.run(clock, end, tiny=not on_gpu))
+        return
     limits = ceilings.measure(clock, tiny=not on_gpu)
     results = Results(options.out if on_gpu else None, limits)
     cases = {"quick": options.quick, "tiny": not on_gpu}
