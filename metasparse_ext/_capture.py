@@ -137,10 +137,10 @@ class Captured(Generic[Result]):
 
     def _fill(self, batch: Any) -> bool:
         """Copies a batch into the static inputs, if it has their shapes."""
-        pairs = list(zip(_tensors(self._inputs), _tensors(batch), strict=True))
-        if any(own.shape != new.shape or own.dtype != new.dtype for own, new in pairs):
+        inputs, tensors = list(_tensors(self._inputs)), list(_tensors(batch))
+        if [(t.shape, t.dtype) for t in inputs] != [(t.shape, t.dtype) for t in tensors]:
             return False
-        for own, new in pairs:
+        for own, new in zip(inputs, tensors, strict=True):
             own.copy_(new, non_blocking=True)
         return True
 

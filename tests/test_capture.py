@@ -234,6 +234,7 @@ def test_a_batch_of_other_shapes_runs_eagerly():
     assert step(torch.ones(4)) == (4, False)
     assert step(torch.ones(2)) == (2, True)
     assert step(torch.ones(4, dtype=torch.float64)) == (4, True)
+    assert step(torch.ones(4).to(torch.int64)) == (4, True)
     assert step.captured
     assert step(torch.full((4,), 2.0)) == (8, False)
 
