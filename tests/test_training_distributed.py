@@ -34,6 +34,10 @@ def cases(root):
     return {
         "maml": plain,
         "mixture": plain.replace(data="omniglot+glyphs", image_size=16, tasks=4, iterations=2),
+        "distributions": plain.replace(
+            learner="multi-maml", data="omniglot+glyphs", image_size=16, tasks=4, iterations=2
+        ),
+        "reptile": plain.replace(learner="reptile", options={"inner_steps": 2}, iterations=2),
         "ticket": plain.replace(learner="meta-ticket", options=pruned, iterations=3),
     }
 
@@ -72,7 +76,7 @@ def alone_and_shared(tiny_root, tmp_path_factory, one_thread):
     return runs
 
 
-@pytest.mark.parametrize("case", ["maml", "mixture", "ticket"])
+@pytest.mark.parametrize("case", ["maml", "mixture", "distributions", "reptile", "ticket"])
 def test_two_processes_train_as_one(alone_and_shared, case):
     alone, shared = alone_and_shared[case]
     for one, two in zip(
@@ -82,5 +86,6 @@ def test_two_processes_train_as_one(alone_and_shared, case):
         for name in set(one) & {"loss", "accuracy/glyphs", "density", "search_macs"}:
             assert one[name] == pytest.approx(two[name], rel=1e-4)
     left, right = (checkpoint.load(run.last_path).learner for run in (alone, shared))
-    for name in left:
+    # Of a bias that a batch norm takes out again, Reptile's inner Adam makes whole steps of noise.
+    for name in (name for name in left if not (case == "reptile" and name.endswith("conv.bias"))):
         torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5)

@@ -100,7 +100,7 @@ class BMP(MAML):
     def gates(self, phi: Tensor, gradient: Tensor) -> Tensor:
         """(T, N): which layers move from phi (T, P) along the support gradient (T, P)."""
         sizes = list(self._sizes.values())
-        parts = [*phi.split(sizes, -1), *gradient.detach().split(sizes, -1)]
+        parts = [*phi.split(sizes, -1), *gradient.split(sizes, -1)]
         embedding = [
             part.mean(-1) for part, gated in zip(parts, 2 * self._gated, strict=True) if gated
         ]
