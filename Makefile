@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LEARN2LEARN := $(VENV)/.learn2learn
 SOURCES := setup.py pyproject.toml $(shell find build_backend csrc -type f)
 
 # Where make gpu leaves its logs, raw numbers and tables.
@@ -16,7 +17,7 @@ demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a tabl
 	$(BIN)/metasparse demo --out runs/demo
 
 # One thread a worker: more would only wait for each other.
-test: $(INSTALLED)  ## every test
+test: $(INSTALLED) $(LEARN2LEARN)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 bench: $(INSTALLED)  ## the benchmarks of the ops; writes benchmarks/results
@@ -34,6 +35,17 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" ninja
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+# pip cannot be told by a package that learn2learn's extensions have to be generated anew, which
+# Python 3.11 and later take; torchvision must not change the torch that is there.
+$(LEARN2LEARN): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet "Cython<4" wheel $$($(BIN)/python -c "import tomllib; print(\
+		*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['learn2learn'])") && \
+	$(BIN)/python -m pip install --quiet --no-deps torchvision && \
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
+		--config-settings="--global-option=build_ext" learn2learn==0.2.0 || \
+	echo "learn2learn could not be installed: its tests are skipped"
 	touch $@
 
 clean:

@@ -30,7 +30,7 @@ def learn2learn() -> ModuleType:
     that the library would have defined: they are declared first. None is ever called.
     """
     try:
-        import learn2learn
+        import torchvision  # noqa: F401
     except RuntimeError:
         folder = Path(importlib.util.find_spec("torchvision").origin).parent
         text = (folder / "_meta_registrations.py").read_text()
@@ -38,7 +38,8 @@ def learn2learn() -> ModuleType:
         library = torch.library.Library("torchvision", "DEF")
         for name in names:
             library.define(f"{name}(Tensor x) -> Tensor")
-        import learn2learn
+    import learn2learn
+
     return learn2learn
 
 
