@@ -1,6 +1,6 @@
-"""Writes the measured tables of the README from the raw results: ``python -m benchmarks.tables``.
+"""Writes the measured tables of the documents from raw results: ``python -m benchmarks.tables``.
 
-With ``--check`` nothing is written, and the exit code says whether the README is up to date.
+With ``--check`` nothing is written, and the exit code says whether they are up to date.
 """
 
 from __future__ import annotations
@@ -9,23 +9,20 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from benchmarks import study_tables
 from benchmarks.harness import RESULTS, load
+from benchmarks.markdown import markdown
 from metasparse_ext.training import results
 from metasparse_ext.training.run import Run
 
 README = RESULTS.parents[1] / "README.md"
+STUDIES = RESULTS.parents[1] / "docs" / "studies.md"
 _BLOCK = re.compile(r"(<!-- tables -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 DENSITIES = (1.0, 0.5, 0.2, 0.1)
-
-
-def markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with its title; the first column to the left, numbers to the right."""
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
-    return f"{title}\n\n" + "\n".join(lines) + "\n"
 
 
 def training() -> Iterator[str]:
@@ -136,19 +133,25 @@ def _measured(what: str, document: dict[str, Any]) -> str:
     return f"{what}; {where['processor']}, {where['threads']} threads, torch {where['torch']}."
 
 
-def render() -> str:
-    """The README with its tables made anew."""
-    blocks = [block for make in (training, meta_steps, ops) for block in make()]
-    text = "\n".join(blocks)
-    return _BLOCK.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", README.read_text())
+DOCUMENTS: dict[Path, tuple[Callable[[], Iterator[str]], ...]] = {
+    README: (training, meta_steps, ops),
+    STUDIES: (study_tables.learners, study_tables.tickets, study_tables.mixtures),
+}
+
+
+def render(path: Path) -> str:
+    """A document with its tables made anew."""
+    text = "\n".join(block for make in DOCUMENTS[path] for block in make())
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", path.read_text())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if stale")
     if parser.parse_args().check:
-        sys.exit(render() != README.read_text())
-    README.write_text(render())
+        sys.exit(any(render(path) != path.read_text() for path in DOCUMENTS))
+    for path in DOCUMENTS:
+        path.write_text(render(path))
 
 
 if __name__ == "__main__":

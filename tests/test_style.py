@@ -79,5 +79,6 @@ def test_text_files_end_with_one_newline():
     assert not bad, bad
 
 
-def test_the_tables_of_the_readme_come_from_the_raw_results():
-    assert tables.render() == tables.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_of_the_documents_come_from_the_raw_results(path):
+    assert tables.render(path) == path.read_text(encoding="utf-8")

@@ -1,0 +1,101 @@
+"""The studies: their settings build, a case is run once, and tables come from what it kept."""
+
+import pytest
+from training_helpers import tiny_config
+
+from benchmarks import studies, study, study_tables
+from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.training import build
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ALL = [(name, case) for name, make in studies.STUDIES.items() for case in make(studies.Budget())]
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_every_case_builds_its_learner(name):
+    built = set()
+    for case in (case for study_name, case in ALL if study_name == name):
+        for config in case.stages:
+            key = config.learner, str(config.options), config.backbone
+            if key not in built:
+                assert build.learner(config.replace(width=4), (1, 28, 28)).extra_repr()
+                built.add(key)
+    assert len({case.name for study_name, case in ALL if study_name == name}) >= 6
+
+
+def test_every_learner_is_in_the_study():
+    named = {case.labels["learner"] for case in studies.learners(studies.Budget())}
+    assert {LEARNERS[name] for name in named} == set(LEARNERS.values())
+
+
+def test_budgets():
+    config = studies.config("maml")
+    assert studies.Budget().of(config) is config
+    assert studies.Budget(seconds=10).of(config, 0.5).max_seconds == 5
+    assert studies.Budget(iterations=10).of(config, 0.5).iterations == 5
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Trains in this process, and counts how often."""
+    trained = []
+
+    class Answer:
+        def send(self, value):
+            self.value = value
+
+    def run(config, run):
+        answer = Answer()
+        study._work(config.to_json(), str(run), answer)
+        trained.append(run.folder.name)
+        return answer.value
+
+    monkeypatch.setattr(study, "_in_a_process", run)
+    return trained
+
+
+def test_a_case_is_run_once_and_again_when_its_settings_change(tmp_path, tiny_root, here):
+    stages = tiny_config(tiny_root), tiny_config(tiny_root, "metadock", iterations=3)
+    case = studies.Case("pruned", stages, {"task": "tiny", "learner": "metadock"})
+    for _ in range(2):
+        study.run_case(case, tmp_path / "runs", tmp_path / "results")
+    assert here == ["0", "1"]
+    done = study.measured(tmp_path / "results" / "pruned")
+    assert done.stages[1]["init_from"] == str(tmp_path / "runs" / "pruned" / "0")
+    assert done.last["iteration"] == 3
+    assert done.seconds > 0
+    names = {path.name for path in (tmp_path / "results" / "pruned").iterdir()}
+    assert names == {*study.KEPT, "measured.json"}
+    other = studies.Case("pruned", (stages[0], stages[1].replace(iterations=2)), case.labels)
+    study.run_case(other, tmp_path / "runs", tmp_path / "results")
+    assert study.measured(tmp_path / "results" / "pruned").last["iteration"] == 2
+
+
+def test_tables_show_what_the_cases_kept(tmp_path, tiny_root, here, monkeypatch):
+    monkeypatch.setattr(study_tables, "RESULTS", tmp_path)
+    makers = study_tables.learners, study_tables.tickets, study_tables.mixtures
+    assert [list(make()) for make in makers] == [[], [], []]
+
+    def run(name, study_name, labels, learner, **fields):
+        made = tiny_config(tiny_root, learner, iterations=2, **fields)
+        case = studies.Case(name, (made,), labels)
+        study.run_case(case, tmp_path / "runs" / study_name, tmp_path / study_name)
+
+    run("maml", "learners", {"task": "tiny", "learner": "maml"}, "maml", max_seconds=0.01)
+    both = {"data": "omniglot+glyphs", "image_size": 16, "tasks": 4}
+    run("maml-0", "mixtures", {"learner": "maml", "seed": "0"}, "maml", **both)
+    run("dense", "tickets", {"backbone": "conv4", "ticket": "dense"}, "maml")
+    for search in ("iterative", "early"):
+        options = {"search": search, "rounds": 2, "inner_steps": 1, "check_every": 1, "window": 2}
+        options |= {"threshold": 1.0}
+        labels = {"backbone": "conv4", "ticket": search}
+        run(search, "tickets", labels, "meta-ticket", options=options)
+    (learners,), (tickets,), (mixtures,) = (list(make()) for make in makers)
+    assert "0.01 s of processor time" in learners
+    assert "| `maml` | " in learners
+    assert "omniglot | glyphs |" in mixtures
+    rows = [line.split(" | ") for line in tickets.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["| dense", "| iterative", "| early"]
+    assert rows[3][5] == "100.0 %"
+    assert 0 < float(rows[4][5].split()[0]) < 100
