@@ -151,17 +151,24 @@ def test_unknown_names_are_refused():
         backend.backend("tpu")
 
 
-def test_a_forced_backend_that_cannot_serve_a_call_says_so(monkeypatch):
+@runs_kernels[0]
+def test_a_call_that_the_forced_backend_cannot_serve_goes_by_the_table():
     args = other_calls()["softmax_head"]
     many = (args[0].repeat(1, 20, 1), args[1].repeat(1, 20), *args[2:])
     with backend.forced_backend("cuda", "triton"):
-        with pytest.raises(
-            ValueError, match=r"softmax_head: expected a call that .* 'samples': 120"
-        ):
-            cuda.choose("softmax_head", many)
-        monkeypatch.setattr(cuda, "triton_problem", lambda: "Triton is not installed")
-        with pytest.raises(ValueError, match="Triton is not installed"):
-            cuda.choose("softmax_head", args)
+        assert cuda.choose("softmax_head", args).backend == "triton"
+        assert cuda.choose("softmax_head", many).backend != "triton"
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_forced_backend_that_is_not_there_says_so(name, monkeypatch):
+    monkeypatch.setattr(cuda, "problem", {name: "it was left at home"}.get)
+    args = other_calls()["topk_mask"]
+    with (
+        backend.forced_backend("cuda", name),
+        pytest.raises(ValueError, match=f"topk_mask: .* {name!r} .* it was left at home"),
+    ):
+        cuda.choose("topk_mask", args)
 
 
 def test_empty_calls_go_to_pytorch():
@@ -205,7 +212,7 @@ def test_launchers_take_what_the_grids_offer():
 
 
 def test_without_triton_pytorch_serves_every_call(monkeypatch):
-    monkeypatch.setattr(cuda, "triton_problem", lambda: "Triton is not installed")
+    monkeypatch.setattr(cuda, "problem", {"triton": "Triton is not installed"}.get)
     for op, args in all_calls().items():
         assert cuda.choose(op, args).backend in ("dense", "cuda")
         assert all(choice.backend != "triton" for choice in cuda.candidates(op, args))
@@ -252,7 +259,7 @@ def test_measurements_come_before_the_model(tmp_path, monkeypatch):
 def test_candidates_cover_the_backends():
     choices = cuda.candidates("masked_conv", conv_calls()["masked_conv"])
     assert choices[0] == cuda.Choice("dense", {})
-    if cuda.triton_problem() is None:
+    if cuda.problem("triton") is None:
         launched = [c.options for c in choices if c.backend == "triton"]
         assert len(launched) == len({tuple(sorted(o.items())) for o in launched}) > 10
 
@@ -263,7 +270,7 @@ sys.modules["triton"] = None
 import metasparse_ext as ms
 from metasparse_ext.ops import cuda
 print(ms.info()["triton"])
-print(cuda.triton_problem())
+print(cuda.problem("triton"))
 """
 
 

@@ -100,7 +100,7 @@ def solve(problem, tolerance=1e-12, iterations=50):
 
 
 @DTYPES
-@pytest.mark.parametrize("sizes", [(2, 7, 3, 40), (1, 1, 2, 5), (1, 18, 17, 9)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 7, 3, 40), (1, 1, 2, 5), (1, 18, 3, 9)], ids=str)
 def test_softmax_head(sizes, dtype):
     problem = head_problem(dtype, *sizes)
     bound = 1e-12 if dtype == torch.float64 else 1e-6

@@ -34,8 +34,8 @@ def set_backend(device: str, name: str) -> None:
     Args:
         device: ``"cpu"`` or ``"cuda"``.
         name: On CUDA ``"dense"`` (PyTorch's own operators), ``"triton"`` or ``"cuda"`` (CUDA C++);
-            an op that a backend does not have goes by the table. On the CPU one of the convolution
-            schemes of docs/kernels.md.
+            a call that it cannot serve goes by the table. On the CPU one of the convolution schemes
+            of docs/kernels.md; a call that it cannot serve is an error.
 
     Raises:
         ValueError: An unknown device or name.

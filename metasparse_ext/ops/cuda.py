@@ -203,10 +203,12 @@ OPS: dict[str, Op] = {
 
 
 @functools.cache
-def triton_problem() -> str | None:
-    """Why the Triton launchers cannot be used, or None."""
-    if importlib.util.find_spec("triton") is None:
+def problem(name: str) -> str | None:
+    """Why a backend can serve no call at all, or None."""
+    if name == "triton" and importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if name == "cuda" and not _has_cuda_op("masked_conv"):
+        return _library.build_record().get("cuda_reason", "the compiled library is not in use")
     return None
 
 
@@ -225,7 +227,7 @@ def supported(op: str, name: str, args: tuple) -> bool:
         return True
     if name == "cuda":
         return _has_cuda_op(op) and getattr(torch.ops.metasparse_cuda, f"{op}_supported")(*args)
-    if triton_problem() is not None:
+    if problem("triton") is not None:
         return False
     tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
     features = OPS[op].features(*args)
@@ -255,23 +257,21 @@ def candidates(op: str, args: tuple) -> list[Choice]:
 
 
 def choose(op: str, args: tuple) -> Choice:
-    """The backend for a call: the one that is forced, or else by the table.
+    """The backend for a call: the one that is forced where it can serve it, or else by the table.
 
     Raises:
-        ValueError: The forced backend has the op but cannot serve this call.
+        ValueError: The forced backend is not there at all.
     """
     features = OPS[op].features(*args)
     if any(size == 0 for size in features.values()):
         return Choice("dense")
     forced = backend("cuda")
-    if forced == "cuda" and not _has_cuda_op(op):
-        forced = AUTOMATIC
-    if forced != AUTOMATIC and not supported(op, forced, args):
-        reason = triton_problem() if forced == "triton" else None
+    if problem(forced) is not None:
         raise ValueError(
-            f"{op}: expected a call that the forced backend {forced!r} can serve, got "
-            f"{reason or features}"
+            f"{op}: expected the forced backend {forced!r} to be there, got: {problem(forced)}"
         )
+    if forced != AUTOMATIC and not supported(op, forced, args):
+        forced = AUTOMATIC
     for row in cuda_table.rows_for(op, tuple(features.items())):
         if forced in (AUTOMATIC, row.backend) and supported(op, row.backend, args):
             return Choice(row.backend, row.options)
