@@ -23,6 +23,9 @@ except ModuleNotFoundError as error:
     torch = cpp_extension = None  # metadata and source distributions need no torch
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "build_backend"))
+import cuda  # noqa: E402
+
 VERSION = "0.1.0"
 RECORD = "_build.json"  # lies beside the library
 # The oldest Python whose stable ABI the library uses.
@@ -45,24 +48,6 @@ ISA_FLAGS = {
 
 def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
-
-
-def decide_cuda() -> tuple[bool, str]:
-    """Whether to build CUDA, and why."""
-    forced = os.environ.get("METASPARSE_FORCE_CUDA")
-    if forced not in (None, "0", "1"):
-        sys.exit(f"METASPARSE_FORCE_CUDA: expected 0 or 1, got {forced!r}")
-    if forced == "0":
-        return False, "METASPARSE_FORCE_CUDA=0"
-    if torch.version.cuda is None:
-        if forced == "1":
-            sys.exit(f"METASPARSE_FORCE_CUDA=1, but torch {torch.__version__} has no CUDA")
-        return False, f"torch {torch.__version__} was built without CUDA"
-    if cpp_extension.CUDA_HOME is None:
-        if forced == "1":
-            sys.exit("METASPARSE_FORCE_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME")
-        return False, f"torch has CUDA {torch.version.cuda}, but no toolkit was found (CUDA_HOME)"
-    return True, f"torch has CUDA {torch.version.cuda}, toolkit at {cpp_extension.CUDA_HOME}"
 
 
 def isa_flags() -> dict[str, list[str]]:
@@ -111,8 +96,9 @@ def make_build_ext():
                 "version": VERSION,
                 "torch": torch.__version__,
                 "schemas": hashlib.sha256((ROOT / "csrc/library.cpp").read_bytes()).hexdigest(),
-                "cuda": torch.version.cuda if WITH_CUDA else None,
-                "cuda_reason": CUDA_REASON,
+                "cuda": torch.version.cuda if CUDA.build else None,
+                "cuda_reason": CUDA.reason,
+                "cuda_archs": CUDA.archs,
                 "cpu_isas": list(isa_flags()),
             }
             library = Path(self.get_ext_fullpath("metasparse_ext._C"))
@@ -140,16 +126,16 @@ KERNEL_FLAGS = [
 
 
 def make_extension():
-    kind = cpp_extension.CUDAExtension if WITH_CUDA else cpp_extension.CppExtension
+    kind = cpp_extension.CUDAExtension if CUDA.build else cpp_extension.CppExtension
     files = ["*.cpp", "autograd/*.cpp", "cpu/*.cpp", "dense/*.cpp"]
-    if WITH_CUDA:
+    if CUDA.build:
         files += ["cuda/*.cpp", "cuda/*.cu"]
     return kind(
         "metasparse_ext._C",
         sources=[source for pattern in files for source in sources(f"csrc/{pattern}")],
         extra_compile_args={
             "cxx": CXX_FLAGS,
-            "nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr"],
+            "nvcc": cuda.NVCC_FLAGS,
         },
         py_limited_api=True,
     )
@@ -158,12 +144,13 @@ def make_extension():
 if torch is None:
     build = {}
 else:
-    WITH_CUDA, CUDA_REASON = decide_cuda()
-    if WITH_CUDA:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    CUDA = cuda.decide_here(torch, cpp_extension)
+    if CUDA.build:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(CUDA.archs)
     print(
         f"metasparse_ext {VERSION}: C++ for torch {torch.__version__}, CPU kernels for "
-        f"{'/'.join(isa_flags())}; CUDA {'yes' if WITH_CUDA else 'no'} ({CUDA_REASON})",
+        f"{'/'.join(isa_flags())}; CUDA "
+        f"{f'for {chr(32).join(CUDA.archs)}' if CUDA.build else 'no'} ({CUDA.reason})",
         file=sys.stderr,
     )
     build = {

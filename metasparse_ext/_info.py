@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+import re
 
 import torch
 
@@ -15,9 +16,32 @@ def _cuda() -> str:
         return "no (torch was built without CUDA)"
     if not torch.cuda.is_available():
         return f"no (torch has CUDA {torch.version.cuda}, but no GPU is visible)"
-    reason = record.get("cuda_reason", "no library")
-    kernels = "CUDA kernels compiled" if record.get("cuda") else f"no CUDA kernels: {reason}"
+    kernels = _kernels(record, torch.cuda.get_device_capability())
     return f"yes ({torch.cuda.get_device_name()}; {kernels})"
+
+
+def _kernels(record: dict, capability: tuple[int, int]) -> str:
+    """Whether the library has CUDA C++ kernels for a GPU of this compute capability."""
+    if not record.get("cuda"):
+        return f"no CUDA kernels: {record.get('cuda_reason', 'no library')}"
+    archs = record["cuda_archs"]
+    compiled = f"CUDA kernels compiled for {', '.join(archs)}"
+    if any(_runs_on(arch, capability) for arch in archs):
+        return compiled
+    return f"{compiled}, not for this GPU's {capability[0]}.{capability[1]}"
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an entry of TORCH_CUDA_ARCH_LIST, such as "9.0+PTX", runs on a GPU."""
+    match = re.match(r"(\d+)\.(\d+)(a?)", arch)
+    if match is None:
+        return True  # a name that torch knows
+    major, minor = int(match[1]), int(match[2])
+    if match[3]:
+        return (major, minor) == capability
+    if arch.endswith("+PTX") and (major, minor) <= capability:
+        return True
+    return major == capability[0] and minor <= capability[1]
 
 
 def _triton() -> str:

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../checks.h"
+#include "../cg_checks.h"
 #include "isa.h"
 #include "kernels/cg.h"
 
@@ -133,48 +133,11 @@ void step(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& q, co
   });
 }
 
-void check_vector(const char* name, const Tensor& t, const Tensor& x) {
-  TORCH_CHECK_VALUE(t.sizes() == x.sizes(), "cg_step: expected ", name, " of shape ", x.sizes(),
-                    " like x, got ", t.sizes());
-  check_same_kind("cg_step", name, t, "x", x);
-}
-
-void check_state(const char* name, const Tensor& t, const Tensor& x, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(t.dim() == 1 && t.size(0) == x.size(0) && t.is_contiguous(),
-                    "cg_step: expected ", name, " to be dense of shape [", x.size(0), "], got ",
-                    t.sizes());
-  TORCH_CHECK_TYPE(t.scalar_type() == dtype, "cg_step: expected ", name, " of dtype ", dtype,
-                   ", got ", t.scalar_type());
-}
-
-void check_written(const char* name, const Tensor& t) {
-  TORCH_CHECK_VALUE(t.is_contiguous(), "cg_step: expected ", name,
-                    ", which is updated in place, to be contiguous, got strides ", t.strides());
-}
-
 void cg_step(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& q,
              const std::optional<Tensor>& preconditioner, const Tensor& rz, const Tensor& rr,
              const Tensor& limit, const Tensor& status, const Tensor& iterations) {
-  check_rank("cg_step", "x", x, 2, "(T, P)");
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "cg_step: expected x of dtype float or double, got ", x.scalar_type());
-  check_vector("r", r, x);
-  check_vector("p", p, x);
-  check_vector("q", q, x);
-  check_written("x", x);
-  check_written("r", r);
-  check_written("p", p);
-  for (const auto& [name, state] :
-       {std::pair("rz", rz), std::pair("rr", rr), std::pair("limit", limit)}) {
-    check_state(name, state, x, at::kDouble);
-  }
-  check_state("status", status, x, at::kLong);
-  check_state("iterations", iterations, x, at::kLong);
-  Tensor m;
-  if (preconditioner.has_value()) {
-    check_vector("preconditioner", *preconditioner, x);
-    m = preconditioner->contiguous();
-  }
+  check_cg_step(x, r, p, q, preconditioner, rz, rr, limit, status, iterations);
+  const Tensor m = preconditioner.has_value() ? preconditioner->contiguous() : Tensor();
   const auto product = q.contiguous();
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cg_step", [&] {
     step<scalar_t>(x, r, p, product, m, rz, rr, limit, status, iterations);

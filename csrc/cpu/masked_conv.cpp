@@ -13,6 +13,7 @@
 #include "../dense/masked_conv.h"
 #include "../dense/masked_conv_sums.h"
 #include "../masked_conv_checks.h"
+#include "../task_operand.h"
 #include "isa.h"
 
 namespace metasparse::cpu {
@@ -42,31 +43,10 @@ std::string cpu_isa() { return isa_name(active_isa()); }
 
 // ---- operands ----------------------------------------------------------------------------------
 
-// A tensor whose tasks lie in memory as PerTask wants: itself where possible, else a copy.
-class Operand {
- public:
-  explicit Operand(const Tensor& t) {
-    shared_ = t.size(0) == 1 || t.stride(0) == 0;
-    const Tensor first = t.size(0) == 0 ? t : t[0];
-    tensor_ = first.is_contiguous() ? t
-              : shared_             ? first.contiguous().unsqueeze(0)
-                                    : t.contiguous();
-  }
-
-  explicit Operand(const OptionalTensor& t) {
-    if (t.has_value()) *this = Operand(*t);
-  }
-
-  template <class T>
-  PerTask<const T> get() const {
-    if (!tensor_.defined()) return {};
-    return {tensor_.const_data_ptr<T>(), shared_ ? 0 : tensor_.stride(0)};
-  }
-
- private:
-  Tensor tensor_;
-  bool shared_ = false;
-};
+template <class T>
+PerTask<const T> per_task(const TaskOperand& operand) {
+  return {operand.data<T>(), operand.task_stride()};
+}
 
 double density(const OptionalTensor& mask) {
   if (!mask.has_value() || mask->numel() == 0) return 1.0;
@@ -103,7 +83,7 @@ class ProductOperandsOf {
  public:
   explicit ProductOperandsOf(std::initializer_list<Factors> factors) {
     for (const Factors& f : factors) {
-      held_.push_back({Operand(f.source), Operand(f.weight), Operand(f.mask)});
+      held_.push_back({TaskOperand(f.source), TaskOperand(f.weight), TaskOperand(f.mask)});
     }
   }
 
@@ -111,14 +91,14 @@ class ProductOperandsOf {
   std::vector<ProductTerm<T>> terms() const {
     std::vector<ProductTerm<T>> terms;
     for (const Held& h : held_) {
-      terms.push_back({h.source.get<T>(), h.weight.get<T>(), h.mask.get<T>()});
+      terms.push_back({per_task<T>(h.source), per_task<T>(h.weight), per_task<T>(h.mask)});
     }
     return terms;
   }
 
  private:
   struct Held {
-    Operand source, weight, mask;
+    TaskOperand source, weight, mask;
   };
   std::vector<Held> held_;
 };
@@ -144,9 +124,9 @@ Tensor forward_sum(const ConvShape& s, std::initializer_list<Factors> factors,
   const Tensor y =
       at::empty({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
   const ProductOperandsOf operands(factors);
-  const Operand biases(bias);
+  const TaskOperand biases(bias);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv", [&] {
-    masked_conv_forward<scalar_t>(s, operands.terms<scalar_t>(), biases.get<scalar_t>(),
+    masked_conv_forward<scalar_t>(s, operands.terms<scalar_t>(), per_task<scalar_t>(biases),
                                   y.mutable_data_ptr<scalar_t>(), backend);
   });
   return y;
@@ -174,15 +154,15 @@ Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<Samples> sample
   const auto& like = samples.begin()->x;
   const Tensor grad_weight =
       at::empty({s.tasks, s.out_channels, s.in_channels, s.kernel_h, s.kernel_w}, like.options());
-  std::vector<std::pair<Operand, Operand>> operands;
+  std::vector<std::pair<TaskOperand, TaskOperand>> operands;
   for (const Samples& of : samples) operands.emplace_back(of.grad, of.x);
-  const Operand masks(mask);
+  const TaskOperand masks(mask);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_weight_grad", [&] {
     std::vector<SampledTerm<scalar_t>> terms;
     for (const auto& of : operands) {
-      terms.push_back({of.first.get<scalar_t>(), of.second.get<scalar_t>()});
+      terms.push_back({per_task<scalar_t>(of.first), per_task<scalar_t>(of.second)});
     }
-    masked_conv_weight_grad<scalar_t>(s, terms, masks.get<scalar_t>(),
+    masked_conv_weight_grad<scalar_t>(s, terms, per_task<scalar_t>(masks),
                                       grad_weight.mutable_data_ptr<scalar_t>(), backend);
   });
   return grad_weight;

@@ -1,0 +1,68 @@
+"""The CUDA C++ kernels on the CPU: csrc/cuda compiled against the emulation in cuda_emulation/.
+
+:func:`load` makes ``torch.ops.metasparse_cuda`` of the very sources that nvcc compiles, launchers
+and bindings included, with kernels for CPU tensors. A change of a source compiles anew.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parent.parent
+EMULATION = ROOT / "tests" / "cuda_emulation"
+COMPILER = os.environ.get("CXX", "c++")
+FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-Wall", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
+
+
+def sources() -> list[Path]:
+    """The kernels, the emulation, and the bindings that include the rest."""
+    return [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(EMULATION.glob("*.cpp"))]
+
+
+def _digest() -> str:
+    """Changes with anything that the library is made of."""
+    folders = (ROOT / "csrc", ROOT / "csrc" / "cuda", EMULATION, EMULATION / "c10" / "cuda")
+    digest = hashlib.sha256(f"{COMPILER} {torch.__version__}".encode())
+    digest.update(Path(__file__).read_bytes())
+    for folder in folders:
+        for path in sorted(folder.glob("*.*")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(build: Path) -> None:
+    torch_folders = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+
+    def run(source: Path) -> Path:
+        target = build / f"{source.stem}{source.suffix}.o"
+        language = ["-x", "c++"] if source.suffix == ".cu" else torch_folders
+        subprocess.run([COMPILER, *FLAGS, *language, "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(run, reversed(sources())))  # the bindings take longest
+    unfinished = build / "unfinished.so"
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+    libraries += ["-lc10", "-ltorch_cpu", "-ltorch"]
+    subprocess.run([COMPILER, "-shared", *objects, *libraries, "-o", unfinished], check=True)
+    unfinished.rename(build / "library.so")
+
+
+@functools.cache
+def load():
+    """The namespace of ops, compiled when need be. Safe to call from several processes."""
+    build = ROOT / "build" / "cuda_emulation" / _digest()
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (build / "library.so").exists():
+            _compile(build)
+    torch.ops.load_library(str(build / "library.so"))
+    return torch.ops.metasparse_cuda

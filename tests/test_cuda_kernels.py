@@ -1,0 +1,315 @@
+"""The CUDA C++ kernels against the reference, on a CPU: every block, thread and barrier emulated.
+
+What this cannot see is the hardware: timing, and how the compiled code behaves. The rest it sees:
+the arithmetic, the indices, missing barriers, unwritten outputs, reads of pruned weights, and the
+bindings.
+"""
+
+import shutil
+
+import cpu_kernels
+import cuda_emulator
+import pytest
+import torch
+from cpu_kernels import Case
+from torch import Tensor
+
+from metasparse_ext.reference import cg, softmax_head, topk_mask
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which(cuda_emulator.COMPILER) is None, reason="no C++ compiler"),
+    pytest.mark.usefixtures("poisoned_memory", "one_thread"),
+]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
+
+
+@pytest.fixture(scope="module")
+def ops():
+    return cuda_emulator.load()
+
+
+@pytest.fixture(params=[8, 9], ids=["sm_80", "sm_90"])
+def device(request, monkeypatch):
+    """The emulated device: without clusters, and with."""
+    monkeypatch.setenv("METASPARSE_EMULATED_MAJOR", str(request.param))
+
+
+# ---- the masked convolution ----------------------------------------------------------------------
+
+CONVOLUTIONS = [
+    Case(2, 5, 4, 3, 1, 1),
+    Case(2, 3, 5, 7, 9, 11),
+    Case(1, 2, 3, 4, 9, 8, padding=(0, 0)),
+    Case(1, 1, 2, 3, 23, 37),
+    Case(1, 2, 70, 35, 6, 5),
+    Case(2, 5, 4, 3, 2, 1, stride=(2, 2)),
+    Case(2, 4, 9, 6, 7, 5, stride=(2, 2)),
+    Case(1, 3, 3, 8, 8, 6, stride=(2, 2), padding=(0, 0)),
+    Case(1, 1, 2, 3, 25, 70, stride=(2, 2)),
+    Case(1, 2, 35, 70, 6, 5, stride=(2, 2)),
+]
+
+
+def convolve(ops, case: Case, x, weight, mask, bias, grad) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass and both gradients."""
+    window = (case.stride, case.padding)
+    size = [case.height, case.width]
+    return (
+        ops.masked_conv(x, weight, mask, bias, *window),
+        ops.masked_conv_input_grad(grad, weight, mask, size, *window),
+        ops.masked_conv_weight_grad(grad, x, mask, [3, 3], *window),
+    )
+
+
+def draw(case: Case, mask_kind: str, dtype: torch.dtype):
+    """Operands for the kernels, their pruned weights NaN, and the results in float64."""
+    x = torch.randn(case.tasks, case.samples, case.inputs, case.height, case.width).double()
+    weight = torch.randn(case.tasks, case.outputs, case.inputs, 3, 3).double()
+    bias = torch.randn(case.tasks, case.outputs).double()
+    mask = cpu_kernels.make_mask(mask_kind, case)
+    leaves = (x.requires_grad_(), weight.requires_grad_())
+    y = cpu_kernels.defined(*leaves, mask, bias, case)
+    grad = torch.randn(y.shape).double()
+    expected = (y, *torch.autograd.grad(y, leaves, grad))
+    if mask is not None:
+        pruned = (mask == 0)[..., None, None]
+        weight = weight.detach().masked_fill(pruned, float("nan"))
+    operands = (x, weight, mask, bias, grad)
+    return [None if t is None else t.detach().to(dtype) for t in operands], expected
+
+
+@pytest.mark.parametrize("mask_kind", cpu_kernels.MASKS)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution_is_its_definition(ops, case, mask_kind):
+    for dtype, tolerance in TOLERANCE.items():
+        operands, expected = draw(case, mask_kind, dtype)
+        for result, value in zip(convolve(ops, case, *operands), expected, strict=True):
+            assert result.shape == value.shape
+            assert cpu_kernels.relative_error(result, value) < tolerance
+
+
+def test_the_sums_of_a_weight_gradient_may_be_shared_by_many_warps(ops):
+    case = Case(1, 9, 3, 5, 5, 64)
+    operands, expected = draw(case, "half", torch.float32)
+    *_, result = convolve(ops, case, *operands)
+    assert cpu_kernels.relative_error(result, expected[2]) < 2e-6
+
+
+def test_the_mask_gradient_is_dense(ops):
+    x, grad = torch.randn(2, 3, 4, 5, 6).double(), torch.randn(2, 3, 7, 5, 6).double()
+    weight, mask = torch.randn(2, 7, 4, 3, 3).double(), torch.zeros(2, 7, 4).double()
+    mask.requires_grad_()
+    y = torch.ops.metasparse.masked_conv(x, weight, mask, None, [1, 1], [1, 1])
+    (expected,) = torch.autograd.grad(y, mask, grad)
+    result = ops.masked_conv_mask_grad(grad, x, weight, [1, 1], [1, 1])
+    torch.testing.assert_close(result, expected)
+
+
+def test_operands_lie_in_memory_as_they_like(ops):
+    """Tasks that share weights, strided images, a transposed mask."""
+    x = torch.randn(3, 8, 10, 9, 5).permute(0, 1, 4, 3, 2)[:, ::2]
+    weight = torch.randn(6, 5, 3, 3).expand(3, 6, 5, 3, 3)
+    mask = (torch.rand(3, 5, 6) < 0.5).float().transpose(1, 2)
+    for operands in ((x, weight, mask), (x, weight, mask[:1].expand(3, 6, 5))):
+        result = ops.masked_conv(*operands, None, [1, 1], [1, 1])
+        dense = ops.masked_conv(*(t.contiguous() for t in operands), None, [1, 1], [1, 1])
+        assert torch.equal(result, dense)
+
+
+def test_nothing_to_do(ops):
+    x, weight = torch.randn(2, 0, 3, 5, 5), torch.randn(2, 4, 3, 3, 3)
+    assert ops.masked_conv(x, weight, None, None, [1, 1], [1, 1]).shape == (2, 0, 4, 5, 5)
+    grad = torch.randn(2, 0, 4, 5, 5)
+    weight_grad = ops.masked_conv_weight_grad(grad, x, None, [3, 3], [1, 1], [1, 1])
+    assert torch.equal(weight_grad, torch.zeros(2, 4, 3, 3, 3))
+    y = ops.masked_conv(
+        torch.randn(1, 2, 0, 5, 5), torch.randn(1, 4, 0, 3, 3), None, None, [1, 1], [1, 1]
+    )
+    assert torch.equal(y, torch.zeros(1, 2, 4, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "taken"),
+    [
+        ((3, 3), (1, 1), (1, 1), True),
+        ((3, 3), (2, 2), (0, 0), True),
+        ((3, 3), (3, 3), (1, 1), False),
+        ((3, 3), (1, 2), (1, 1), False),
+        ((3, 3), (1, 1), (2, 2), False),
+        ((1, 1), (1, 1), (0, 0), False),
+    ],
+)
+def test_the_predicate_says_what_is_taken(ops, kernel, stride, padding, taken):
+    x, weight = torch.empty(1, 1, 2, 9, 9), torch.empty(1, 3, 2, *kernel)
+    call = (x, weight, None, None, stride, padding)
+    assert ops.masked_conv_supported(*call) is taken
+    if not taken:
+        with pytest.raises(ValueError, match=r"masked_conv: .*masked_conv_supported tells"):
+            ops.masked_conv(*call)
+
+
+# ---- masks ---------------------------------------------------------------------------------------
+
+
+def hard_rows(n: int, dtype: torch.dtype) -> Tensor:
+    x = torch.randn(n, dtype=dtype)
+    half = torch.rand(n) < 0.5
+    return torch.stack(
+        [
+            x,
+            torch.full_like(x, -3.5),
+            (x * 2).round(),
+            x.abs() * half,
+            torch.where(half, 0.0, -0.0).to(dtype),
+            torch.where(half, x, x.sign() * torch.inf),
+            x.sign() * torch.finfo(dtype).tiny * torch.rand(n, dtype=dtype),
+            x.sign() * torch.exp(x * 15),
+        ]
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [1, 31, 1027])
+def test_topk_mask_is_its_definition(ops, n, dtype):
+    scores = hard_rows(n, dtype)
+    for density in (0.0, 0.13, 0.5, 1.0):
+        k = torch.full((len(scores),), round(density * n))
+        assert torch.equal(ops.topk_mask(scores, k), topk_mask(scores, k))
+
+
+@DTYPES
+def test_topk_mask_of_long_rows(ops, device, dtype):
+    scores = hard_rows(4201, dtype)[[0, 2, 4]]  # more than one block takes
+    k = torch.tensor([42, 1680, 3000])
+    assert torch.equal(ops.topk_mask(scores, k), topk_mask(scores, k))
+
+
+def test_topk_mask_takes_sliced_rows_and_a_count_for_each(ops):
+    scores, k = torch.randn(3, 901)[:, 3:803], torch.tensor([0, 17, 800])
+    assert torch.equal(ops.topk_mask(scores, k), topk_mask(scores, k))
+    columns, k = scores[:, :9].T, torch.arange(9) % 4
+    assert torch.equal(ops.topk_mask(columns, k), topk_mask(columns, k))
+
+
+@pytest.mark.parametrize("n", [70, 4200], ids=lambda n: f"n={n}")
+def test_rows_without_an_answer_are_nan(ops, n):
+    scores = torch.randn(3, n)
+    scores[0, n - 1] = torch.nan
+    assert ops.topk_mask(scores, torch.tensor([10, -1, n + 1])).isnan().all()
+
+
+# ---- conjugate gradients -------------------------------------------------------------------------
+
+
+def cg_state(dtype: torch.dtype, preconditioned: bool) -> list[Tensor | None]:
+    """Tasks that run, converge, meet no curvature, NaN, and have converged before."""
+    tasks, size = 6, 1003
+    r, p, x = (torch.randn(tasks, size, dtype=dtype) for _ in range(3))
+    q = p * torch.rand(tasks, size, dtype=dtype)
+    q[2] *= -1
+    q[3, 5] = torch.nan
+    p[5] = 0
+    diagonal = torch.rand(tasks, size, dtype=dtype) if preconditioned else None
+    rz = cg.dots(r, r if diagonal is None else diagonal * r)
+    limit = torch.tensor([0, 1e9, 0, 0, 0, 0]).double()
+    status = torch.tensor([1, 1, 1, 1, 0, 1])
+    return [x, r, p, q, diagonal, rz, cg.dots(r, r), limit, status, torch.arange(tasks)]
+
+
+@DTYPES
+@pytest.mark.parametrize("preconditioned", [False, True], ids=["plain", "preconditioned"])
+def test_cg_step_is_its_definition(ops, device, dtype, preconditioned):
+    expected = cg_state(dtype, preconditioned)
+    actual = [None if t is None else t.clone() for t in expected]
+    cg.cg_step(*expected)
+    ops.cg_step(*actual)
+    assert expected[8].tolist() == [1, 0, 2, 3, 0, 2]
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def test_cg_step_of_nothing(ops, device):
+    state = [None if t is None else t[:0] for t in cg_state(torch.float32, False)]
+    ops.cg_step(*state)
+
+
+# ---- the softmax head ----------------------------------------------------------------------------
+
+HEADS = {
+    "one-sample": (2, 1, 5, 3),
+    "two-classes": (1, 9, 33, 2),
+    "one-class": (2, 4, 3, 1),
+    "five-classes": (2, 25, 64, 5),
+    "many-classes": (1, 14, 20, 21),
+    "more-samples-than-features": (1, 40, 4, 5),
+}
+
+
+def head(tasks: int, samples: int, size: int, classes: int, dtype=torch.float64):
+    features, center = torch.randn(tasks, samples, size), torch.randn(tasks, classes, size) / 3
+    labels = torch.randint(classes, (tasks, samples))
+    lam = torch.rand(tasks) + 0.1
+    return features.to(dtype), labels, center.to(dtype), lam.to(dtype)
+
+
+def close(actual, expected, tolerance: float) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", HEADS.values(), ids=HEADS)
+def test_softmax_head_is_its_definition(ops, shape):
+    problem = head(*shape)
+    actual = ops.softmax_head(*problem, 1e-13, 50)
+    expected = softmax_head.softmax_head(*problem, 1e-13, 50)
+    close(actual[:1], expected[:1], 1e-9)
+    assert torch.equal(actual[3], expected[3])
+    grad = torch.randn_like(problem[2])
+    arguments = (grad, actual[0], *problem)
+    close(ops.softmax_head_grad(*arguments), softmax_head.softmax_head_grad(*arguments), 1e-9)
+
+
+def test_softmax_head_of_float32(ops):
+    problem = head(2, 10, 16, 5)
+    single = [t.float() if t.is_floating_point() else t for t in problem]
+    weight, iterations, residual, status = ops.softmax_head(*single, 1e-7, 50)
+    assert weight.dtype == torch.float32
+    assert residual.dtype == torch.float64
+    assert status.tolist() == [0, 0]
+    assert (iterations > 0).all()
+    expected = ops.softmax_head(*problem, 1e-13, 50)[0]
+    close([weight.double()], [expected], 1e-5)
+    grad = torch.randn_like(expected)
+    double = ops.softmax_head_grad(grad, expected, *problem)
+    close([g.double() for g in ops.softmax_head_grad(grad.float(), weight, *single)], double, 1e-4)
+
+
+def test_softmax_head_reports_as_the_cpu_does(ops):
+    features, labels, center, lam = head(4, 6, 8, 3)
+    features[1, 2, 3] = torch.nan
+    features[2] *= 100
+    call = (features, labels, center, lam, 1e-6, 3)
+    actual, expected = ops.softmax_head(*call), torch.ops.metasparse.softmax_head(*call)
+    assert actual[1].tolist() == expected[1].tolist()
+    assert actual[3].tolist() == expected[3].tolist() == [1, 3, 1, 0]
+
+
+def test_a_task_without_an_answer_leaves_the_others_alone(ops):
+    features, labels, center, lam = head(3, 6, 8, 3)
+    expected = ops.softmax_head(features, labels, center, lam, 1e-12, 50)
+    labels[0, 4], lam[2] = 3, 0.0
+    weight, _, residual, status = ops.softmax_head(features, labels, center, lam, 1e-12, 50)
+    assert status.tolist() == [3, 0, 3]
+    assert weight[[0, 2]].isnan().all()
+    assert residual[[0, 2]].isnan().all()
+    assert torch.equal(weight[1], expected[0][1])
+    grads = ops.softmax_head_grad(center, weight, features, labels, center, lam)
+    assert all(g[[0, 2]].isnan().all() and g[1].isfinite().all() for g in grads)
+
+
+def test_a_head_beyond_shared_memory_is_refused(ops):
+    problem = head(1, 150, 3, 2)
+    assert not ops.softmax_head_supported(*problem, 1e-9, 50)
+    with pytest.raises(ValueError, match="softmax_head_supported tells"):
+        ops.softmax_head(*problem, 1e-9, 50)
