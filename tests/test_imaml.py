@@ -18,6 +18,7 @@ from plain_tasks import (
 )
 
 from metasparse_ext.algorithms import FOMAML, IMAML, LEARNERS
+from metasparse_ext.data import Samples
 
 STEPS, RATE, LAM, CG = 4, 0.04, 20.0, 5
 
@@ -73,7 +74,7 @@ def test_adaptation_is_the_inner_loop(mode, adapt_lam):
     )
     adapted = learner.adapt(tasks.support)
     for t in range(3):
-        support = type(tasks.support)(*(part[t] for part in tasks.support))
+        support = Samples(tasks.support.images[t], tasks.support.labels[t])
         phi, _, like = plain_descent(net, support, mode, LAM if adapt_lam is None else adapt_lam)
         for name, p in named(phi, like).items():
             torch.testing.assert_close(adapted.parameters[name][t], p)

@@ -161,7 +161,7 @@ def test_adaptation_is_the_inner_loop(mode, adapt_lam):
     learner, tasks = metadock(mode=mode, adapt_lam=adapt_lam), batch()
     adapted = learner.adapt(tasks.support)
     for t in range(3):
-        own = Samples(*(part[t] for part in tasks.support))
+        own = Samples(tasks.support.images[t], tasks.support.labels[t])
         lam = learner.lam if adapt_lam is None else adapt_lam
         phi = plain_descent(learner, own, lambda _, lam=lam: lam)
         for name, p in phi.items():
