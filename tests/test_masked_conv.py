@@ -250,13 +250,16 @@ def test_pairs_equal_the_sum_of_their_terms(case, op, dtype):
 
 
 @by_pair
-@pytest.mark.parametrize("case", SMALL[:2], ids=str)
-def test_derivatives_of_pairs(case, op):
-    """Those of the sums, in reverse and forward mode, twice, with masks among the variables."""
-    pairs, args = Pairs(case), Pairs.args(case)[op]
-    check_func_transforms(pairs.fused[op], pairs.summed[op], args)
-    small = Case(2, 1, 2, 2, (3, 3), (3, 3), case.stride, (1, 1))
-    check_derivatives(Pairs(small).fused[op], Pairs.args(small)[op])
+def test_derivatives_of_pairs(op):
+    case = Case(2, 1, 1, 2, (3, 2), (2, 2), (1, 1), (1, 1))
+    check_derivatives(Pairs(case).fused[op], Pairs.args(case)[op])
+
+
+@by_pair
+def test_func_transforms_of_pairs(op):
+    case = SMALL[1]
+    pairs = Pairs(case)
+    check_func_transforms(pairs.fused[op], pairs.summed[op], Pairs.args(case)[op])
 
 
 @by_pair

@@ -1,6 +1,7 @@
 #include "conv_polyphase.h"
 
 #include "conv_select.h"
+#include "conv_transformed_weights.h"
 
 namespace metasparse::cpu {
 
@@ -135,27 +136,10 @@ class PolyphaseInputGrad final : public PolyphasePass<T> {
 };
 
 template <class T>
-class PolyphaseWeights final : public WeightCode<T> {
- public:
-  PolyphaseWeights(int tile, bool flipped)
-      : kernels_(active_polyphase_kernels<T>(tile)), flipped_(flipped) {
-    this->weights = (tile + 2) * (tile + 2);
-  }
-
-  void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
-              int64_t stride) const override {
-    kernels_.encode(kernels, places, begin, end, flipped_, u, stride);
-  }
-
-  void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin,
-                      int64_t end, T* grad_kernels) const override {
-    kernels_.decode_adjoint(du, stride, places, begin, end, grad_kernels);
-  }
-
- private:
-  const PolyphaseKernels<T>& kernels_;
-  bool flipped_;
-};
+std::unique_ptr<WeightCode<T>> weights_of(int tile, bool flipped) {
+  return std::make_unique<TransformedWeights<T, PolyphaseKernels<T>>>(
+      active_polyphase_kernels<T>(tile), tile, flipped);
+}
 
 }  // namespace
 
@@ -163,7 +147,7 @@ template <class T>
 ConvScheme<T> polyphase_forward(const ConvShape& shape, int tile) {
   ConvScheme<T> scheme;
   scheme.passes.push_back(std::make_unique<PolyphaseForward<T>>(shape, tile));
-  scheme.code = std::make_unique<PolyphaseWeights<T>>(tile, false);
+  scheme.code = weights_of<T>(tile, false);
   return scheme;
 }
 
@@ -172,7 +156,7 @@ ConvScheme<T> polyphase_input_grad(const ConvShape& shape, int tile) {
   ConvScheme<T> scheme;
   scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(shape, tile, false));
   scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(shape, tile, true));
-  scheme.code = std::make_unique<PolyphaseWeights<T>>(tile, true);
+  scheme.code = weights_of<T>(tile, true);
   return scheme;
 }
 

@@ -1,6 +1,7 @@
 #include "conv_winograd.h"
 
 #include "conv_select.h"
+#include "conv_transformed_weights.h"
 
 namespace metasparse::cpu {
 
@@ -66,27 +67,10 @@ class WinogradPass final : public ConvPass<T> {
 };
 
 template <class T>
-class WinogradWeights final : public WeightCode<T> {
- public:
-  WinogradWeights(int tile, bool flipped)
-      : kernels_(active_winograd_kernels<T>(tile)), flipped_(flipped) {
-    this->weights = (tile + 2) * (tile + 2);
-  }
-
-  void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
-              int64_t stride) const override {
-    kernels_.encode(kernels, places, begin, end, flipped_, u, stride);
-  }
-
-  void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin,
-                      int64_t end, T* grad_kernels) const override {
-    kernels_.decode_adjoint(du, stride, places, begin, end, grad_kernels);
-  }
-
- private:
-  const WinogradKernels<T>& kernels_;
-  bool flipped_;
-};
+std::unique_ptr<WeightCode<T>> weights_of(int tile, bool flipped) {
+  return std::make_unique<TransformedWeights<T, WinogradKernels<T>>>(
+      active_winograd_kernels<T>(tile), tile, flipped);
+}
 
 template <class T>
 ConvScheme<T> scheme_of(int64_t samples, Images<const T> source, Images<T> output, Padding padding,
@@ -94,7 +78,7 @@ ConvScheme<T> scheme_of(int64_t samples, Images<const T> source, Images<T> outpu
   ConvScheme<T> scheme;
   scheme.passes.push_back(
       std::make_unique<WinogradPass<T>>(samples, source, output, padding, tile));
-  scheme.code = std::make_unique<WinogradWeights<T>>(tile, flipped);
+  scheme.code = weights_of<T>(tile, flipped);
   return scheme;
 }
 
