@@ -20,8 +20,11 @@ demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a tabl
 test: $(INSTALLED) $(LEARN2LEARN)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-bench: $(INSTALLED)  ## the benchmarks of the ops; writes benchmarks/results
-	$(BIN)/python -m benchmarks.ops
+bench: $(INSTALLED) $(LEARN2LEARN)  ## every CPU benchmark against its peers, then the targets
+	for threads in 1 2; do for name in ops meta_steps implicit; do \
+		$(BIN)/python -m benchmarks.$$name --threads $$threads || exit 1; done; done
+	$(BIN)/python -m benchmarks.tables
+	-$(BIN)/python -m benchmarks.targets
 
 # It takes the environment of PYTHON as it is, and downloads nothing.
 gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmark, in nine minutes
