@@ -194,7 +194,9 @@ def test_every_sample_has_ink_within_its_frame():
     assert data.shape == (1, 28, 28)
     assert set(data.sizes.tolist()) == {20}
     assert data.images.max(axis=(1, 2, 3)).min() > 150
-    border = np.concatenate([data.images[..., [0, -1]], data.images[..., [0, -1], :].mT], axis=-1)
+    border = np.concatenate(
+        [data.images[..., [0, -1]], data.images[..., [0, -1], :].swapaxes(-1, -2)], axis=-1
+    )
     assert (border.max(axis=(1, 2, 3)) > 128).mean() < 0.01
 
 
@@ -207,6 +209,6 @@ def test_neither_trivial_nor_impossible():
     features = [
         torch.nn.functional.normalize(s.images.flatten(2), dim=-1) for s in (support, query)
     ]
-    guess = (features[1] @ features[0].mT).argmax(-1)
+    guess = (features[1] @ features[0].swapaxes(-1, -2)).argmax(-1)
     accuracy = (guess == query.labels).float().mean().item()
     assert 0.55 < accuracy < 0.66

@@ -152,5 +152,5 @@ class ImageClasses:
             return replace(self, images=np.repeat(self.images, 3, axis=1))
         luma = np.zeros(self.images[:, :1].shape, np.uint32)
         for channel, weight in enumerate((299, 587, 114)):
-            luma[:, 0] += np.uint32(weight) * self.images[:, channel]
+            luma[:, 0] += weight * self.images[:, channel].astype(np.uint32)
         return replace(self, images=((luma + 500) // 1000).astype(np.uint8))
