@@ -1,7 +1,8 @@
 """What the studies train: every case as data.
 
 The learners share all settings but their own; those of the outer loop differ only where the source
-of a learner asks for it. Rates and steps are chosen on validation classes.
+of a learner asks for it. MAML's rates are those of the committed Omniglot run; the others start
+from their sources and have not been searched.
 """
 
 from __future__ import annotations
