@@ -67,7 +67,10 @@ BACKENDS = {
 # Largest error over the largest element, float32: schemes as exact as a direct sum, and the others.
 EXACT, BOUND = 2e-6, 1e-5
 TOLERANCE = dict.fromkeys(("winograd3", "winograd4", "winograd5", "automatic"), BOUND)
-MASKS = ("none", "half", "weighted", "shared", "empty")
+# Weights that a mask scales towards zero leave smaller sums to compare with: forced on them, F(4)
+# and F(5) may miss the bound that the default, which picks its scheme, keeps there too.
+FAINT_TOLERANCE = TOLERANCE | {"winograd4": 2e-5, "winograd5": 2e-5}
+MASKS = ("none", "half", "weighted", "faint", "shared", "empty")
 
 
 def make_mask(kind: str, case: Case) -> Tensor | None:
@@ -79,6 +82,7 @@ def make_mask(kind: str, case: Case) -> Tensor | None:
         "none": None,
         "half": active,
         "weighted": active * (0.5 + torch.rand(shape, dtype=torch.float64)),
+        "faint": active * torch.rand(shape, dtype=torch.float64),
         "empty": torch.zeros(shape, dtype=torch.float64),
     }[kind]
 
@@ -163,8 +167,9 @@ def failures(backend: str) -> list[str]:
     found = []
     for case in BACKENDS[backend]:
         for kind in MASKS:
+            tolerance = FAINT_TOLERANCE if kind == "faint" else TOLERANCE
             for dtype in (torch.float32, torch.float64):
-                limit = 1e-12 if dtype == torch.float64 else TOLERANCE.get(backend, EXACT)
+                limit = 1e-12 if dtype == torch.float64 else tolerance.get(backend, EXACT)
                 for op, error in errors(backend, case, kind, dtype).items():
                     if not error <= limit:
                         found.append(f"{backend} {op} {case} mask {kind} {dtype}: {error:.1e}")

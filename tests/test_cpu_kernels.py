@@ -135,3 +135,12 @@ def test_default_error_bound_on_a_layer(channels, size):
     assert max(found.values()) < cpu_kernels.BOUND
     precise = cpu_kernels.errors("precise", case, "none", torch.float32)
     assert max(precise.values()) < cpu_kernels.EXACT
+
+
+def test_default_error_bound_on_a_pruned_layer():
+    """The same for a layer of Conv-4 with half of its kernels."""
+    case = Case(1, 5, 64, 64, 28, 28)
+    found = cpu_kernels.errors("automatic", case, "half", torch.float32)
+    assert max(found.values()) < cpu_kernels.BOUND
+    precise = cpu_kernels.errors("precise", case, "half", torch.float32)
+    assert max(precise.values()) < cpu_kernels.EXACT
