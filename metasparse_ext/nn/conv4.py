@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metasparse_ext.nn.backbone import Backbone
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
@@ -60,7 +61,7 @@ class ConvBlock(nn.Module):
         return x if self.film is None else F.relu(self.film(x))
 
 
-class Conv4(nn.Module):
+class Conv4(Backbone):
     """Four blocks of convolution, batch norm per task and ReLU, each halving the map, and a head.
 
     Two families of the literature differ in how a block halves the map. Strided (MAML and iMAML on
@@ -93,8 +94,6 @@ class Conv4(nn.Module):
         ValueError: if the images are too small for so many blocks, or an option is unknown.
     """
 
-    task_aware = True
-
     def __init__(
         self,
         in_channels: int,
@@ -125,22 +124,6 @@ class Conv4(nn.Module):
         )
         positions = 1 if head == "mean" else _positions(size, blocks, strided)
         self.head = Linear(channels[-1] * positions, ways, **place)
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the head sees: (N, F), or (T, N, F)."""
-        maps = self.blocks(x)
-        return maps.mean((-2, -1)) if self.head_input == "mean" else maps.flatten(-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-3:] != self.image_shape:
-            raise ValueError(
-                f"Conv4: images must be (..., N, C, H, W) with C, H, W = {self.image_shape}, "
-                f"got shape {tuple(x.shape)}"
-            )
-        return self.head(self.features(x))
-
-    def extra_repr(self) -> str:
-        return f"image_shape={self.image_shape}, head_input={self.head_input!r}"
 
 
 def _positions(size: tuple[int, ...], blocks: int, strided: bool) -> int:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metasparse_ext.nn.backbone import Backbone
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
@@ -74,7 +75,7 @@ class ResBlock(nn.Module):
         return self.outer(y if self.film is None else self.film(y))
 
 
-class ResNet12(nn.Module):
+class ResNet12(Backbone):
     """Four residual blocks of three convolutions, each halving the map, and a head.
 
     As in MetaOptNet, without its drop-block: widths 64, 160, 320, 640, convolutions without bias
@@ -105,8 +106,6 @@ class ResNet12(nn.Module):
     Raises:
         ValueError: if the images are too small, or an option is unknown.
     """
-
-    task_aware = True
 
     def __init__(
         self,
@@ -148,22 +147,6 @@ class ResNet12(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, MaskedConv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the head sees: (N, F), or (T, N, F)."""
-        maps = self.blocks(x)
-        return maps.mean((-2, -1)) if self.head_input == "mean" else maps.flatten(-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-3:] != self.image_shape:
-            raise ValueError(
-                f"ResNet12: images must be (..., N, C, H, W) with C, H, W = {self.image_shape}, "
-                f"got shape {tuple(x.shape)}"
-            )
-        return self.head(self.features(x))
-
-    def extra_repr(self) -> str:
-        return f"image_shape={self.image_shape}, head_input={self.head_input!r}"
 
 
 def _widths(width: int | Sequence[int]) -> tuple[int, ...]:

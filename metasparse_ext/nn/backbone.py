@@ -1,0 +1,41 @@
+"""What the few-shot backbones share: blocks, and a head on their last map."""
+
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A network from images to logits, for one task or for T side by side.
+
+    Attributes:
+        blocks: From images to maps.
+        head: From features to logits.
+        image_shape: (C, H, W) of the images.
+        head_input: "flatten" feeds the head the whole last map, "mean" its spatial mean.
+
+    Shapes: images (N, C, H, W) to logits (N, ways), and (T, N, C, H, W) to (T, N, ways).
+
+    Raises:
+        ValueError: if the images have another shape.
+    """
+
+    task_aware = True
+    blocks: nn.Module
+    head: nn.Module
+    image_shape: tuple[int, int, int]
+    head_input: str
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees: (N, F), or (T, N, F)."""
+        maps = self.blocks(x)
+        return maps.mean((-2, -1)) if self.head_input == "mean" else maps.flatten(-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-3:] != self.image_shape:
+            raise ValueError(
+                f"{type(self).__name__}: images must be (..., N, C, H, W) with C, H, W = "
+                f"{self.image_shape}, got shape {tuple(x.shape)}"
+            )
+        return self.head(self.features(x))
+
+    def extra_repr(self) -> str:
+        return f"image_shape={self.image_shape}, head_input={self.head_input!r}"
