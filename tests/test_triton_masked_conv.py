@@ -6,7 +6,11 @@ from triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
 from metasparse_ext import reference
 
-triton_ops = pytest.importorskip("metasparse_ext.triton.masked_conv", exc_type=ImportError)
+pytest.importorskip("triton")
+from metasparse_ext.triton import masked_conv as triton_ops
+from metasparse_ext.triton.masked_conv import block_lists, weight_grad
+from metasparse_ext.triton.masked_conv.sizes import Sizes
+
 pytestmark = runs_kernels
 
 SMALL = triton_ops.Tile(rows=16, pixels=32, reduction=16)
@@ -28,7 +32,7 @@ MASKS = ("none", "irregular", "empty", "one task empty", "channels")
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
     """Weight gradients in a few slices: the interpreter runs programs one after another."""
-    monkeypatch.setattr(triton_ops, "PROGRAMS", 6)
+    monkeypatch.setattr(weight_grad, "PROGRAMS", 6)
 
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
@@ -195,20 +199,22 @@ def test_slices_are_added_in_one_order(monkeypatch):
     args = (p.grad, p.x, p.mask, p.kernel, p.stride, p.padding)
     sums = {}
     for programs in (1, 3, 50):
-        monkeypatch.setattr(triton_ops, "PROGRAMS", programs)
+        monkeypatch.setattr(weight_grad, "PROGRAMS", programs)
         sums[programs] = launch("masked_conv_weight_grad", *args, dtype=torch.float32)
         again = launch("masked_conv_weight_grad", *args, dtype=torch.float32)
         assert torch.equal(sums[programs], again)
         assert_close(sums[programs], p.weight_grad(p.grad, p.x, p.mask), 1e-6)
-    assert triton_ops._slice_pixels(108, 2, SMALL) == (4, 32)
+    assert weight_grad.slice_pixels(108, 2, SMALL) == (4, 32)
 
 
 def test_lists_name_the_blocks_that_are_left():
     mask = torch.zeros(2, 17, 8, device=DEVICE)
     mask[0, 16, 5] = 1
-    lists, counts = triton_ops.list_blocks(mask, False, (3, 3, 1, 1, 1, 1), SKIPPING)
+    sizes = Sizes.of((8, 17), (9, 9), (3, 3), (1, 1), (1, 1))
+    lists, counts = block_lists.list_blocks(mask, False, sizes, SKIPPING)
     assert counts.tolist() == [[[0, 2]], [[0, 0]]]
     assert lists[0, 0, 1, :2].tolist() == [45 // 16, 53 // 16]  # the nine taps of channel 5
-    lists, counts = triton_ops.list_blocks(mask, True, (3, 3, 2, 2, 1, 1), SKIPPING)
+    sizes = Sizes.of((8, 17), (9, 9), (3, 3), (2, 2), (1, 1))
+    lists, counts = block_lists.list_blocks(mask, True, sizes, SKIPPING)
     assert counts[:, :, 0].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
     assert lists[0, :, 0, 0].tolist() == [16 * taps // 16 for taps in (1, 2, 2, 4)]

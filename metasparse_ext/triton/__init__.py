@@ -1,4 +1,4 @@
-"""Triton kernels of the ops, one file per op, each kernel beside the function that launches it.
+"""Triton kernels of the ops, a module or package per op, kernels beside what launches them.
 
 Importing this package needs no Triton; importing one of its modules does. Launchers are plain
 functions of tensors with the argument lists of the ``metasparse::`` ops, so they run on a GPU and,

@@ -1,0 +1,68 @@
+"""What the kernels of the block are told when they are compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton.language as tl
+from torch import Tensor
+
+from metasparse_ext.triton.operands import accumulator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a block, what it consists of, and how its kernels compute.
+
+    Attributes:
+        C, H, W: Channels, and the image that comes in.
+        gated: Whether there is a gate: a ReLU, or a pool.
+        pool: Whether 2x2 windows are pooled.
+        norm_first: Whether the norm comes before the gate.
+        block: Elements a program has in hand at a time.
+        sums: What it computes in.
+    """
+
+    C: int
+    H: int
+    W: int
+    gated: bool
+    pool: bool
+    norm_first: bool
+    block: int
+    sums: tl.dtype
+
+    @classmethod
+    def of(cls, x: Tensor, gate: Tensor, pool: bool, norm_first: bool, block: int) -> Plan:
+        """For x (T, N, C, H, W) and its gate, of five axes if there is one."""
+        return cls(*x.shape[2:], gate.dim() == 5, pool, norm_first, block, accumulator(x.dtype)[1])
+
+    @property
+    def HO(self) -> int:
+        """Rows of the image that goes out."""
+        return self.H // 2 if self.pool else self.H
+
+    @property
+    def WO(self) -> int:
+        """Columns of the image that goes out."""
+        return self.W // 2 if self.pool else self.W
+
+    @property
+    def INPUT(self) -> int:
+        """Elements of one sample that come in."""
+        return self.H * self.W
+
+    @property
+    def OUTPUT(self) -> int:
+        """Elements of one sample that go out."""
+        return self.HO * self.WO
+
+
+def grid(x: Tensor) -> tuple[int, int]:
+    """One program per (channel, task)."""
+    return x.shape[2], x.shape[0]
+
+
+def out_shape(x: Tensor, pool: bool) -> tuple[int, ...]:
+    """The shape of what the block makes of x (T, N, C, H, W)."""
+    return (*x.shape[:3], *(size // 2 if pool else size for size in x.shape[3:]))
