@@ -69,6 +69,19 @@ def plain_logits(
     )
 
 
+def plain_rates(learner) -> tuple[Tensor, Callable[[int], dict[str, Tensor]]]:
+    """A learner's learned rates as a leaf, and from a step to the rates by parameter name."""
+    values = learner.learned_rates.values.detach().clone().requires_grad_()
+    like = dict(learner.model.named_parameters())
+
+    def at(k: int) -> dict[str, Tensor]:
+        if learner.learned_rates.kind == "parameter":
+            return named(values, like)
+        return dict(zip(like, values[min(k, len(values) - 1)], strict=True))
+
+    return values, at
+
+
 def mean_gradients(task_gradient, net: nn.Module, tasks: TaskBatch, *options):
     """Runs a definition task by task: mean gradients by name, and losses and accuracies (T,)."""
     results = [

@@ -10,13 +10,14 @@ from plain_tasks import (
     mean_gradients,
     network,
     plain_logits,
+    plain_rates,
 )
 from torch import nn
 
 from metasparse_ext.algorithms import BMP
 
 STEPS, RATE = 3, 0.3
-OWN = ("emphasis", "perceptron")
+OWN = ("emphasis", "perceptron", "learned_rates")
 
 
 def bmp(kind="task-aware", **options):
@@ -24,7 +25,9 @@ def bmp(kind="task-aware", **options):
     learner = BMP(network(kind), inner_lr=RATE, inner_steps=STEPS, initial_bias=0.0, **options)
     with torch.no_grad():
         for name, p in learner.named_parameters():
-            if name.startswith(OWN):
+            if name.startswith("learned_rates"):
+                p.uniform_(0.05, 0.4)
+            elif name.startswith(OWN):
                 p.uniform_(-1, 1)
         # Gradients differ between tasks, and their means are small.
         learner.emphasis[len(learner.units) :] *= 1000
@@ -41,9 +44,11 @@ def layers_of(theta, unit):
     return layers
 
 
-def masked_rates(theta, phi, grads, own, unit):
-    """The rate of each tensor, and the mask; straight-through by hand."""
-    layers = layers_of(theta, unit)
+def masked_rates(base, phi, grads, own, unit):
+    """The rate of each tensor, and the mask; straight-through by hand.
+
+    ``base`` are the rates of the layers that move."""
+    layers = layers_of(phi, unit)
     embedding = torch.stack(
         [
             torch.cat([values[name].flatten() for name in names]).mean()
@@ -52,14 +57,14 @@ def masked_rates(theta, phi, grads, own, unit):
         ]
     )
     x = embedding * own["emphasis"]
-    depth = sum(name.endswith("weight") for name in own)
+    depth = sum("perceptron" in name and name.endswith("weight") for name in own)
     for i in range(depth):
         x = own[f"perceptron.{2 * i}.weight"] @ x + own[f"perceptron.{2 * i}.bias"]
         x = x.clamp(min=0) if i < depth - 1 else x
     mask = (x > 0).double() + x - x.detach()
-    rates = dict.fromkeys(theta, RATE)
+    rates = dict(base)
     for m, names in zip(mask, layers.values(), strict=True):
-        rates |= dict.fromkeys(names, RATE * m)
+        rates |= {name: base[name] * m for name in names}
     return rates, (x > 0).double()
 
 
@@ -70,14 +75,16 @@ def unrolled(net, support, query, learner, unit, first_order):
         for n, p in learner.named_parameters()
         if n.startswith(OWN)
     }
-    masks = []
-    for _ in range(STEPS):
+    base, masks = lambda k: dict.fromkeys(theta, RATE), []
+    if learner.learned_rates is not None:
+        own["learned_rates.values"], base = plain_rates(learner)
+    for k in range(STEPS):
         loss = F.cross_entropy(plain_logits(net, phi, support.images), support.labels)
         grads = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
         grads = dict(zip(phi, grads, strict=True))
         if first_order:
             grads = {name: g.detach() for name, g in grads.items()}
-        rates, mask = masked_rates(theta, phi, grads, own, unit)
+        rates, mask = masked_rates(base(k), phi, grads, own, unit)
         masks.append(mask)
         phi = {name: p - rates[name] * grads[name] for name, p in phi.items()}
     loss = F.cross_entropy(plain_logits(net, phi, query.images), query.labels)
@@ -95,6 +102,8 @@ def unrolled(net, support, query, learner, unit, first_order):
         {"recompute": True},
         {"unit": "module"},
         {"hidden_layers": 2},
+        {"rates": "parameter"},
+        {"rates": "layer", "first_order": True},
     ],
     ids=lambda options: "-".join(map(str, options)) or "default",
 )

@@ -11,6 +11,7 @@ from plain_tasks import (
     mean_gradients,
     network,
     plain_logits,
+    plain_rates,
 )
 
 from metasparse_ext.algorithms import FOMAML, MAML
@@ -19,28 +20,13 @@ from metasparse_ext.algorithms.multi_step import step_weights
 STEPS, RATE = 3, 0.2
 
 
-def plain_rates(net, learner):
-    """A step's rates by parameter name, and the leaf that they are made of."""
-    values = learner.learned_rates.values.detach().clone().requires_grad_()
-    sizes = {name: p.numel() for name, p in net.named_parameters()}
-
-    def at(k):
-        if learner.learned_rates.kind == "layer":
-            row = values[min(k, STEPS - 1)]
-            return {name: row[i] for i, name in enumerate(sizes)}
-        parts = values.split(list(sizes.values()))
-        return {n: part.view_as(net.get_parameter(n)) for n, part in zip(sizes, parts, strict=True)}
-
-    return values, at
-
-
 def unrolled(net, support, query, learner, weights, first_order):
     """One task: gradients of the weighted query losses in theta and in the learned rates."""
     theta = phi = leaves(net)
     if learner.learned_rates is None:
         sources, at = dict(theta), lambda k: dict.fromkeys(theta, RATE)
     else:
-        values, at = plain_rates(net, learner)
+        values, at = plain_rates(learner)
         sources = {**theta, "rates": values}
     total = 0.0
     for k in range(STEPS):
@@ -83,9 +69,9 @@ def test_learned_rates(kind, rates, options):
     check(learner, LAST, options.get("first_order", False))
 
 
-def test_fomaml_takes_learned_rates():
-    learner = FOMAML(network(), inner_lr=RATE, inner_steps=STEPS, rates="layer")
-    check(learner, LAST, True)
+def test_fomaml_takes_the_options_that_are_left():
+    learner = FOMAML(network(), inner_lr=RATE, inner_steps=STEPS, rates="layer", multi_step=10)
+    check(learner, step_weights(STEPS, 0.0), True)
 
 
 @pytest.mark.parametrize("done", [0, 4, 9, 10])
@@ -123,7 +109,7 @@ def test_adaptation_takes_the_learned_rates(rates):
     learner = MAML(network(), inner_lr=RATE, inner_steps=STEPS, adapt_steps=5, rates=rates)
     with torch.no_grad():
         learner.learned_rates.values.uniform_(0.05, 0.4)
-    _, at = plain_rates(learner.model, learner)
+    _, at = plain_rates(learner)
     found = learner.adapt(tasks.support)
     for t in range(2):
         phi = leaves(learner.model)

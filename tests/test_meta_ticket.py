@@ -10,7 +10,7 @@ from plain_tasks import batch, flat, leaves, network, plain_logits
 from training_helpers import timeless, tiny_config
 
 from metasparse_ext import cli
-from metasparse_ext.algorithms import MAML, MetaTicket, pruning, stability
+from metasparse_ext.algorithms import MAML, MetaTicket, multi_step, pruning, stability
 from metasparse_ext.nn import Conv4
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics
 
@@ -153,6 +153,27 @@ def test_a_whole_network_is_mamls():
     MAML(two, inner_lr=0.1, inner_steps=2).meta_backward(batch())
     for p, q in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rewind", [0, 2])
+def test_the_options_of_maml_hold_in_every_training(rewind):
+    learner = ticket(rates="layer", rewind=rewind, rounds=2, first_order_until=3, multi_step=4)
+    rates = [learner.learned_rates.values.detach().clone()]
+    steps = torch.optim.SGD(learner.parameters(), lr=0.1)
+    for iteration in range(5):
+        steps.zero_grad()
+        learner.meta_backward(batch(seed=iteration))
+        steps.step()
+        learner.stepped(iteration + 1, iteration + 1.0)
+        rates.append(learner.learned_rates.values.detach().clone())
+    assert not torch.equal(rates[0], rates[2])
+    assert learner._phase() == (False, [])
+    learner.begin_again(5.0)
+    assert torch.equal(learner.learned_rates.values, rates[rewind])
+    assert learner.age() == rewind
+    first_order, weights = learner._phase()
+    assert first_order
+    assert weights == multi_step.step_weights(2, rewind / 4)
 
 
 # Costs.

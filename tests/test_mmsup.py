@@ -10,6 +10,7 @@ from plain_tasks import (
     mean_gradients,
     network,
     plain_logits,
+    plain_rates,
 )
 from torch import nn
 
@@ -56,21 +57,24 @@ def masked(phi, choices):
     return values
 
 
-def unrolled(net, support, query, choices, first_order, adapt_density):
+def unrolled(net, support, query, learner, choices, first_order, adapt_density):
     theta = phi = leaves(net)
-    for _ in range(STEPS):
+    sources, rates = dict(theta), lambda k: dict.fromkeys(theta, RATE)
+    if learner.learned_rates is not None:
+        sources["learned_rates.values"], rates = plain_rates(learner)
+    for k in range(STEPS):
         logits = plain_logits(net, masked(phi, choices), support.images)
         loss = F.cross_entropy(logits, support.labels)
         grads = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
         grads = [g.detach() for g in grads] if first_order else grads
         fixed = () if adapt_density else ("logit",)
         phi = {
-            n: p if n.endswith(tuple(fixed)) and fixed else p - RATE * g
+            n: p if n.endswith(tuple(fixed)) and fixed else p - rates(k)[n] * g
             for (n, p), g in zip(phi.items(), grads, strict=True)
         }
     loss = F.cross_entropy(plain_logits(net, masked(phi, choices), query.images), query.labels)
-    gradient = torch.autograd.grad(loss, list(theta.values()))
-    return dict(zip(theta, gradient, strict=True)), loss.detach()
+    gradient = torch.autograd.grad(loss, list(sources.values()))
+    return dict(zip(sources, gradient, strict=True)), loss.detach()
 
 
 CASES = {
@@ -84,6 +88,7 @@ CASES = {
     "edge-popup-kernel": {"edge_popup": True, "granularity": "kernel"},
     "kernel": {"granularity": "kernel", "sparsity_gradient": "boundary"},
     "channel": {"granularity": "channel", "sparsity_gradient": "mean"},
+    "learned-rates": {"rates": "parameter"},
     "adapt-density": {"adapt_density": True, "sparsity_gradient": "sum"},
 }
 
@@ -101,10 +106,13 @@ def test_meta_gradient_is_that_of_the_equations(kind, options):
     }
     first_order = options.get("first_order", False)
     expected, loss = mean_gradients(
-        unrolled, net, tasks, choices, first_order, options.get("adapt_density", False)
+        unrolled, net, tasks, learner, choices, first_order, options.get("adapt_density", False)
     )
     metrics = learner.meta_backward(tasks)
     torch.testing.assert_close(metrics.loss, loss)
+    if learner.learned_rates is not None:
+        rates = expected.pop("learned_rates.values")
+        torch.testing.assert_close(learner.learned_rates.values.grad, rates)
     assert_same_gradients(net, expected)
 
 

@@ -19,14 +19,26 @@ def mixed(tasks=4, distributions=(1, 0, 0, 1)):
 
 def learners(**options):
     """A Multi-MAML of two distributions at different initialisations, and those as networks."""
-    learner = MultiMAML(network(), inner_lr=RATE, inner_steps=STEPS, distributions=2, **options)
+    options = {"inner_lr": RATE, "inner_steps": STEPS, **options}
+    learner = MultiMAML(network(), distributions=2, **options)
     with torch.no_grad():
         learner.initialisations += 0.1 * torch.randn_like(learner.initialisations)
+        if learner.learned_rates is not None:
+            learner.learned_rates.values.uniform_(0.05, 0.4)
     return learner, [learner.network(d) for d in range(2)]
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"first_order": True}, {"recompute": True}], ids=["second", "first", "again"]
+    "options",
+    [
+        {},
+        {"first_order": True},
+        {"recompute": True},
+        {"inner_lr": (0.3, 0.05)},
+        {"rates": "parameter", "inner_lr": [0.3, 0.05]},
+        {"rates": "layer", "multi_step": 10},
+    ],
+    ids=["second", "first", "again", "rates", "parameter-rates", "layer-rates"],
 )
 def test_each_initialisation_is_trained_by_its_own_tasks(options):
     tasks = mixed()
@@ -35,12 +47,19 @@ def test_each_initialisation_is_trained_by_its_own_tasks(options):
     adapted = learner.adapt(tasks.support)
     for d, net in enumerate(networks):
         own = tasks.support.distribution == d
-        alone = MAML(net, inner_lr=RATE, inner_steps=STEPS, **options)
+        rate = options.get("inner_lr", (RATE, RATE))[d]
+        alone = MAML(net, **{"inner_steps": STEPS, **options, "inner_lr": rate})
+        if alone.learned_rates is not None:
+            with torch.no_grad():
+                alone.learned_rates.values.copy_(learner.learned_rates.values[d])
         expected = alone.meta_backward(tasks.tasks(own))
         torch.testing.assert_close(metrics.loss[own], expected.loss)
         found = learner.layout.unflatten(learner.initialisations.grad[d])
         for name, p in net.named_parameters():
             torch.testing.assert_close(found[name], p.grad, rtol=1e-9, atol=1e-12)
+        if alone.learned_rates is not None:
+            found, wanted = learner.learned_rates.values.grad[d], alone.learned_rates.values.grad
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
         parameters = alone.adapt(tasks.tasks(own).support).parameters
         for name, p in parameters.items():
             torch.testing.assert_close(adapted.parameters[name][own], p)
@@ -79,3 +98,12 @@ def test_tasks_must_say_their_distribution():
         learner.adapt(batch().support)
     with pytest.raises(ValueError, match="MultiMAML: distributions must be at least 1"):
         MultiMAML(network(), distributions=0)
+
+
+def test_inner_rates_are_one_or_one_each():
+    learner = MultiMAML(network(), inner_lr=(0.3, 0.05), distributions=2, rates="layer")
+    assert learner.learned_rates.values[:, 0, 0].tolist() == [0.3, 0.05]
+    assert "inner_lr=(0.3, 0.05)" in repr(learner)
+    for inner_lr in ((0.1,), (0.1, 0.1, 0.1), (0.1, 0.0), -1.0):
+        with pytest.raises(ValueError, match="MultiMAML: inner_lr must be a number above 0, or 2"):
+            MultiMAML(network(), inner_lr=inner_lr, distributions=2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.course import Course
+from metasparse_ext.algorithms.signature import spelled_out
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
 
@@ -113,6 +114,12 @@ class MetaLearner(Course, nn.Module):
     iteration: Tensor
     broken: Tensor
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Shows in a learner's signature the options that it hands on to the learner above."""
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            cls.__signature__ = spelled_out(cls)
+
     def __init__(
         self,
         model: nn.Module,
@@ -158,7 +165,7 @@ class MetaLearner(Course, nn.Module):
         return type(self).__name__
 
     def extra_repr(self) -> str:
-        return f"inner_lr={self.inner_lr:g}, inner_steps={self.inner_steps}"
+        return f"inner_lr={self.inner_lr}, inner_steps={self.inner_steps}"
 
     # What learners are made of.
 

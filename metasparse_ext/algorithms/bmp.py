@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.head_learner import head_name
-from metasparse_ext.algorithms.maml import MAML
+from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.rates import spread
 from metasparse_ext.ops import binary_mask
 
@@ -38,12 +38,12 @@ class BMP(MAML):
 
     Args:
         model: A network from images to logits.
-        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in :class:`MAML`.
         unit: What a layer is: a parameter "tensor", or a "module" with all of its own.
         hidden_layers: Hidden layers of the MLP, 2 N units each.
         initial_bias: Of its outputs, whose weights start from 0: above 0, all layers move at first,
             as in MAML.
         head: Name of the head; the last ``nn.Linear`` by default.
+        **maml: The options of :class:`MAML`. A gate multiplies a learned rate.
 
     Attributes:
         units: Names of the layers.
@@ -57,24 +57,13 @@ class BMP(MAML):
         self,
         model: nn.Module,
         *,
-        inner_lr: float = 0.01,
-        inner_steps: int = 5,
-        adapt_steps: int | None = None,
-        first_order: bool = False,
-        recompute: bool = False,
         unit: str = "tensor",
         hidden_layers: int = 1,
         initial_bias: float = 0.1,
         head: str | None = None,
+        **maml: Unpack[MAMLOptions],
     ) -> None:
-        super().__init__(
-            model,
-            inner_lr=inner_lr,
-            inner_steps=inner_steps,
-            adapt_steps=adapt_steps,
-            first_order=first_order,
-            recompute=recompute,
-        )
+        super().__init__(model, **maml)
         self._require(unit in UNITS, "unit", f"one of {UNITS}", unit)
         self._require(hidden_layers >= 1, "hidden_layers", "at least 1", hidden_layers)
         head = head_name(self, head)
@@ -106,10 +95,11 @@ class BMP(MAML):
         ]
         return binary_mask(self.perceptron(torch.stack(embedding, -1) * self.emphasis))
 
-    def rates(self, step: int, phi: Tensor, gradient: Tensor) -> Tensor:
+    def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         gates = iter(self.gates(phi, gradient).unbind(-1))
         columns = [next(gates) if gated else torch.ones_like(phi[:, 0]) for gated in self._gated]
-        return self.inner_lr * spread(torch.stack(columns, -1), tuple(self._sizes.values()))
+        gates = spread(torch.stack(columns, -1), tuple(self._sizes.values()))
+        return super().rates(step, phi, gradient, support) * gates
 
     @torch.no_grad()
     def moved_layers(self, support: Samples) -> dict[str, Tensor]:
@@ -118,7 +108,7 @@ class BMP(MAML):
         for k in range(self.adapt_steps):
             gradient = self.gradient(phi, support)[1]
             gates.append(self.gates(phi, gradient))
-            phi = phi - self.rates(k, phi, gradient) * gradient
+            phi = phi - self.rates(k, phi, gradient, support) * gradient
         return dict(zip(self.units, torch.stack(gates).unbind(-1), strict=True))
 
 

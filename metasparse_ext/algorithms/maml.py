@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,19 @@ from metasparse_ext.implicit import Linearization, linearize
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
+
+
+class MAMLOptions(TypedDict, total=False):
+    """The options of :class:`MAML`, for learners that hand them on to it."""
+
+    inner_lr: float
+    inner_steps: int
+    adapt_steps: int | None
+    first_order: bool
+    recompute: bool
+    rates: str
+    multi_step: int
+    first_order_until: int
 
 
 @dataclass
@@ -91,19 +104,16 @@ class MAML(MetaLearner):
         self.multi_step, self.first_order_until = multi_step, first_order_until
         self.learned_rates: LearnedRates | None = None
         if rates != "fixed":
-            like = self.start(1)
-            self.learned_rates = LearnedRates(
-                rates, self.layout, initial=inner_lr, steps=inner_steps, like=like
-            )
+            self._learn_rates(rates, self.start(1).new_tensor(inner_lr))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, first_order={self.first_order}"
 
-    def rates(self, step: int, phi: Tensor, gradient: Tensor) -> float | Tensor:
-        """The learning rates of an inner step: a number, (P,) or (T, P).
+    def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> float | Tensor:
+        """The learning rates of an inner step: a number, (P,), (T, P) or (T, 1).
 
         Differentiable in phi (T, P) and in the learner's own parameters, if they depend on them.
-        ``gradient`` (T, P), the support loss's, is a constant.
+        ``gradient`` (T, P), that of the loss on ``support``, is a constant.
         """
         return self.inner_lr if self.learned_rates is None else self.learned_rates(step)
 
@@ -112,7 +122,7 @@ class MAML(MetaLearner):
         phi = self.theta(support)
         for k in range(self.adapt_steps):
             gradient = self.gradient(phi, support)[1]
-            phi = _moved(phi, gradient, self.rates(k, phi, gradient))
+            phi = _moved(phi, gradient, self.rates(k, phi, gradient, support))
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
@@ -122,7 +132,7 @@ class MAML(MetaLearner):
         for k in range(self.inner_steps):
             loss, gradient, curvature = self._step(phi, support, first_order)
             trace.append(loss)
-            step = self._rated(k, phi, gradient)
+            step = self._rated(k, phi, gradient, support)
             step.curvature = curvature
             if k and weights:
                 step.query = weights[k - 1] * self.gradient(phi, query)[1]
@@ -132,21 +142,40 @@ class MAML(MetaLearner):
         trace.append(loss)
         gradient = weights[-1] * gradient if weights else gradient
         gradient, own = self._walk_back(path, gradient, support)
-        return self.finish(own | self.theta_gradient(gradient, support), phi, trace, query, logits)
+        gradient = self.meta_gradient(gradient, own, support)
+        return self.finish(gradient, phi, trace, query, logits)
+
+    def _learn_rates(self, kind: str, initial: Tensor) -> None:
+        self.learned_rates = LearnedRates(
+            kind, self.layout, initial=initial, steps=self.inner_steps
+        )
 
     def theta(self, support: Samples) -> Tensor:
         """(T, P): where the tasks start."""
         return self.start(support.images.shape[0])
 
-    def theta_gradient(self, gradient: Tensor, support: Samples) -> dict[str, Tensor]:
-        """The meta-gradient by parameter, from that of every task's start (T, P)."""
-        return self.by_parameter(gradient)
+    def meta_gradient(
+        self, gradient: Tensor, own: dict[str, Tensor], support: Samples
+    ) -> dict[str, Tensor]:
+        """The meta-gradient by parameter.
+
+        Args:
+            gradient: (T, P) that of every task's start.
+            own: The sum over the tasks, of parameters that the rates depend on.
+            support: The support sets of the tasks.
+        """
+        mean = {name: total / len(gradient) for name, total in own.items()}
+        return mean | self.by_parameter(gradient)
+
+    def age(self) -> int:
+        """The iterations that ``multi_step`` and ``first_order_until`` count."""
+        return int(self.iteration)
 
     def _phase(self) -> tuple[bool, list[float]]:
         """Whether this iteration is of first order, and its multi-step weights, if it has any."""
         if not (self.multi_step or self.first_order_until):
             return self.first_order, []
-        done = int(self.iteration)
+        done = self.age()
         first_order = self.first_order or done < self.first_order_until
         if self.inner_steps == 0 or done >= self.multi_step:
             return first_order, []
@@ -162,11 +191,11 @@ class MAML(MetaLearner):
         step = self._linearize(phi, support)
         return step.loss, step.gradient, step
 
-    def _rated(self, k: int, phi: Tensor, gradient: Tensor) -> _Step:
+    def _rated(self, k: int, phi: Tensor, gradient: Tensor, support: Samples) -> _Step:
         """The step's rates, with what their derivative needs where they have one."""
         with torch.enable_grad():
             point = phi.detach().requires_grad_()
-            rates = self.rates(k, point, gradient)
+            rates = self.rates(k, point, gradient, support)
         if isinstance(rates, Tensor) and rates.requires_grad:
             return _Step(rates, point=point, gradient=gradient)
         return _Step(rates)
@@ -174,7 +203,7 @@ class MAML(MetaLearner):
     def _walk_back(
         self, path: list[_Step], gradient: Tensor, support: Samples
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From the gradient in phi_n to that in phi_0, and the mean one of the own parameters.
+        """From the gradient in phi_n to that in phi_0, and the tasks' sum of the own parameters'.
 
         Empties the path to free graphs.
         """
@@ -187,7 +216,7 @@ class MAML(MetaLearner):
                 gradient = self._through_rates(step, arriving, own, gradient)
             if step.query is not None:
                 gradient = gradient + step.query
-        return gradient, {name: value / len(gradient) for name, value in own.items()}
+        return gradient, own
 
     def _through_curvature(self, step: _Step, gradient: Tensor, support: Samples) -> Tensor:
         """(I - H_k a) applied to (T, P)."""
@@ -233,6 +262,7 @@ class FOMAML(MAML):
         inner_steps: int = 5,
         adapt_steps: int | None = None,
         rates: str = "fixed",
+        multi_step: int = 0,
     ) -> None:
         super().__init__(
             model,
@@ -241,6 +271,7 @@ class FOMAML(MAML):
             adapt_steps=adapt_steps,
             first_order=True,
             rates=rates,
+            multi_step=multi_step,
         )
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms import pruning, stability
 from metasparse_ext.algorithms.base import Metrics
-from metasparse_ext.algorithms.maml import MAML
+from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.nn import FixedMask, MaskedConv2d, cost
 
 if TYPE_CHECKING:
     from metasparse_ext.data import TaskBatch
 
 SEARCHES = ("iterative", "early")
+
+# Where the course of trainings is, which a checkpoint holds.
+_COURSE = ("finished", "begun", "checks", "distances", "start_position", "elsewhere", "macs")
 
 
 class MetaTicket(MAML):
@@ -39,8 +42,6 @@ class MetaTicket(MAML):
 
     Args:
         model: A network of ``MaskedConv2d``. Its maskers are replaced.
-        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in
-            :class:`~metasparse_ext.algorithms.MAML`.
         search: ``"iterative"`` or ``"early"``.
         density: Fraction of the prunable weights that the ticket keeps, exactly; None leaves it to
             ``rounds`` and ``rate``.
@@ -56,6 +57,9 @@ class MetaTicket(MAML):
         check_every: Iterations between two masks.
         window: Masks compared.
         threshold: The largest distance of a stable mask.
+        **maml: The options of :class:`~metasparse_ext.algorithms.MAML`. They hold in every training
+            of the course: learned rates go back with the weights, and ``multi_step`` and
+            ``first_order_until`` count the iterations of the present one.
 
     Attributes:
         kept: (P,) zeros and ones, in the order of ``layout``: the parameters that are left.
@@ -69,17 +73,13 @@ class MetaTicket(MAML):
 
     kept: Tensor
     start_point: Tensor
+    start_rates: Tensor | None
     drawn: Tensor
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        inner_lr: float = 0.01,
-        inner_steps: int = 5,
-        adapt_steps: int | None = None,
-        first_order: bool = False,
-        recompute: bool = False,
         search: str = "iterative",
         density: float | None = 0.2,
         rounds: int | None = None,
@@ -92,17 +92,11 @@ class MetaTicket(MAML):
         check_every: int = 50,
         window: int = 5,
         threshold: float = 0.1,
+        **maml: Unpack[MAMLOptions],
     ) -> None:
         for layer in _convolutions(model).values():
             layer.masker = FixedMask(torch.ones_like(layer.weight))
-        super().__init__(
-            model,
-            inner_lr=inner_lr,
-            inner_steps=inner_steps,
-            adapt_steps=adapt_steps,
-            first_order=first_order,
-            recompute=recompute,
-        )
+        super().__init__(model, **maml)
         require = self._require
         require(search in SEARCHES, "search", f"one of {SEARCHES}", search)
         require(density is None or 0 < density < 1, "density", "None or in (0, 1)", density)
@@ -141,11 +135,15 @@ class MetaTicket(MAML):
         whole = self.start(1)[0]
         self.register_buffer("kept", torch.ones_like(whole))
         self.register_buffer("start_point", whole.clone())
+        rates = None if self.learned_rates is None else self.learned_rates.values.detach().clone()
+        self.register_buffer("start_rates", rates)
         # The last masks that the early search drew, newest last.
         rows = window if search == "early" else 0
         self.register_buffer("drawn", whole.new_ones(rows, whole.numel(), dtype=torch.bool))
         self._forget()
         self.start_position = 0.0
+        # Iterations that are not the present training's.
+        self.elsewhere = 0
         self.macs = (0, 0)
         self._costs: dict[torch.Size, int] = {}
         # Images that the last meta-step passed forward, and their shape.
@@ -165,6 +163,9 @@ class MetaTicket(MAML):
         passes = batch.support.labels.shape[1] * self.inner_steps + batch.query.labels.shape[1]
         self._passed = passes, batch.query.images.shape[2:]
         return found
+
+    def age(self) -> int:
+        return super().age() - self.elsewhere
 
     def density(self) -> float:
         """The fraction of the prunable weights that is left."""
@@ -187,6 +188,8 @@ class MetaTicket(MAML):
             return
         if iteration == self.rewind:
             self.start_point.copy_(self.start(1)[0])
+            if self.learned_rates is not None:
+                self.start_rates.copy_(self.learned_rates.values.detach())
             self.start_position = position
         checking = iteration >= self.rewind and iteration % self.check_every == 0
         if self.search == "early" and checking:
@@ -208,6 +211,9 @@ class MetaTicket(MAML):
             start = self.layout.unflatten(self.start_point * self.kept)
             for name, parameter in self._adapted_parameters().items():
                 parameter.copy_(start[name])
+            if self.learned_rates is not None:
+                self.learned_rates.values.copy_(self.start_rates)
+        self.elsewhere = done - self.rewind
         self.finished += 1
         self.begun = position - self.start_position
         self._forget()
@@ -228,8 +234,7 @@ class MetaTicket(MAML):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        names = ("finished", "begun", "checks", "distances", "start_position", "macs")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _COURSE}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, value in state.items():

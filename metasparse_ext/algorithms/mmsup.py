@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.maml import MAML
+from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
+
+if TYPE_CHECKING:
+    from metasparse_ext.data import Samples
 
 
 class MMSUP(MAML):
@@ -27,11 +31,11 @@ class MMSUP(MAML):
     Args:
         model: A network of ``MaskedConv2d``, from images to logits. Its maskers are replaced,
             except those that are ``LearnedTopKMask`` already.
-        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in :class:`MAML`.
         density: The fraction that every layer keeps at first.
         granularity, signed, edge_popup: As in :class:`~metasparse_ext.nn.LearnedTopKMask`.
         sparsity_gradient: Its ``gradient``: "mean", "sum" or "boundary".
         adapt_density: Let the inner loop move the logits of s as it moves weights.
+        **maml: The options of :class:`MAML`.
 
     Source: Pimpalkhute, Kunde, Singhal, "GEMS: Generating Efficient Meta-Subnets", WACV 2023,
         supplement, listings 3 and 4.
@@ -41,17 +45,13 @@ class MMSUP(MAML):
         self,
         model: nn.Module,
         *,
-        inner_lr: float = 0.01,
-        inner_steps: int = 5,
-        adapt_steps: int | None = None,
-        first_order: bool = False,
-        recompute: bool = False,
         density: float = 0.5,
         granularity: str = "weight",
         signed: bool = False,
         edge_popup: bool = False,
         sparsity_gradient: str = "mean",
         adapt_density: bool = False,
+        **maml: Unpack[MAMLOptions],
     ) -> None:
         if isinstance(model, nn.Module):
             masker = partial(
@@ -63,22 +63,15 @@ class MMSUP(MAML):
                 edge_popup=edge_popup,
             )
             _make_masks(model, masker)
-        super().__init__(
-            model,
-            inner_lr=inner_lr,
-            inner_steps=inner_steps,
-            adapt_steps=adapt_steps,
-            first_order=first_order,
-            recompute=recompute,
-        )
-        moved = torch.full_like(self.start(1)[0], inner_lr)
+        super().__init__(model, **maml)
+        moves = torch.ones_like(self.start(1)[0])
         for name, place in self.layout.slices.items():
             if name.endswith("masker.logit") and not adapt_density:
-                moved[place] = 0
-        self.register_buffer("_rates", moved, persistent=False)
+                moves[place] = 0
+        self.register_buffer("_moves", moves, persistent=False)
 
-    def rates(self, step: int, phi: Tensor, gradient: Tensor) -> Tensor:
-        return self._rates
+    def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
+        return self._moves * super().rates(step, phi, gradient, support)
 
     @torch.no_grad()
     def densities(self) -> dict[str, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.maml import MAML
+from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples
@@ -25,8 +26,9 @@ class MultiMAML(MAML):
 
     Args:
         model: A network from images to logits, which N copies start from; it is copied itself.
-        inner_lr, inner_steps, adapt_steps, first_order, recompute: As in :class:`MAML`.
         distributions: N. With one, tasks need not say theirs.
+        inner_lr: One learning rate for all distributions, or one for each.
+        **maml: The other options of :class:`MAML`. Learned rates are those of each distribution.
 
     Attributes:
         initialisations: (N, P), the meta-parameters; row d as a network is ``network(d)``.
@@ -39,23 +41,19 @@ class MultiMAML(MAML):
         self,
         model: nn.Module,
         *,
-        inner_lr: float = 0.01,
-        inner_steps: int = 5,
-        adapt_steps: int | None = None,
-        first_order: bool = False,
-        recompute: bool = False,
+        inner_lr: float | Sequence[float] = 0.01,
         distributions: int = 1,
+        **maml: Unpack[MAMLOptions],
     ) -> None:
-        super().__init__(
-            copy.deepcopy(model),
-            inner_lr=inner_lr,
-            inner_steps=inner_steps,
-            adapt_steps=adapt_steps,
-            first_order=first_order,
-            recompute=recompute,
-        )
         self._require(distributions >= 1, "distributions", "at least 1", distributions)
-        self.distributions = distributions
+        each = (inner_lr,) * distributions if isinstance(inner_lr, int | float) else tuple(inner_lr)
+        wanted = f"a number above 0, or {distributions} of them"
+        self._require(len(each) == distributions and min(each) > 0, "inner_lr", wanted, inner_lr)
+        super().__init__(copy.deepcopy(model), inner_lr=each[0], **maml)
+        self.inner_lr, self.distributions = inner_lr, distributions
+        self.register_buffer("_inner_lrs", self.start(1).new_tensor(each), persistent=False)
+        if self.learned_rates is not None:
+            self._learn_rates(self.learned_rates.kind, self._inner_lrs)
         self.initialisations = nn.Parameter(self.start(distributions).clone())
         # The model is the shape of the networks; nothing of it is learned.
         self.model.requires_grad_(False)
@@ -79,10 +77,18 @@ class MultiMAML(MAML):
     def theta(self, support: Samples) -> Tensor:
         return self.initialisations.detach()[self._which(support)]
 
-    def theta_gradient(self, gradient: Tensor, support: Samples) -> dict[str, Tensor]:
+    def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
+        learned = self.learned_rates
+        every = self._inner_lrs.unsqueeze(-1) if learned is None else learned(step)
+        return every.index_select(0, self._which(support))
+
+    def meta_gradient(
+        self, gradient: Tensor, own: dict[str, Tensor], support: Samples
+    ) -> dict[str, Tensor]:
         total = torch.zeros_like(self.initialisations)
         total.index_add_(0, self._which(support), gradient)
-        return {"initialisations": total * (self.distributions / len(gradient))}
+        share = len(gradient) / self.distributions
+        return {name: part / share for name, part in {**own, "initialisations": total}.items()}
 
     def _which(self, support: Samples) -> Tensor:
         """(T,) the distribution of each task."""

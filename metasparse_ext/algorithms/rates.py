@@ -19,24 +19,22 @@ class LearnedRates(nn.Module):
         kind: "parameter" (Meta-SGD: Li et al., 2017), or "layer" (LSLR of MAML++: Antoniou et al.,
             ICLR 2019), whose steps after the last share its rates.
         layout: Of the P adapted parameters.
-        initial: The rate that all start from.
+        initial: () the rate that all start from; or (N,) for N sets of rates, each from its own.
         steps: Inner steps of training.
-        like: A tensor of the dtype and device of the parameters.
     """
 
-    def __init__(
-        self, kind: str, layout: Layout, *, initial: float, steps: int, like: Tensor
-    ) -> None:
+    def __init__(self, kind: str, layout: Layout, *, initial: Tensor, steps: int) -> None:
         super().__init__()
         shape = (layout.numel,) if kind == "parameter" else (max(steps, 1), len(layout.names))
         self.kind, self.sizes = kind, layout.sizes
-        self.values = nn.Parameter(like.new_full(shape, initial))
+        values = initial.view(*initial.shape, *[1] * len(shape)).expand(*initial.shape, *shape)
+        self.values = nn.Parameter(values.clone())
 
     def forward(self, step: int) -> Tensor:
-        """(P,): the rates of an inner step."""
+        """(P,) or (N, P): the rates of an inner step."""
         if self.kind == "parameter":
             return self.values
-        return spread(self.values[min(step, len(self.values) - 1)], self.sizes)
+        return spread(self.values[..., min(step, self.values.shape[-2] - 1), :], self.sizes)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}"
