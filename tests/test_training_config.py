@@ -10,6 +10,11 @@ def test_json_round_trip():
     assert RunConfig.from_json(config.to_json()) == config
 
 
+def test_a_file_holds_the_same_options():
+    config = RunConfig(learner="multi-maml", options={"inner_lr": (0.4, 0.01)})
+    assert RunConfig.from_json(config.to_json()).differences(config) == []
+
+
 def test_configurations_are_frozen():
     with pytest.raises(AttributeError):
         RunConfig(learner="maml").ways = 3

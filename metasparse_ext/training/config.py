@@ -123,12 +123,13 @@ class RunConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values."""
-        return {**dataclasses.asdict(self), "options": dict(self.options)}
+        """Returns the fields as JSON values, in which a tuple is a list."""
+        return json.loads(self.to_json())
 
     def to_json(self) -> str:
         """Returns the JSON text that :meth:`from_json` reads."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        fields = {**dataclasses.asdict(self), "options": dict(self.options)}
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
