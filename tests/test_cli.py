@@ -13,6 +13,7 @@ from training_helpers import package_path, tiny_config
 
 from metasparse_ext import cli
 from metasparse_ext.algorithms import LEARNERS, SOURCES
+from metasparse_ext.cli.configure import literal
 from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
 from metasparse_ext.training.config import BACKBONES
 from metasparse_ext.training.progress import LineReporter
@@ -296,7 +297,7 @@ def test_a_damaged_run_is_named(tmp_path):
     ],
 )
 def test_settings_are_read_as_literals(text, value):
-    assert cli._literal(text) == value
+    assert literal(text) == value
 
 
 def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):

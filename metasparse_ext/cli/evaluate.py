@@ -1,0 +1,40 @@
+"""``metasparse evaluate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import Console
+
+from metasparse_ext.cli.messages import say
+from metasparse_ext.training import Run, evaluate_run, results
+
+
+@click.command("evaluate")
+@click.argument("run")
+@click.option("--tasks", type=click.IntRange(1), help="How many tasks; by default the run's (600).")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Classes that the tasks are drawn from.",
+)
+@click.option(
+    "--transductive/--no-transductive",
+    default=None,
+    help="Batch statistics over all queries of a task, or over the support set and one "
+    "query; by default the run's.",
+)
+@click.option(
+    "--adapt-steps", type=click.IntRange(0), help="Steps of adaptation, if not the run's."
+)
+@click.option("--root", help="Folder of the data set's files, if it has moved.")
+@click.option("--device", help="Torch device, if not the run's.")
+def command(run: str, **options: Any) -> None:
+    """Evaluate the best checkpoint of RUN on classes it has not seen."""
+    result = evaluate_run(Run(run), **options)
+    console = Console()
+    console.print(results.table({run: result}))
+    say(console, results.remark(result))

@@ -1,0 +1,18 @@
+"""``metasparse export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from metasparse_ext.training import Run, export_masks
+
+
+@click.command("export")
+@click.argument("run")
+@click.option("--out", required=True, help="File to write, .npz.")
+def command(run: str, out: str) -> None:
+    """Write the masks of RUN's best checkpoint: zeros and ones by the name of the layer."""
+    for name, mask in export_masks(Run(run), Path(out)).items():
+        click.echo(f"{name:24}{tuple(mask.shape)!s:20}{mask.mean():7.2%} active")

@@ -1,0 +1,72 @@
+"""What a user is told: plain lines, and errors as one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import click
+from rich.console import Console
+
+from metasparse_ext.data import DataError
+from metasparse_ext.training import CheckpointError, TrainingError
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+
+
+class UserError(click.ClickException):
+    """Something asked for that cannot be done: one line on stderr, exit code 2."""
+
+    exit_code = 2
+
+
+class OneLineErrors(click.Group):
+    """A group that reports every foreseen error as one line on stderr."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(args, *rest, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            code = 2
+        except click.Abort:
+            code = INTERRUPTED
+        except (click.ClickException, DataError, CheckpointError) as error:
+            code = _report(error, 2)
+        except TrainingError as error:
+            code = _report(error, 1)
+        sys.exit(code)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def known(what: str, name: str, names: Iterable[str]) -> str:
+    """The name, if it is one of ``names``; else an error that suggests the nearest."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    raise UserError(f"unknown {what} {name!r}: {hint}")
+
+
+def checked(make: Callable[[], T]) -> T:
+    """What ``make`` returns; a value it refuses is the user's error, not a crash."""
+    try:
+        return make()
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def _report(error: Exception, code: int) -> int:
+    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    click.echo(f"metasparse: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,58 @@
+"""``metasparse train``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+from metasparse_ext.cli.configure import configure, preset_fields
+from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, say
+from metasparse_ext.cli.run_options import run_options
+from metasparse_ext.training import Outcome, Run, Trainer
+from metasparse_ext.training.distributed import first_process, joined
+from metasparse_ext.training.progress import reporter
+
+
+@click.command("train")
+@click.argument("learner")
+@run_options
+@click.option("--out", required=True, help="Run folder to write.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if any.")
+def command(learner: str, out: str, resume: bool, **flags: Any) -> None:
+    """Train LEARNER and write a run folder.
+
+    The folder gets config.json, metrics.jsonl, last.pt and best.pt. Ctrl-C saves and stops; the
+    same command with --resume goes on, exactly. Under torchrun, processes
+    share the tasks of a meta-batch.
+    """
+    run, console = Run(out), Console(quiet=not first_process())
+    if run.started and not resume:
+        raise UserError(
+            f"{out} already holds a run: add --resume to go on, or choose another --out"
+        )
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    base = run.config().to_dict() if run.started else preset_fields(learner, given)
+    config = configure(learner, given, base)
+    if resume and not run.started:
+        say(console, f"nothing to resume in {out}: starting")
+    with joined(config.device) as workers, reporter(console) as shown:
+        trainer = checked(lambda: Trainer(config, run, reporter=shown, workers=workers))
+        outcome = trainer.fit()
+    if outcome.interrupted:
+        say(console, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
+        sys.exit(INTERRUPTED)
+    say(console, _ending(trainer, outcome))
+
+
+def _ending(trainer: Trainer, outcome: Outcome) -> str:
+    """What came out of training, in a line."""
+    best = outcome.best
+    if best is None:
+        return f"no checkpoint met the budget: {trainer.run} has its last one only"
+    return (
+        f"best: iteration {best['iteration']}, validation {best['accuracy']:.2%} "
+        f"± {best['interval']:.2%}, active kernels {best['active']:.1%}; saved in {trainer.run}"
+    )
