@@ -12,7 +12,7 @@ from plain_tasks import (
     plain_logits,
     plain_rates,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from metasparse_ext.algorithms import BMP
 
@@ -30,7 +30,9 @@ def bmp(kind="task-aware", **options):
             elif name.startswith(OWN):
                 p.uniform_(-1, 1)
         # Gradients differ between tasks, and their means are small.
-        learner.emphasis[len(learner.units) :] *= 1000
+        for emphasis in learner.emphasis, getattr(learner.emphasis, "whole", None):
+            if isinstance(emphasis, Tensor):
+                emphasis[len(learner.units) :] *= 1000
     return learner
 
 
@@ -44,7 +46,17 @@ def layers_of(theta, unit):
     return layers
 
 
-def masked_rates(base, phi, grads, own, unit):
+def plain_emphasis(own, images):
+    """u: the learned vector, or that of one task's images."""
+    if "emphasis" in own:
+        return own["emphasis"]
+    side = images.shape[-1] // 4
+    pooled = images.unflatten(-1, (4, side)).unflatten(-3, (4, side)).mean((-3, -1)).flatten(1)
+    hidden = (pooled @ own["emphasis.each.weight"].T + own["emphasis.each.bias"]).clamp(min=0)
+    return 1 + own["emphasis.whole.weight"] @ hidden.mean(0)
+
+
+def masked_rates(base, phi, grads, own, unit, images):
     """The rate of each tensor, and the mask; straight-through by hand.
 
     ``base`` are the rates of the layers that move."""
@@ -56,7 +68,7 @@ def masked_rates(base, phi, grads, own, unit):
             for names in layers.values()
         ]
     )
-    x = embedding * own["emphasis"]
+    x = embedding * plain_emphasis(own, images)
     depth = sum("perceptron" in name and name.endswith("weight") for name in own)
     for i in range(depth):
         x = own[f"perceptron.{2 * i}.weight"] @ x + own[f"perceptron.{2 * i}.bias"]
@@ -84,7 +96,7 @@ def unrolled(net, support, query, learner, unit, first_order):
         grads = dict(zip(phi, grads, strict=True))
         if first_order:
             grads = {name: g.detach() for name, g in grads.items()}
-        rates, mask = masked_rates(base(k), phi, grads, own, unit)
+        rates, mask = masked_rates(base(k), phi, grads, own, unit, support.images)
         masks.append(mask)
         phi = {name: p - rates[name] * grads[name] for name, p in phi.items()}
     loss = F.cross_entropy(plain_logits(net, phi, query.images), query.labels)
@@ -103,6 +115,7 @@ def unrolled(net, support, query, learner, unit, first_order):
         {"unit": "module"},
         {"hidden_layers": 2},
         {"rates": "parameter"},
+        {"emphasis": "batch"},
         {"rates": "layer", "first_order": True},
     ],
     ids=lambda options: "-".join(map(str, options)) or "default",
@@ -135,9 +148,10 @@ def test_layers_that_are_off_stay_and_the_head_moves():
             assert stays is (name in moved and not moved[name][0, t]), name
 
 
-def test_training_starts_as_maml():
+@pytest.mark.parametrize("emphasis", ["vector", "batch"])
+def test_training_starts_as_maml(emphasis):
     tasks = batch()
-    learner = BMP(network(), inner_lr=RATE, inner_steps=STEPS)
+    learner = BMP(network(), inner_lr=RATE, inner_steps=STEPS, emphasis=emphasis)
     assert all(steps.all() for steps in learner.moved_layers(tasks.support).values())
 
 
@@ -146,6 +160,11 @@ def test_what_does_not_fit_is_named():
         BMP(network(), unit="block")
     with pytest.raises(ValueError, match="BMP: hidden_layers must be at least 1"):
         BMP(network(), hidden_layers=0)
+    with pytest.raises(ValueError, match="BMP: emphasis must be one of"):
+        BMP(network(), emphasis="task")
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="BMP: model must be of convolutions"):
+        BMP(flat, emphasis="batch")
     with pytest.raises(ValueError, match="BMP: head must be one of"):
         BMP(network(), head="blocks.0.conv")
     with pytest.raises(ValueError, match="BMP: model must be more than its head"):

@@ -10,6 +10,7 @@ from plain_tasks import Samples, TaskBatch
 from metasparse_ext.algorithms import LEARNERS, SOURCES
 from metasparse_ext.algorithms.presets import PRESETS, preset
 from metasparse_ext.nn import Conv4
+from metasparse_ext.training.build import resolved
 from metasparse_ext.training.config import RunConfig
 
 
@@ -56,6 +57,13 @@ def test_gems_compares_its_learners_under_one_setting():
     assert settings[0]["iterations"] == 30_000
 
 
+def test_multi_maml_has_a_rate_for_each_data_set():
+    found = preset("multi-maml/mmaml-3-modes/20way-1shot")
+    assert found.data == "omniglot+folder:mini-imagenet+folder:fc100"
+    assert found.options["inner_lr"] == (0.1, 0.01, 0.01)
+    assert preset("multi-maml/mmaml-2-modes/5way-5shot").options["inner_lr"] == (0.4, 0.01)
+
+
 def test_every_learner_has_a_source_and_is_documented():
     assert SOURCES.keys() == LEARNERS.keys()
     text = (Path(__file__).parent.parent / "docs" / "learners.md").read_text(encoding="utf-8")
@@ -70,11 +78,13 @@ def test_every_preset_is_a_run(name):
     assert name.endswith(f"{config.ways}way-{config.shots}shot")
     accepted = inspect.signature(LEARNERS[config.learner]).parameters
     short = {name: 1 for name in ("inner_steps", "adapt_steps") if name in accepted}
-    options = {**config.options, **short}
+    options = {**resolved(config).options, **short}
     net = Conv4(1, 16, 2, config.ways, strided=config.strided)
     learner = LEARNERS[config.learner](net, **options)
     samples = Samples(
-        torch.rand(2, config.ways, 1, 16, 16), torch.arange(config.ways).expand(2, -1)
+        torch.rand(2, config.ways, 1, 16, 16),
+        torch.arange(config.ways).expand(2, -1),
+        torch.arange(2) if "+" in config.data else None,
     )
     assert learner.meta_backward(TaskBatch(samples, samples)).loss.isfinite().all()
 

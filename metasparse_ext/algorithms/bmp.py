@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext.algorithms.batch_embedding import BatchEmbedding
 from metasparse_ext.algorithms.head_learner import head_name
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.rates import spread
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from metasparse_ext.data import Samples
 
 UNITS = ("tensor", "module")
+EMPHASES = ("vector", "batch")
 
 
 class BMP(MAML):
@@ -34,7 +36,8 @@ class BMP(MAML):
     learns in it as well.
 
     The public sources are a supplement with listings and a patent's abstract. What they leave open
-    is a reconstruction: ALFA's perceptron, which they describe, with a binary output.
+    is a reconstruction: ALFA's perceptron, which they describe, with a binary output, and u, of
+    which they give a name, the input embedding, and a use, that of "previously learned knowledge".
 
     Args:
         model: A network from images to logits.
@@ -43,6 +46,9 @@ class BMP(MAML):
         initial_bias: Of its outputs, whose weights start from 0: above 0, all layers move at first,
             as in MAML.
         head: Name of the head; the last ``nn.Linear`` by default.
+        emphasis: What u is: a learned "vector", the same for all tasks, or made of each task's
+            support images, the "batch", by a learned
+            :class:`~metasparse_ext.algorithms.batch_embedding.BatchEmbedding`. It starts from ones.
         **maml: The options of :class:`MAML`. A gate multiplies a learned rate.
 
     Attributes:
@@ -61,11 +67,13 @@ class BMP(MAML):
         hidden_layers: int = 1,
         initial_bias: float = 0.1,
         head: str | None = None,
+        emphasis: str = "vector",
         **maml: Unpack[MAMLOptions],
     ) -> None:
         super().__init__(model, **maml)
         self._require(unit in UNITS, "unit", f"one of {UNITS}", unit)
         self._require(hidden_layers >= 1, "hidden_layers", "at least 1", hidden_layers)
+        self._require(emphasis in EMPHASES, "emphasis", f"one of {EMPHASES}", emphasis)
         head = head_name(self, head)
         # A module's own parameters are neighbours in the buffer.
         sizes = dict(zip(self.layout.names, self.layout.sizes, strict=True))
@@ -84,19 +92,23 @@ class BMP(MAML):
         self.perceptron = nn.Sequential(*hidden, nn.Linear(width, len(self.units), **place))
         nn.init.zeros_(self.perceptron[-1].weight)
         nn.init.constant_(self.perceptron[-1].bias, initial_bias)
-        self.emphasis = nn.Parameter(torch.ones(width, **place))
+        if emphasis == "vector":
+            self.emphasis = nn.Parameter(torch.ones(width, **place))
+        else:
+            self.emphasis = BatchEmbedding(self._image_channels(), width, **place)
 
-    def gates(self, phi: Tensor, gradient: Tensor) -> Tensor:
+    def gates(self, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         """(T, N): which layers move from phi (T, P) along the support gradient (T, P)."""
         sizes = list(self._sizes.values())
         parts = [*phi.split(sizes, -1), *gradient.split(sizes, -1)]
         embedding = [
             part.mean(-1) for part, gated in zip(parts, 2 * self._gated, strict=True) if gated
         ]
-        return binary_mask(self.perceptron(torch.stack(embedding, -1) * self.emphasis))
+        u = self.emphasis if isinstance(self.emphasis, Tensor) else self.emphasis(support.images)
+        return binary_mask(self.perceptron(torch.stack(embedding, -1) * u))
 
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
-        gates = iter(self.gates(phi, gradient).unbind(-1))
+        gates = iter(self.gates(phi, gradient, support).unbind(-1))
         columns = [next(gates) if gated else torch.ones_like(phi[:, 0]) for gated in self._gated]
         gates = spread(torch.stack(columns, -1), tuple(self._sizes.values()))
         return super().rates(step, phi, gradient, support) * gates
@@ -107,9 +119,17 @@ class BMP(MAML):
         phi, gates = self.theta(support), []
         for k in range(self.adapt_steps):
             gradient = self.gradient(phi, support)[1]
-            gates.append(self.gates(phi, gradient))
+            gates.append(self.gates(phi, gradient, support))
             phi = phi - self.rates(k, phi, gradient, support) * gradient
         return dict(zip(self.units, torch.stack(gates).unbind(-1), strict=True))
+
+    def _image_channels(self) -> int:
+        """Of the images: what the first convolution takes."""
+        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d))
+        channels = next((conv.in_channels for conv in convolutions), None)
+        kind = type(self.model).__name__
+        self._require(channels is not None, "model", "of convolutions for a batch's emphasis", kind)
+        return channels
 
 
 def _owner(parameter: str) -> str:

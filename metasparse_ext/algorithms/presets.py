@@ -364,6 +364,32 @@ def _gems() -> dict[str, Preset]:
     return presets
 
 
+def _multi_maml() -> dict[str, Preset]:
+    """Vuorio et al. 2019, the baseline of MMAML, from its public code; 2, 3 and 5 modes."""
+    presets = {}
+    sets = ("omniglot", "mini-imagenet", "fc100", "aircraft", "cub")
+    for modes in (2, 3, 5):
+        for ways, shots, omniglot in ((5, 1, 0.4), (5, 5, 0.4), (20, 1, 0.1)):
+            presets[f"multi-maml/mmaml-{modes}-modes/{_task(ways, shots)}"] = Preset(
+                learner="multi-maml",
+                options={"inner_lr": (omniglot, *[0.01] * (modes - 1)), "inner_steps": 5},
+                data="+".join(["omniglot", *(f"folder:{name}" for name in sets[1:modes])]),
+                image_size=84,
+                ways=ways,
+                shots=shots,
+                queries=15,
+                tasks=4 * modes,
+                iterations=80_000,
+                meta_lr=1e-3,
+                note="Folders of images, of these names where the run starts. The code trains one "
+                "data set after the other, 4 tasks a meta-batch (10 on 5-way Omniglot, with one "
+                "inner step and 60000 iterations), on a network whose width doubles from 32 to 256 "
+                "and whose head sees the spatial mean; it rotates Omniglot's classes and clips "
+                "inner gradients at 20.",
+            )
+    return presets
+
+
 def _files(data: str) -> str:
     """Where a data set's images are: mini-ImageNet is a folder of yours."""
     return "folder" if data == "mini-imagenet" else data
@@ -378,4 +404,5 @@ PRESETS: dict[str, Preset] = {
     **_reptile(),
     **_cavia(),
     **_gems(),
+    **_multi_maml(),
 }

@@ -75,8 +75,9 @@ SOURCES: dict[str, Source] = {
         paper=_GEMS,
         exact="a binary mask on layers' inner updates, from the mean weights and gradients of the "
         "layers, by a perceptron with 2 N hidden units; straight-through",
-        reconstructed="ALFA's perceptron with a binary output: its depth, the learned factor of "
-        "the embedding, the head always moves, the output layer's start",
+        reconstructed="ALFA's perceptron with a binary output: its depth, the head always moves, "
+        "the output layer's start; the factor of the embedding, a learned vector or one made of "
+        "the support images",
     ),
     "mmsup": Source(
         paper=_GEMS,
