@@ -44,6 +44,22 @@ auto make_node() {
   return NodePointer<decltype(torch::autograd::Edge::function)>::template make<N>();
 }
 
+template <class N>
+using PointerTo = decltype(make_node<N>());
+
+// A Node with edges to the variables, or none where no gradient is asked for.
+template <class N, class... Variables>
+PointerTo<N> node_of(const Variables&... variables) {
+  if (!torch::autograd::compute_requires_grad(variables...)) return {};
+  auto node = make_node<N>();
+  node->set_next_edges(torch::autograd::collect_next_edges(variables...));
+  return node;
+}
+
+inline c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {
+  return keys & c10::after_autograd_keyset;
+}
+
 // The forward-mode tangent of a variable, undefined where there is none.
 inline at::Tensor tangent_of(const at::Tensor& t) {
   return t.defined() ? t._fw_grad(/*level=*/0) : at::Tensor();
@@ -51,6 +67,10 @@ inline at::Tensor tangent_of(const at::Tensor& t) {
 
 inline at::Tensor primal_of(const at::Tensor& t) {
   return t.defined() ? t._fw_primal(/*level=*/0) : at::Tensor();
+}
+
+inline void set_tangent(const at::Tensor& out, const at::Tensor& dot) {
+  if (dot.defined()) out._set_fw_grad(dot, /*level=*/0, /*is_inplace_op=*/false);
 }
 
 inline at::Tensor or_undefined(const std::optional<at::Tensor>& t) {

@@ -68,10 +68,8 @@ struct SoftmaxHeadSecondOrder : Node {
 Tensor softmax_head_attach(c10::DispatchKeySet keys, const Tensor& weight, const Tensor& features,
                            const Tensor& labels, const Tensor& center, const Tensor& lam) {
   refuse_forward_mode(features, center, lam);
-  auto node = decltype(make_node<SoftmaxHeadBackward>()){};
-  if (torch::autograd::compute_requires_grad(features, center, lam)) {
-    node = make_node<SoftmaxHeadBackward>();
-    node->set_next_edges(torch::autograd::collect_next_edges(features, center, lam));
+  const auto node = node_of<SoftmaxHeadBackward>(features, center, lam);
+  if (node) {
     node->weight_ = SavedVariable(weight, /*is_output=*/false);
     node->features_ = SavedVariable(features, false);
     node->labels_ = SavedVariable(labels, false);
@@ -80,8 +78,7 @@ Tensor softmax_head_attach(c10::DispatchKeySet keys, const Tensor& weight, const
   }
   auto out = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
-    return attach_op().redispatch(keys & c10::after_autograd_keyset, weight, features, labels,
-                                  center, lam);
+    return attach_op().redispatch(below_autograd(keys), weight, features, labels, center, lam);
   }();
   if (node) torch::autograd::set_history(out, node);
   return out;
@@ -93,15 +90,10 @@ std::tuple<Tensor, Tensor, Tensor> softmax_head_grad(c10::DispatchKeySet keys, c
                                                      const Tensor& lam) {
   refuse_forward_mode(features, center, lam);
   refuse_forward_mode(grad, weight, Tensor());
-  auto node = decltype(make_node<SoftmaxHeadSecondOrder>()){};
-  if (torch::autograd::compute_requires_grad(grad, weight, features, center, lam)) {
-    node = make_node<SoftmaxHeadSecondOrder>();
-    node->set_next_edges(torch::autograd::collect_next_edges(grad, weight, features, center, lam));
-  }
+  const auto node = node_of<SoftmaxHeadSecondOrder>(grad, weight, features, center, lam);
   auto outs = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
-    return grad_op().redispatch(keys & c10::after_autograd_keyset, grad, weight, features, labels,
-                                center, lam);
+    return grad_op().redispatch(below_autograd(keys), grad, weight, features, labels, center, lam);
   }();
   if (node) {
     torch::autograd::set_history(std::get<0>(outs), node);

@@ -18,11 +18,7 @@ struct StraightThroughBackward : Node {
 
 template <class Redispatch>
 Tensor straight_through(const Tensor& scores, Redispatch&& redispatch) {
-  auto node = decltype(make_node<StraightThroughBackward>()){};
-  if (torch::autograd::compute_requires_grad(scores)) {
-    node = make_node<StraightThroughBackward>();
-    node->set_next_edges(torch::autograd::collect_next_edges(scores));
-  }
+  const auto node = node_of<StraightThroughBackward>(scores);
   auto mask = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
     return redispatch();
@@ -30,20 +26,18 @@ Tensor straight_through(const Tensor& scores, Redispatch&& redispatch) {
   if (node) torch::autograd::set_history(mask, node);
   // a copy, so that writing to the mask in place leaves the tangent of the scores alone
   const auto dot = tangent_of(scores);
-  if (dot.defined()) mask._set_fw_grad(dot.clone(), /*level=*/0, /*is_inplace_op=*/false);
+  if (dot.defined()) set_tangent(mask, dot.clone());
   return mask;
 }
 
 Tensor binary_mask(c10::DispatchKeySet keys, const Tensor& scores) {
   static const auto op = find_op<Tensor(const Tensor&)>("metasparse::binary_mask");
-  return straight_through(scores,
-                          [&] { return op.redispatch(keys & c10::after_autograd_keyset, scores); });
+  return straight_through(scores, [&] { return op.redispatch(below_autograd(keys), scores); });
 }
 
 Tensor topk_mask(c10::DispatchKeySet keys, const Tensor& scores, const Tensor& k) {
   static const auto op = find_op<Tensor(const Tensor&, const Tensor&)>("metasparse::topk_mask");
-  return straight_through(
-      scores, [&] { return op.redispatch(keys & c10::after_autograd_keyset, scores, k); });
+  return straight_through(scores, [&] { return op.redispatch(below_autograd(keys), scores, k); });
 }
 
 }  // namespace

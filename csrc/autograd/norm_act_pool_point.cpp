@@ -1,0 +1,104 @@
+#include "norm_act_pool_point.h"
+
+#include "norm_act_pool_ops.h"
+
+namespace metasparse::norm_autograd {
+
+using torch::autograd::SavedVariable;
+
+Point Point::primal() const {
+  return {primal_of(x), primal_of(weight), mean, rstd, gate, eps, pool, norm_first};
+}
+
+Tensor Point::tangent(const NormDirection& v) const {
+  return tangent_op().call(x_direction(v.x), or_none(v.weight), or_none(v.bias), x, or_none(weight),
+                           mean, rstd, gate, eps, pool, norm_first);
+}
+
+NormDirection Point::backward(const Tensor& grad) const {
+  const auto [gx, gw, gb] =
+      backward_op().call(grad, x, or_none(weight), mean, rstd, gate, eps, pool, norm_first);
+  return {gx, gw, gb};
+}
+
+std::tuple<Tensor, NormDirection> Point::double_backward(const NormDirection& v,
+                                                         const Tensor& grad) const {
+  const auto [y_dot, gx, gw] =
+      double_backward_op().call(x_direction(v.x), or_none(v.weight), or_none(v.bias), grad, x,
+                                or_none(weight), mean, rstd, gate, eps, pool, norm_first);
+  return {y_dot, {gx, gw, Tensor()}};
+}
+
+NormDirection Point::hessian(const NormDirection& v, const Tensor& grad) const {
+  return std::get<1>(double_backward(v, grad));
+}
+
+Tensor Point::second(const NormDirection& v, const NormDirection& c) const {
+  return dense::norm_act_pool_second(definition(), whole(v), whole(c));
+}
+
+NormDirection Point::third(const Tensor& grad, const NormDirection& v,
+                           const NormDirection& c) const {
+  const auto [gx, gw] = dense::norm_act_pool_third(definition(), grad, whole(v), whole(c));
+  return {gx, gw, Tensor()};
+}
+
+Tensor Point::x_direction(const Tensor& v) const { return v.defined() ? v : at::zeros_like(x); }
+
+dense::NormPoint Point::definition() const { return {x, weight, gate, eps, pool, norm_first}; }
+
+NormDirection Point::whole(const NormDirection& v) const {
+  return {x_direction(v.x), v.weight, v.bias};
+}
+
+NormDirection operator+(const NormDirection& a, const NormDirection& b) {
+  return {add_defined(a.x, b.x), add_defined(a.weight, b.weight), add_defined(a.bias, b.bias)};
+}
+
+bool any_defined(const NormDirection& v) {
+  return v.x.defined() || v.weight.defined() || v.bias.defined();
+}
+
+NormDirection tangents_of(const NormDirection& v) {
+  return {tangent_of(v.x), tangent_of(v.weight), tangent_of(v.bias)};
+}
+
+NormDirection primals_of(const NormDirection& v) {
+  return {primal_of(v.x), primal_of(v.weight), primal_of(v.bias)};
+}
+
+void SavedPoint::save(const Point& p) {
+  x = SavedVariable(p.x, /*is_output=*/false);
+  weight = SavedVariable(p.weight, false);
+  mean = SavedVariable(p.mean, false);
+  rstd = SavedVariable(p.rstd, false);
+  gate = SavedVariable(p.gate, false);
+  eps = p.eps;
+  pool = p.pool;
+  norm_first = p.norm_first;
+}
+
+Point SavedPoint::unpack() const {
+  return {x.unpack(), weight.unpack(), mean.unpack(), rstd.unpack(), gate.unpack(), eps,
+          pool,       norm_first};
+}
+
+void SavedPoint::reset() {
+  for (SavedVariable* variable : {&x, &weight, &mean, &rstd, &gate}) variable->reset_data();
+}
+
+void SavedDirection::save(const NormDirection& v) {
+  x = SavedVariable(v.x, /*is_output=*/false);
+  weight = SavedVariable(v.weight, false);
+  bias = SavedVariable(v.bias, false);
+}
+
+NormDirection SavedDirection::unpack() const {
+  return {x.unpack(), weight.unpack(), bias.unpack()};
+}
+
+void SavedDirection::reset() {
+  for (SavedVariable* variable : {&x, &weight, &bias}) variable->reset_data();
+}
+
+}  // namespace metasparse::norm_autograd
