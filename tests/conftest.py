@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 from host import FakeGraph
-from training_helpers import write_tiny_omniglot
+from training_helpers import write_tiny_sets
 
 from metasparse_ext import _capture
 
@@ -71,5 +71,5 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory):
-    """A folder with a data set of the name omniglot that is quick to learn from."""
-    return write_tiny_omniglot(tmp_path_factory.mktemp("tiny-omniglot"))
+    """A folder with data sets of the names omniglot and cifar-fs that are quick to learn from."""
+    return write_tiny_sets(tmp_path_factory.mktemp("tiny-sets"))

@@ -124,9 +124,17 @@ def assert_same_state(left, right):
 
 
 @pytest.mark.parametrize("learner", sorted(LEARNERS))
-@pytest.mark.parametrize("stop", [2, 3, 5])
-def test_resume_is_exact(tmp_path, tiny_root, learner, stop):
-    config = tiny_config(tiny_root, learner)
+@pytest.mark.parametrize(
+    ("stop", "network"),
+    [
+        (2, {"backbone": "conv4"}),
+        (3, {"backbone": "resnet12", "width": 2, "data": "cifar-fs"}),
+        (5, {"backbone": "conv4"}),
+    ],
+    ids=["2-conv4", "3-resnet12", "5-conv4"],
+)
+def test_resume_is_exact(tmp_path, tiny_root, learner, stop, network):
+    config = tiny_config(tiny_root, learner, **network)
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     Trainer(config, whole).fit()
     assert Trainer(config, parts, reporter=StopAfter(stop)).fit().interrupted

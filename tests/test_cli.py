@@ -1,6 +1,7 @@
 """The command line: what it prints, writes, refuses, and with which exit code."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,8 @@ from training_helpers import package_path, tiny_config
 
 from metasparse_ext import cli
 from metasparse_ext.algorithms import LEARNERS, SOURCES
-from metasparse_ext.cli.configure import literal
+from metasparse_ext.cli import settings
 from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
-from metasparse_ext.training.config import BACKBONES
 from metasparse_ext.training.progress import LineReporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,29 +75,41 @@ def test_train_writes_a_run_and_says_what_came_out(tmp_path, tiny_root):
     assert result.stdout.splitlines()[-1].startswith("best: iteration")
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("data", "backbone"), [("omniglot", "conv4"), ("cifar-fs", "resnet12"), ("glyphs", "conv4")]
+)
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_every_learner_trains_on_both_backbones_and_evaluates(
-    tmp_path, tiny_root, learner, backbone
-):
-    config = tiny_config(tiny_root, learner, backbone=backbone, width=2, iterations=2)
-    flags = {name: getattr(config, name) for name in ("data", "root", "ways", "queries", "width")}
-    flags |= {"tasks": 2, "iterations": 2, "validation_tasks": 2, "evaluation_tasks": 2}
-    flags |= {"backbone": backbone, **config.options}
+def test_every_learner_trains_evaluates_and_exports(tmp_path, tiny_root, learner, data, backbone):
+    config = tiny_config(tiny_root, learner)
+    flags = {"data": data, "backbone": backbone, "root": tiny_root, "ways": 3, "queries": 2}
+    flags |= {"tasks": 2, "iterations": 2, "validation_tasks": 2, "evaluation_tasks": 2, "width": 2}
+    flags |= config.options
     given = [
         part for name, value in flags.items() for part in (f"--{name}".replace("_", "-"), value)
     ]
     result = invoke("train", learner, "--out", tmp_path, *given)
     assert result.exit_code == 0, result.output
-    assert Run(tmp_path).config().backbone == backbone
+    assert (Run(tmp_path).config().data, Run(tmp_path).config().backbone) == (data, backbone)
     evaluated = invoke("evaluate", tmp_path)
     assert evaluated.exit_code == 0, evaluated.output
+    assert f"{data} test classes" in " ".join(evaluated.stdout.split())
     assert Run(tmp_path).usage_path("test").exists()
     exported = invoke("export", tmp_path, "--out", tmp_path / "masks.npz")
     assert exported.exit_code == 0, exported.output
     with np.load(tmp_path / "masks.npz") as arrays:
         assert len(arrays) == (4 if backbone == "conv4" else 16)
         assert all(np.isin(array, (0, 1)).all() for array in arrays.values())
+
+
+def test_masks_are_exported_where_the_data_has_moved(tmp_path, trained):
+    run = tmp_path / "run"
+    shutil.copytree(trained.folder, run)
+    config = trained.config()
+    (run / "config.json").write_text(config.replace(root=str(tmp_path / "gone")).to_json())
+    out = tmp_path / "masks.npz"
+    assert_one_line_error(invoke("export", run, "--out", out), "omniglot", "gone")
+    assert invoke("export", run, "--out", out, "--root", config.root).exit_code == 0
+    assert out.exists()
 
 
 def test_train_resumes(tmp_path, tiny_root):
@@ -260,6 +272,10 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
         (["train", "maml", "--out", "x", "--budget", "0.5"], ["maml has no option budget"]),
         (["train", "maml", "--out", "x", "--set", "alpha=1"], ["no option alpha", "inner_lr"]),
         (["train", "maml", "--out", "x", "--set", "alpha"], ["KEY=VALUE"]),
+        (
+            ["train", "bmp", "--out", "x", "--set", "first_order=no"],
+            ["bmp: first_order: expected bool, got 'no'"],
+        ),
         (["train", "maml", "--out", "x", "--inner-lr", "-1"], ["inner_lr", "above 0"]),
         (["train", "maml", "--out", "x", "--init-from", "no/run"], ["no/run"]),
         (["train", "maml"], ["--out"]),
@@ -285,19 +301,41 @@ def test_a_damaged_run_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("text", "annotation", "value"),
     [
-        ("3", 3),
-        ("1e-3", 1e-3),
-        ("True", True),
-        ("false", False),
-        ("none", None),
-        ("paper", "paper"),
-        ("[1, 2]", [1, 2]),
+        ("3", "int", 3),
+        ("3", "float", 3),
+        ("1e-3", "float", 1e-3),
+        ("True", "bool", True),
+        ("false", "bool", False),
+        ("none", "int | None", None),
+        ("paper", "str", "paper"),
+        ("head, bias", "Sequence[str]", ["head", "bias"]),
+        ("head", "Sequence[str]", ["head"]),
+        ("", "Sequence[str]", []),
+        ("('head', 'bias')", "Sequence[str]", ("head", "bias")),
+        ("0.4,0.01", "float | Sequence[float]", (0.4, 0.01)),
     ],
 )
-def test_settings_are_read_as_literals(text, value):
-    assert literal(text) == value
+def test_settings_are_read_as_they_are_declared(text, annotation, value):
+    assert settings.read(text, annotation) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation"),
+    [
+        ("abc", "int"),
+        ("2.5", "int"),
+        ("true", "float"),
+        ("no", "bool"),
+        ("1", "bool"),
+        ("none", "str"),
+        ("0.4,x", "float | Sequence[float]"),
+    ],
+)
+def test_settings_of_another_type_are_refused(text, annotation):
+    with pytest.raises(ValueError, match=r"expected .*, got"):
+        settings.read(text, annotation)
 
 
 def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):

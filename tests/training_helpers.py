@@ -20,8 +20,11 @@ def package_path() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(metasparse_ext.__file__).parents[1])}
 
 
-def write_tiny_omniglot(folder: Path) -> Path:
-    """Writes ``omniglot-tiny.npz``: a class is a blocky pattern, its images noisy copies."""
+def write_tiny_sets(folder: Path) -> Path:
+    """Writes ``omniglot-tiny.npz``: a class is a blocky pattern, its images noisy copies.
+
+    ``cifar_fs-tiny.npz`` is the same in colour.
+    """
     rng = np.random.default_rng(0)
     images, labels, splits = [], [], []
     for split, count in CLASSES.items():
@@ -31,13 +34,16 @@ def write_tiny_omniglot(folder: Path) -> Path:
             images.append((pattern + noise).astype(np.uint8))
             labels += [len(splits)] * EACH
             splits.append(split)
-    np.savez(
-        folder / "omniglot-tiny.npz",
-        images=np.concatenate(images),
-        labels=np.array(labels),
-        class_names=np.array([f"class {number}" for number in range(len(splits))]),
-        split=np.array(splits),
-    )
+    grey = np.concatenate(images)
+    colour = np.stack([grey, grey.swapaxes(1, 2), 255 - grey], -1)
+    for name, drawn in (("omniglot", grey), ("cifar_fs", colour)):
+        np.savez(
+            folder / f"{name}-tiny.npz",
+            images=drawn,
+            labels=np.array(labels),
+            class_names=np.array([f"class {number}" for number in range(len(splits))]),
+            split=np.array(splits),
+        )
     return folder
 
 

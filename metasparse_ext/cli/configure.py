@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from inspect import Parameter
 from typing import Any
 
 from metasparse_ext.algorithms import LEARNERS, PRESETS
 from metasparse_ext.cli.messages import UserError, checked, known
+from metasparse_ext.cli.settings import read
 from metasparse_ext.training import RunConfig
 
 # Options of learners that have a flag of their own.
@@ -46,31 +47,29 @@ def _chosen_options(learner: str, kind: type, given: Mapping[str, Any]) -> dict[
     chosen = {name: given[name] for name in _LEARNER_FLAGS if name in given}
     if "order" in given:
         chosen["first_order"] = given["order"] == "first"
-    for setting in given.get("settings", ()):
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set: expected KEY=VALUE, got {setting!r}")
-        chosen[key.strip().replace("-", "_")] = literal(value.strip())
+    settings = dict(_setting(text) for text in given.get("settings", ()))
     options = learner_options(kind)
-    for name in chosen:
+    for name in (*chosen, *settings):
         if name not in options:
-            flag = "--order" if name == "first_order" else name
+            flag = "--order" if name == "first_order" and name in chosen else name
             raise UserError(f"{learner} has no option {flag}; it has {', '.join(options)}")
+    for name, text in settings.items():
+        try:
+            chosen[name] = read(text, str(options[name].annotation))
+        except ValueError as error:
+            raise UserError(f"{learner}: {name}: {error}") from error
     return chosen
 
 
-def learner_options(kind: type) -> list[str]:
-    """Names of the constructor's keyword arguments."""
-    parameters = inspect.signature(kind).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+def learner_options(kind: type) -> dict[str, Parameter]:
+    """The keyword arguments of the constructor, by name."""
+    parameters = inspect.signature(kind).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def literal(text: str) -> Any:
-    """A Python literal, true, false or none in any case, or else the text itself."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def _setting(text: str) -> tuple[str, str]:
+    """KEY=VALUE in two; dashes in a key are underscores."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set: expected KEY=VALUE, got {text!r}")
+    return key.strip().replace("-", "_"), value.strip()

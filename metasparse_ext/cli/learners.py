@@ -33,8 +33,7 @@ def command(name: str | None) -> None:
 def _about(name: str) -> Table:
     """A learner's source, and its options with their defaults."""
     kind, source = LEARNERS[name], SOURCES[name]
-    parameters = inspect.signature(kind).parameters
-    options = ", ".join(f"{o}={parameters[o].default!r}" for o in learner_options(kind))
+    options = ", ".join(f"{o}={p.default!r}" for o, p in learner_options(kind).items())
     shown = Table(show_header=False, box=None, pad_edge=False)
     shown.add_row(name, _summary(kind))
     shown.add_row("source", source.paper)

@@ -95,8 +95,16 @@ def evaluate_run(
     return result
 
 
-def export_masks(run: Run, path: Path) -> dict[str, NDArray[np.float64]]:
+def export_masks(
+    run: Run, path: Path, *, root: str | None = None
+) -> dict[str, NDArray[np.float64]]:
     """Writes the masks of a run's best meta-parameters to an ``.npz`` file, as bytes 0 and 1.
+
+    Args:
+        run: The run.
+        path: The file.
+        root: Where the data set's files are now, whose images have the shape that the network is
+            for, if not where the run found them.
 
     Returns:
         The masks by layer name: (O, I), or (O, I, kh, kw) with one entry a weight. Tasks may have
@@ -104,8 +112,10 @@ def export_masks(run: Run, path: Path) -> dict[str, NDArray[np.float64]]:
 
     Raises:
         CheckpointError: If the folder holds no run.
+        DataError: If the data cannot be had.
     """
     config = run.config()
+    config = config.replace(root=root or config.root, device="cpu")
     shape = build.images(config, "test").shape
     masks = build.trained(run, config, shape).masks()
     arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
