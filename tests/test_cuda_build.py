@@ -145,13 +145,14 @@ ptxas info    : Used 40 registers, used 1 barriers, 440 bytes cmem[0]
 
 @needs_nvcc
 @pytest.mark.skipif(shutil.which(cuda_emulator.COMPILER) is None, reason="no C++ compiler")
-def test_the_bindings_fit_the_real_headers():
+@pytest.mark.parametrize("bindings", ["bindings.cpp", "bindings_conv.cpp"])
+def test_the_bindings_fit_the_real_headers(bindings):
     folders = [ROOT / "tests" / "cuda_headers"] if torch.version.cuda is None else []
     folders += [compile_cuda.include_folder(), *cpp_extension.include_paths()]
     command = [cuda_emulator.COMPILER, "-std=c++20", "-fsyntax-only", "-Wall", "-Werror"]
     command += [f"-isystem{folder}" for folder in folders]
     result = subprocess.run(
-        [*command, ROOT / "csrc" / "cuda" / "bindings.cpp"],
+        [*command, ROOT / "csrc" / "cuda" / bindings],
         capture_output=True,
         text=True,
         check=False,

@@ -145,7 +145,9 @@ def test_one_switch_serves_both_devices():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="one of automatic, dense, triton, cuda on cuda, got 'x'"):
+    with pytest.raises(
+        ValueError, match="one of automatic, dense, triton, cuda, winograd on cuda, got 'x'"
+    ):
         backend.set_backend("cuda", "x")
     with pytest.raises(ValueError, match="device to be 'cpu' or 'cuda', got 'tpu'"):
         backend.backend("tpu")
@@ -160,7 +162,7 @@ def test_a_call_that_the_forced_backend_cannot_serve_goes_by_the_table():
         assert cuda.choose("softmax_head", many).backend != "triton"
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda"])
+@pytest.mark.parametrize("name", ["triton", "cuda", "winograd"])
 def test_a_forced_backend_that_is_not_there_says_so(name, monkeypatch):
     monkeypatch.setattr(cuda, "problem", {name: "it was left at home"}.get)
     args = other_calls()["topk_mask"]
@@ -214,7 +216,7 @@ def test_launchers_take_what_the_grids_offer():
 def test_without_triton_pytorch_serves_every_call(monkeypatch):
     monkeypatch.setattr(cuda, "problem", {"triton": "Triton is not installed"}.get)
     for op, args in all_calls().items():
-        assert cuda.choose(op, args).backend in ("dense", "cuda")
+        assert cuda.choose(op, args).backend != "triton"
         assert all(choice.backend != "triton" for choice in cuda.candidates(op, args))
 
 

@@ -7,11 +7,9 @@ bindings.
 
 import shutil
 
-import cpu_kernels
 import cuda_emulator
 import pytest
 import torch
-from cpu_kernels import Case
 from torch import Tensor
 
 from metasparse_ext.reference import cg, softmax_head, topk_mask
@@ -21,7 +19,6 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "one_thread"),
 ]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
 @pytest.fixture(scope="module")
@@ -33,120 +30,6 @@ def ops():
 def device(request, monkeypatch):
     """The emulated device: without clusters, and with."""
     monkeypatch.setenv("METASPARSE_EMULATED_MAJOR", str(request.param))
-
-
-# ---- the masked convolution ----------------------------------------------------------------------
-
-CONVOLUTIONS = [
-    Case(2, 5, 4, 3, 1, 1),
-    Case(2, 3, 5, 7, 9, 11),
-    Case(1, 2, 3, 4, 9, 8, padding=(0, 0)),
-    Case(1, 1, 2, 3, 23, 37),
-    Case(1, 2, 70, 35, 6, 5),
-    Case(2, 5, 4, 3, 2, 1, stride=(2, 2)),
-    Case(2, 4, 9, 6, 7, 5, stride=(2, 2)),
-    Case(1, 3, 3, 8, 8, 6, stride=(2, 2), padding=(0, 0)),
-    Case(1, 1, 2, 3, 25, 70, stride=(2, 2)),
-    Case(1, 2, 35, 70, 6, 5, stride=(2, 2)),
-]
-
-
-def convolve(ops, case: Case, x, weight, mask, bias, grad) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward pass and both gradients."""
-    window = (case.stride, case.padding)
-    size = [case.height, case.width]
-    return (
-        ops.masked_conv(x, weight, mask, bias, *window),
-        ops.masked_conv_input_grad(grad, weight, mask, size, *window),
-        ops.masked_conv_weight_grad(grad, x, mask, [3, 3], *window),
-    )
-
-
-def draw(case: Case, mask_kind: str, dtype: torch.dtype):
-    """Operands for the kernels, their pruned weights NaN, and the results in float64."""
-    x = torch.randn(case.tasks, case.samples, case.inputs, case.height, case.width).double()
-    weight = torch.randn(case.tasks, case.outputs, case.inputs, 3, 3).double()
-    bias = torch.randn(case.tasks, case.outputs).double()
-    mask = cpu_kernels.make_mask(mask_kind, case)
-    leaves = (x.requires_grad_(), weight.requires_grad_())
-    y = cpu_kernels.defined(*leaves, mask, bias, case)
-    grad = torch.randn(y.shape).double()
-    expected = (y, *torch.autograd.grad(y, leaves, grad))
-    if mask is not None:
-        pruned = (mask == 0)[..., None, None]
-        weight = weight.detach().masked_fill(pruned, float("nan"))
-    operands = (x, weight, mask, bias, grad)
-    return [None if t is None else t.detach().to(dtype) for t in operands], expected
-
-
-@pytest.mark.parametrize("mask_kind", cpu_kernels.MASKS)
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
-def test_convolution_is_its_definition(ops, case, mask_kind):
-    for dtype, tolerance in TOLERANCE.items():
-        operands, expected = draw(case, mask_kind, dtype)
-        for result, value in zip(convolve(ops, case, *operands), expected, strict=True):
-            assert result.shape == value.shape
-            assert cpu_kernels.relative_error(result, value) < tolerance
-
-
-def test_the_sums_of_a_weight_gradient_may_be_shared_by_many_warps(ops):
-    case = Case(1, 9, 3, 5, 5, 64)
-    operands, expected = draw(case, "half", torch.float32)
-    *_, result = convolve(ops, case, *operands)
-    assert cpu_kernels.relative_error(result, expected[2]) < 2e-6
-
-
-def test_the_mask_gradient_is_dense(ops):
-    x, grad = torch.randn(2, 3, 4, 5, 6).double(), torch.randn(2, 3, 7, 5, 6).double()
-    weight, mask = torch.randn(2, 7, 4, 3, 3).double(), torch.zeros(2, 7, 4).double()
-    mask.requires_grad_()
-    y = torch.ops.metasparse.masked_conv(x, weight, mask, None, [1, 1], [1, 1])
-    (expected,) = torch.autograd.grad(y, mask, grad)
-    result = ops.masked_conv_mask_grad(grad, x, weight, [1, 1], [1, 1])
-    torch.testing.assert_close(result, expected)
-
-
-def test_operands_lie_in_memory_as_they_like(ops):
-    """Tasks that share weights, strided images, a transposed mask."""
-    x = torch.randn(3, 8, 10, 9, 5).permute(0, 1, 4, 3, 2)[:, ::2]
-    weight = torch.randn(6, 5, 3, 3).expand(3, 6, 5, 3, 3)
-    mask = (torch.rand(3, 5, 6) < 0.5).float().transpose(1, 2)
-    for operands in ((x, weight, mask), (x, weight, mask[:1].expand(3, 6, 5))):
-        result = ops.masked_conv(*operands, None, [1, 1], [1, 1])
-        dense = ops.masked_conv(*(t.contiguous() for t in operands), None, [1, 1], [1, 1])
-        assert torch.equal(result, dense)
-
-
-def test_nothing_to_do(ops):
-    x, weight = torch.randn(2, 0, 3, 5, 5), torch.randn(2, 4, 3, 3, 3)
-    assert ops.masked_conv(x, weight, None, None, [1, 1], [1, 1]).shape == (2, 0, 4, 5, 5)
-    grad = torch.randn(2, 0, 4, 5, 5)
-    weight_grad = ops.masked_conv_weight_grad(grad, x, None, [3, 3], [1, 1], [1, 1])
-    assert torch.equal(weight_grad, torch.zeros(2, 4, 3, 3, 3))
-    y = ops.masked_conv(
-        torch.randn(1, 2, 0, 5, 5), torch.randn(1, 4, 0, 3, 3), None, None, [1, 1], [1, 1]
-    )
-    assert torch.equal(y, torch.zeros(1, 2, 4, 5, 5))
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "taken"),
-    [
-        ((3, 3), (1, 1), (1, 1), True),
-        ((3, 3), (2, 2), (0, 0), True),
-        ((3, 3), (3, 3), (1, 1), False),
-        ((3, 3), (1, 2), (1, 1), False),
-        ((3, 3), (1, 1), (2, 2), False),
-        ((1, 1), (1, 1), (0, 0), False),
-    ],
-)
-def test_the_predicate_says_what_is_taken(ops, kernel, stride, padding, taken):
-    x, weight = torch.empty(1, 1, 2, 9, 9), torch.empty(1, 3, 2, *kernel)
-    call = (x, weight, None, None, stride, padding)
-    assert ops.masked_conv_supported(*call) is taken
-    if not taken:
-        with pytest.raises(ValueError, match=r"masked_conv: .*masked_conv_supported tells"):
-            ops.masked_conv(*call)
 
 
 # ---- masks ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from benchmarks.gpu.timing import Clock, precision
 from benchmarks.harness import WrongResult
 from metasparse_ext.ops import cuda as backends
 from metasparse_ext.ops import cuda_table
+from metasparse_ext.ops.backend import CUDA_BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -223,7 +224,9 @@ def test_what_wants_a_gpu_has_a_job_and_the_ops_one_for_each_backend():
     assert len(names) == len(set(names))
     assert {"capture", "training_capture", *gpu.OPS} <= set(names)
     assert {f"{op}-{name}" for op in gpu.OPS for name in ("triton", "cuda", "dense")} <= set(names)
+    assert "masked_conv-winograd" in names
+    assert set(gpu.FORCED) == set(CUDA_BACKENDS)
     assert "cli" not in names
-    for test in gpu.SANITIZED:
+    for test in {test for tests in gpu.SANITIZED.values() for test in tests}:
         file, name = test.split("::")
         assert f"def {name}(" in (ROOT / file).read_text()

@@ -31,13 +31,19 @@ TOTAL = 540
 _FOR_A_GPU = re.compile(r"mark\.cuda|\"device\"|CUDA\b")
 
 OPS = ("masked_conv", "norm_act_pool", "topk_mask", "binary_mask", "cg", "softmax_head")
-# What the CUDA C++ kernels are run on under compute-sanitizer, which is slow.
-SANITIZED = (
-    "tests/test_masked_conv.py::test_value_and_gradients_equal_the_definition",
-    "tests/test_topk_mask.py::test_every_k",
-    "tests/test_cg.py::test_step_is_its_reference",
-    "tests/test_softmax_head.py::test_op_is_its_reference",
-)
+# The ops that are tested once more with a backend forced.
+FORCED = {"triton": OPS, "cuda": OPS, "dense": OPS, "winograd": ("masked_conv",)}
+# What the backends in CUDA C++ are run on under compute-sanitizer, which is slow.
+_CONVOLUTIONS = "tests/test_masked_conv.py::test_value_and_gradients_equal_the_definition"
+SANITIZED = {
+    "winograd": (_CONVOLUTIONS,),
+    "cuda": (
+        _CONVOLUTIONS,
+        "tests/test_topk_mask.py::test_every_k",
+        "tests/test_cg.py::test_step_is_its_reference",
+        "tests/test_softmax_head.py::test_op_is_its_reference",
+    ),
+}
 
 
 @dataclass
@@ -133,8 +139,8 @@ def test_jobs() -> Iterator[tuple[str, str, str]]:
     first = ["capture", "training_capture", *OPS]
     for name in [*first, *sorted(set(files) - set(first))]:
         yield name, files[name], "automatic"
-    for backend in ("triton", "cuda", "dense"):
-        for name in OPS:
+    for backend, ops in FORCED.items():
+        for name in ops:
             yield f"{name}-{backend}", files[name], backend
 
 
@@ -153,10 +159,15 @@ def sanitizer(out: Path, seconds: float) -> Outcome:
     if tool is None:
         return Outcome("skipped", 0.0, "compute-sanitizer is not installed")
     command = [tool, "--tool", "memcheck", "--error-exitcode", "1", sys.executable, "-m", "pytest"]
-    command += ["-m", "cuda", "-x", "-q", "-p", "no:cacheprovider", *SANITIZED]
-    # Without PyTorch's cache an allocation ends where its tensor does.
-    environment = {"METASPARSE_CUDA_BACKEND": "cuda", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return run(command, out / "gpu-sanitizer.log", seconds, environment)
+    command += ["-m", "cuda", "-x", "-q", "-p", "no:cacheprovider"]
+    started, parts = time.monotonic(), {}
+    for backend, names in SANITIZED.items():
+        # Without PyTorch's cache an allocation ends where its tensor does.
+        environment = {"METASPARSE_CUDA_BACKEND": backend, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        left = seconds - (time.monotonic() - started)
+        log = out / f"gpu-sanitizer-{backend}.log"
+        parts[backend] = run([*command, *names], log, left, environment)
+    return combined(parts, time.monotonic() - started)
 
 
 def benchmark(out: Path, seconds: float) -> Outcome:

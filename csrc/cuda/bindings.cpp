@@ -1,184 +1,22 @@
-// The CUDA C++ kernels as ops of the dispatcher's namespace metasparse_cuda: the names and schemas
-// of namespace metasparse, and for each op that does not take every call a predicate of the same
-// arguments, which reads no data. Which backend serves an op of namespace metasparse on a GPU is
-// decided elsewhere; asking for the impossible here is an error.
+// Masks, heads and conjugate gradients.
 #include "bindings.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include <optional>
-
 #include "../cg_checks.h"
-#include "../masked_conv_checks.h"
 #include "../softmax_head_checks.h"
-#include "../task_operand.h"
 #include "../topk_mask_checks.h"
 #include "cg.h"
-#include "masked_conv.h"
 #include "softmax_head.h"
 #include "topk_mask.h"
 
 namespace metasparse::cuda {
 namespace {
 
-using at::IntArrayRef;
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-void check_launch(const char* op, cudaError_t error) {
-  TORCH_CHECK(error == cudaSuccess, op,
-              ": the CUDA kernels could not be launched: ", cudaGetErrorString(error));
-}
-
-void refuse_unless(bool takes, const char* op) {
-  TORCH_CHECK_VALUE(takes, op,
-                    ": the CUDA C++ kernels do not take this call; metasparse_cuda::", op,
-                    "_supported tells which they take");
-}
-
-Tensor workspace(int64_t bytes, const Tensor& like) {
-  return at::empty({bytes}, like.options().dtype(at::kByte));
-}
-
-// ---- the masked convolution --------------------------------------------------------------------
-
-template <class F>
-PerTask<F> per_task(const TaskOperand& operand) {
-  return {operand.data<F>(), operand.task_stride()};
-}
-
-ConvShape conv_shape(IntArrayRef x, IntArrayRef y, IntArrayRef stride, IntArrayRef padding) {
-  return {x[0], x[1], x[2], y[2], x[3], x[4], y[3], y[4], stride[0], padding[0]};
-}
-
-bool takes_window(at::ScalarType type, IntArrayRef kernel, IntArrayRef stride,
-                  IntArrayRef padding) {
-  return (type == at::kFloat || type == at::kDouble) && kernel == IntArrayRef({3, 3}) &&
-         stride[0] == stride[1] && padding[0] == padding[1];
-}
-
-bool takes_shape(ConvOp op, at::ScalarType type, const ConvShape& shape) {
-  return type == at::kFloat ? takes<float>(op, shape) : takes<double>(op, shape);
-}
-
-std::array<int64_t, 5> result_sizes(const Tensor& x, const Tensor& weight, IntArrayRef stride,
-                                    IntArrayRef padding) {
-  return {x.size(0), x.size(1), weight.size(1),
-          conv_out_size(x.size(3), weight.size(3), stride[0], padding[0]),
-          conv_out_size(x.size(4), weight.size(4), stride[1], padding[1])};
-}
-
-bool masked_conv_supported(const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
-                           const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
-  check_masked_conv(x, weight, mask, bias, stride, padding);
-  if (!takes_window(x.scalar_type(), weight.sizes().slice(3), stride, padding)) return false;
-  const auto y = result_sizes(x, weight, stride, padding);
-  return takes_shape(ConvOp::forward, x.scalar_type(), conv_shape(x.sizes(), y, stride, padding));
-}
-
-Tensor masked_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
-                      const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
-  constexpr const char* op = "masked_conv";
-  refuse_unless(masked_conv_supported(x, weight, mask, bias, stride, padding), op);
-  const c10::cuda::CUDAGuard guard(x.device());
-  const Tensor y = at::empty(result_sizes(x, weight, stride, padding), x.options());
-  const auto shape = conv_shape(x.sizes(), y.sizes(), stride, padding);
-  const TaskOperand xs(x), weights(weight), masks(mask), biases(bias);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
-    const Tensor space = workspace(masked_conv_workspace<scalar_t>(ConvOp::forward, shape), x);
-    check_launch(op,
-                 masked_conv<scalar_t>(shape, per_task<scalar_t>(xs), per_task<scalar_t>(weights),
-                                       per_task<scalar_t>(masks), per_task<scalar_t>(biases),
-                                       y.mutable_data_ptr<scalar_t>(), space.mutable_data_ptr(),
-                                       c10::cuda::getCurrentCUDAStream()));
-  });
-  return y;
-}
-
-std::array<int64_t, 5> input_sizes(const Tensor& grad, const Tensor& weight,
-                                   IntArrayRef input_size) {
-  return {grad.size(0), grad.size(1), weight.size(2), input_size[0], input_size[1]};
-}
-
-bool masked_conv_input_grad_supported(const Tensor& grad, const Tensor& weight,
-                                      const OptionalTensor& mask, IntArrayRef input_size,
-                                      IntArrayRef stride, IntArrayRef padding) {
-  check_masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
-  if (!takes_window(grad.scalar_type(), weight.sizes().slice(3), stride, padding)) return false;
-  const auto x = input_sizes(grad, weight, input_size);
-  return takes_shape(ConvOp::input_grad, grad.scalar_type(),
-                     conv_shape(x, grad.sizes(), stride, padding));
-}
-
-Tensor masked_conv_input_grad_op(const Tensor& grad, const Tensor& weight,
-                                 const OptionalTensor& mask, IntArrayRef input_size,
-                                 IntArrayRef stride, IntArrayRef padding) {
-  constexpr const char* op = "masked_conv_input_grad";
-  refuse_unless(masked_conv_input_grad_supported(grad, weight, mask, input_size, stride, padding),
-                op);
-  const c10::cuda::CUDAGuard guard(grad.device());
-  const Tensor grad_x = at::empty(input_sizes(grad, weight, input_size), grad.options());
-  const auto shape = conv_shape(grad_x.sizes(), grad.sizes(), stride, padding);
-  const TaskOperand grads(grad), weights(weight), masks(mask);
-  AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), op, [&] {
-    const Tensor space =
-        workspace(masked_conv_workspace<scalar_t>(ConvOp::input_grad, shape), grad);
-    check_launch(op, masked_conv_input_grad<scalar_t>(
-                         shape, per_task<scalar_t>(grads), per_task<scalar_t>(weights),
-                         per_task<scalar_t>(masks), grad_x.mutable_data_ptr<scalar_t>(),
-                         space.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
-  });
-  return grad_x;
-}
-
-bool masked_conv_weight_grad_supported(const Tensor& grad, const Tensor& x,
-                                       const OptionalTensor& mask, IntArrayRef kernel_size,
-                                       IntArrayRef stride, IntArrayRef padding) {
-  check_masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
-  return takes_window(x.scalar_type(), kernel_size, stride, padding) &&
-         takes_shape(ConvOp::weight_grad, x.scalar_type(),
-                     conv_shape(x.sizes(), grad.sizes(), stride, padding));
-}
-
-Tensor masked_conv_weight_grad_op(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
-                                  IntArrayRef kernel_size, IntArrayRef stride,
-                                  IntArrayRef padding) {
-  constexpr const char* op = "masked_conv_weight_grad";
-  refuse_unless(masked_conv_weight_grad_supported(grad, x, mask, kernel_size, stride, padding), op);
-  const c10::cuda::CUDAGuard guard(x.device());
-  const Tensor grad_weight = at::empty({x.size(0), grad.size(2), x.size(2), 3, 3}, x.options());
-  const auto shape = conv_shape(x.sizes(), grad.sizes(), stride, padding);
-  const TaskOperand grads(grad), xs(x), masks(mask);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
-    const Tensor space = workspace(masked_conv_weight_grad_workspace<scalar_t>(shape), x);
-    check_launch(op, masked_conv_weight_grad<scalar_t>(
-                         shape, per_task<scalar_t>(grads), per_task<scalar_t>(xs),
-                         per_task<scalar_t>(masks), grad_weight.mutable_data_ptr<scalar_t>(),
-                         space.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
-  });
-  return grad_weight;
-}
-
-bool masked_conv_mask_grad_supported(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                     IntArrayRef stride, IntArrayRef padding) {
-  return masked_conv_weight_grad_supported(grad, x, std::nullopt, weight.sizes().slice(3), stride,
-                                           padding);
-}
-
-// The mask is wanted dense: what a pruned kernel would have gained by being active.
-Tensor masked_conv_mask_grad_op(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                IntArrayRef stride, IntArrayRef padding) {
-  const auto dense =
-      masked_conv_weight_grad_op(grad, x, std::nullopt, weight.sizes().slice(3), stride, padding);
-  return at::sum(at::mul(dense, weight), {-2, -1});
-}
 
 // ---- masks -------------------------------------------------------------------------------------
 
@@ -328,10 +166,6 @@ void cg_step_op(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor&
 }  // namespace
 
 void register_kernels(torch::Library& m) {
-  m.impl("masked_conv", masked_conv_op);
-  m.impl("masked_conv_input_grad", masked_conv_input_grad_op);
-  m.impl("masked_conv_weight_grad", masked_conv_weight_grad_op);
-  m.impl("masked_conv_mask_grad", masked_conv_mask_grad_op);
   m.impl("topk_mask", topk_mask_op);
   m.impl("softmax_head", softmax_head_op);
   m.impl("softmax_head_grad", softmax_head_grad_op);
@@ -342,34 +176,6 @@ void register_kernels(torch::Library& m) {
 
 TORCH_LIBRARY(metasparse_cuda, m) {
   using namespace metasparse::cuda;
-  m.def(
-      "masked_conv(Tensor x, Tensor weight, Tensor? mask, Tensor? bias, int[2] stride, int[2] "
-      "padding) -> Tensor");
-  m.def(
-      "masked_conv_supported(Tensor x, Tensor weight, Tensor? mask, Tensor? bias, int[2] stride,"
-      " int[2] padding) -> bool",
-      masked_conv_supported);
-  m.def(
-      "masked_conv_input_grad(Tensor grad, Tensor weight, Tensor? mask, SymInt[2] input_size,"
-      " int[2] stride, int[2] padding) -> Tensor");
-  m.def(
-      "masked_conv_input_grad_supported(Tensor grad, Tensor weight, Tensor? mask,"
-      " int[2] input_size, int[2] stride, int[2] padding) -> bool",
-      masked_conv_input_grad_supported);
-  m.def(
-      "masked_conv_weight_grad(Tensor grad, Tensor x, Tensor? mask, SymInt[2] kernel_size,"
-      " int[2] stride, int[2] padding) -> Tensor");
-  m.def(
-      "masked_conv_weight_grad_supported(Tensor grad, Tensor x, Tensor? mask, int[2] kernel_size,"
-      " int[2] stride, int[2] padding) -> bool",
-      masked_conv_weight_grad_supported);
-  m.def(
-      "masked_conv_mask_grad(Tensor grad, Tensor x, Tensor weight, int[2] stride, int[2] padding)"
-      " -> Tensor");
-  m.def(
-      "masked_conv_mask_grad_supported(Tensor grad, Tensor x, Tensor weight, int[2] stride,"
-      " int[2] padding) -> bool",
-      masked_conv_mask_grad_supported);
   m.def("topk_mask(Tensor scores, Tensor k) -> Tensor");
   m.def("topk_mask_supported(Tensor scores, Tensor k) -> bool", topk_mask_supported);
   m.def(

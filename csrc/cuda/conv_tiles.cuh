@@ -3,7 +3,7 @@
 // of eight destination channels: a unit is a pixel of the forward pass, or a 2x2 quad of pixels of
 // the input gradient at stride 2. Units read a patch of the source plane:
 //   unit row u reads source rows kStep * u - origin, ... (kWindow of them); columns alike.
-#include <cuda_runtime.h>
+#include "conv_pack.cuh"
 
 namespace metasparse::cuda {
 
@@ -11,13 +11,40 @@ struct Pixel {
   int row, column;
 };
 
+// What the tiles of the direct convolution have in common.
+struct DirectTile {
+  using Form = PlainTaps;
+  static constexpr int kSlots = 128;    // threads of a block for the same channels
+  static constexpr int kPerThread = 8;  // destination channels
+  static constexpr int kResident = 1;   // blocks that a multiprocessor must have room for
+  static constexpr int kCuts = 1;       // ways to cut the columns that are worth trying
+
+  template <class F, int kRows, int kColumns>
+  static __device__ __forceinline__ void load(const F* window, int columns,
+                                              F (&patch)[kRows][kColumns]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int q = 0; q < kColumns; ++q) patch[r][q] = window[r * columns + q];
+    }
+  }
+
+  // The sums are the pixels.
+  template <class F, int kCount>
+  static __device__ __forceinline__ void finish(const F (&sums)[kCount], F (&pixels)[kCount]) {
+#pragma unroll
+    for (int output = 0; output < kCount; ++output) pixels[output] = sums[output];
+  }
+};
+
 // The forward pass, and the input gradient at stride 1: nine taps give one pixel.
 template <int kStride, int kUnitRows>
-struct PixelTile {
+struct PixelTile : DirectTile {
   static constexpr int kStep = kStride;
   static constexpr int kWindow = 3;
   static constexpr int kUnits = kUnitRows;
   static constexpr int kOutputs = kUnitRows;  // per destination channel
+  static constexpr int kSums = kOutputs;
   static constexpr int kPatchRows = kStep * (kUnitRows - 1) + kWindow;
   static constexpr int kChunk = kStride == 1 ? 8 : 4;  // source channels in shared memory at once
 
@@ -38,6 +65,11 @@ struct PixelTile {
   static __device__ __forceinline__ Pixel pixel(int output, Pixel unit, int) {
     return {unit.row + output, unit.column};
   }
+
+  static int64_t units(int pixels, int64_t) { return pixels; }
+  static int64_t origin(int64_t padding, bool input_grad) {
+    return input_grad ? 2 - padding : padding;
+  }
 };
 
 // The input gradient at stride 2. Quad (u, v) covers pixels y = 2u + a - padding, x = 2v + b -
@@ -45,11 +77,12 @@ struct PixelTile {
 // u, tap 2 row u - 1; tap 1 brings row u to a = 1. Each of the nine taps serves one of the four
 // pixels: 2.25 products a pixel instead of nine, three quarters of them with zeros.
 template <int kUnitRows>
-struct QuadTile {
+struct QuadTile : DirectTile {
   static constexpr int kStep = 1;
   static constexpr int kWindow = 2;
   static constexpr int kUnits = kUnitRows;
   static constexpr int kOutputs = 4 * kUnitRows;
+  static constexpr int kSums = kOutputs;
   static constexpr int kPatchRows = kUnitRows + 1;
   static constexpr int kChunk = 8;
 
@@ -74,6 +107,9 @@ struct QuadTile {
     return {2 * (unit.row + output / 4) + (output >> 1 & 1) - padding,
             2 * unit.column + (output & 1) - padding};
   }
+
+  static int64_t units(int pixels, int64_t padding) { return (pixels - 1 + padding) / 2 + 1; }
+  static int64_t origin(int64_t, bool) { return 1; }
 };
 
 }  // namespace metasparse::cuda

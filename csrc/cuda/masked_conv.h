@@ -20,37 +20,74 @@ struct ConvShape {
   int64_t tasks, samples, in_channels, out_channels;
   int64_t height, width, out_height, out_width;
   int64_t stride, padding;
+
+  static constexpr int64_t kGrid = 65535;  // of most axes of a launch
+
+  // Whether the window is one of theirs, and the sizes within the reach of 32-bit offsets.
+  bool within_reach() const {
+    constexpr int64_t kReach = int64_t{1} << 30;
+    return (stride == 1 || stride == 2) && (padding == 0 || padding == 1) && tasks <= kGrid &&
+           in_channels <= kGrid && out_channels <= kGrid &&
+           samples * in_channels * height * width < kReach &&
+           samples * out_channels * out_height * out_width < kReach;
+  }
 };
 
-enum class ConvOp { forward, input_grad, weight_grad };
-
-// Whether the kernels take a call of this shape: stride 1 or 2, padding 0 or 1, and sizes within
-// the reach of 32-bit offsets and of the shared memory. What they do not take is other backends'
-// work.
+// One convolution: weight (T, O, I, 3, 3), mask (T, O, I); source is x (T, N, I, H, W) of the
+// forward pass, the gradient (T, N, O, Ho, Wo) of the input gradient.
 template <class F>
+struct ConvTerm {
+  PerTask<F> source, weight, mask;
+};
+
+// A sum of one or two convolutions of the same shape, in one pass.
+template <class F>
+struct ConvSum {
+  ConvTerm<F> terms[2];
+  int count;
+};
+
+enum class ConvOp { forward, input_grad };
+
+// Two ways to compute them.
+struct Direct {};
+struct Winograd {};  // F(2x2, 3x3); stride 1 alone
+
+// Whether a scheme takes a call of this shape: stride 1 or 2, padding 0 or 1, and sizes within the
+// reach of 32-bit offsets and of the shared memory. What it does not take is other backends' work.
+template <class Scheme, class F>
 bool takes(ConvOp op, const ConvShape& shape);
 
-// How much device memory a call of masked_conv or masked_conv_input_grad wants.
-template <class F>
-int64_t masked_conv_workspace(ConvOp op, const ConvShape& shape);
-template <class F>
-int64_t masked_conv_weight_grad_workspace(const ConvShape& shape);
+// How much device memory a call wants.
+template <class Scheme, class F>
+int64_t masked_conv_workspace(ConvOp op, const ConvShape& shape, int terms);
 
-// x (T, N, I, H, W), weight (T, O, I, 3, 3), mask (T, O, I), bias (T, O) -> y (T, N, O, Ho, Wo).
-template <class F>
-cudaError_t masked_conv(const ConvShape& shape, PerTask<F> x, PerTask<F> weight, PerTask<F> mask,
-                        PerTask<F> bias, F* y, void* workspace, cudaStream_t stream);
+// The forward pass y (T, N, O, Ho, Wo), bias (T, O), or the input gradient (T, N, I, H, W).
+template <class Scheme, class F>
+cudaError_t masked_conv(ConvOp op, const ConvShape& shape, const ConvSum<F>& sum, PerTask<F> bias,
+                        F* destination, void* workspace, cudaStream_t stream);
 
-// grad (T, N, O, Ho, Wo), weight, mask -> grad_x (T, N, I, H, W).
+// grad (T, N, O, Ho, Wo), x (T, N, I, H, W).
 template <class F>
-cudaError_t masked_conv_input_grad(const ConvShape& shape, PerTask<F> grad, PerTask<F> weight,
-                                   PerTask<F> mask, F* grad_x, void* workspace,
-                                   cudaStream_t stream);
+struct WeightGradTerm {
+  PerTask<F> grad, x;
+};
 
-// grad (T, N, O, Ho, Wo), x, mask -> grad_weight (T, O, I, 3, 3). Without a mask the gradient of
-// every kernel; with one, the gradient of the active kernels times their mask, zeros elsewhere.
+// A sum of one or two weight gradients of the same shape.
 template <class F>
-cudaError_t masked_conv_weight_grad(const ConvShape& shape, PerTask<F> grad, PerTask<F> x,
+struct WeightGradSum {
+  WeightGradTerm<F> terms[2];
+  int count;
+};
+
+bool takes_weight_grad(const ConvShape& shape);
+template <class F>
+int64_t masked_conv_weight_grad_workspace(const ConvShape& shape, int terms);
+
+// grad_weight (T, O, I, 3, 3). Without a mask the gradient of every kernel; with one, the gradient
+// of the active kernels times their mask, zeros elsewhere.
+template <class F>
+cudaError_t masked_conv_weight_grad(const ConvShape& shape, const WeightGradSum<F>& sum,
                                     PerTask<F> mask, F* grad_weight, void* workspace,
                                     cudaStream_t stream);
 

@@ -1,8 +1,9 @@
 // The weight gradient, at the active kernels alone. A warp takes one input channel and eight output
 // channels; its lanes walk down columns of the gradient picture, a 3x3 window of the input sliding
 // along in registers, and each gathers the 72 sums of its columns. The lanes' sums are added in a
-// fixed tree. Where there are few kernels the columns are dealt to several warps ("slices"), and a
-// second launch adds their sums in order: no atomics, equal results every run.
+// fixed tree. Where there are few kernels the columns are dealt to several warps ("slices"). What
+// slices and the terms of a pair have, a last launch adds in order: no atomics, equal results every
+// run.
 #include <algorithm>
 
 #include "launch.h"
@@ -23,7 +24,8 @@ constexpr int kResident = sizeof(F) == 4 ? 4 : 2;
 
 template <class F>
 struct WeightGrad {
-  PerTask<F> grad, x, mask;
+  WeightGradTerm<F> term;
+  PerTask<F> mask;
   F* sums;  // (T, O, I, 3, 3), or (slices, T, O, I, 3, 3) where there are several
   int samples, in_channels, out_channels, height, width, out_height, out_width, padding;
   int tasks, slices;
@@ -100,15 +102,14 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResident<F>)
   if (active != 0) {
     const int64_t plane = int64_t{s.height} * s.width;
     const int64_t out_plane = int64_t{s.out_height} * s.out_width;
-    const F* const x = s.x.data + task * s.x.task_stride + i * plane;
-    const F* const grad = s.grad.data + task * s.grad.task_stride + o0 * out_plane;
+    const F* const x = s.term.x.data + task * s.term.x.task_stride + i * plane;
+    const F* const grad = s.term.grad.data + task * s.term.grad.task_stride + o0 * out_plane;
     const int64_t columns = int64_t{s.samples} * s.out_width;
-    const int64_t end = columns * (slice + 1) / s.slices;
-    for (int64_t c = columns * slice / s.slices + lane; c < end; c += kWarpSize) {
+    const int end = static_cast<int>(columns * (slice + 1) / s.slices);
+    for (int c = static_cast<int>(columns * slice / s.slices) + lane; c < end; c += kWarpSize) {
       const int64_t image = c / s.out_width;
       add_column<kStride>(s, x + image * s.in_channels * plane,
-                          grad + image * s.out_channels * out_plane,
-                          static_cast<int>(c % s.out_width), active, sums);
+                          grad + image * s.out_channels * out_plane, c % s.out_width, active, sums);
     }
   }
 
@@ -143,52 +144,57 @@ __global__ void __launch_bounds__(kAddThreads)
 
 }  // namespace
 
-template <class F>
-int64_t masked_conv_weight_grad_workspace(const ConvShape& s) {
-  const int slices = slices_of(s);
-  if (slices == 1) return 0;
-  return slices * s.tasks * s.out_channels * s.in_channels * kTaps *
-         static_cast<int64_t>(sizeof(F));
+bool takes_weight_grad(const ConvShape& s) {
+  return s.within_reach() && s.tasks * slices_of(s) <= ConvShape::kGrid;
 }
 
 template <class F>
-cudaError_t masked_conv_weight_grad(const ConvShape& s, PerTask<F> grad, PerTask<F> x,
+int64_t masked_conv_weight_grad_workspace(const ConvShape& s, int terms) {
+  const int parts = terms * slices_of(s);
+  if (parts == 1) return 0;
+  return parts * s.tasks * s.out_channels * s.in_channels * kTaps * static_cast<int64_t>(sizeof(F));
+}
+
+template <class F>
+cudaError_t masked_conv_weight_grad(const ConvShape& s, const WeightGradSum<F>& sum,
                                     PerTask<F> mask, F* grad_weight, void* workspace,
                                     cudaStream_t stream) {
   const int64_t size = s.tasks * s.out_channels * s.in_channels * kTaps;
   if (size == 0) return cudaSuccess;
-  const int slices = slices_of(s);
+  const int slices = slices_of(s), parts = sum.count * slices;
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
-  F* const sums = slices == 1 ? grad_weight : static_cast<F*>(workspace);
-  const WeightGrad<F> call = {grad,
-                              x,
-                              mask,
-                              sums,
-                              narrow(s.samples),
-                              narrow(s.in_channels),
-                              narrow(s.out_channels),
-                              narrow(s.height),
-                              narrow(s.width),
-                              narrow(s.out_height),
-                              narrow(s.out_width),
-                              narrow(s.padding),
-                              narrow(s.tasks),
-                              slices};
+  F* const sums = parts == 1 ? grad_weight : static_cast<F*>(workspace);
   const Launch shape = {{ceil_div(s.in_channels, kWarps), ceil_div(s.out_channels, kOutputs),
                          static_cast<unsigned>(s.tasks * slices)},
                         {kWarps * kWarpSize, 1, 1},
                         0,
                         1};
-  const auto error = s.stride == 1 ? launch(sample_weight_grad<F, 1>, shape, stream, call)
-                                   : launch(sample_weight_grad<F, 2>, shape, stream, call);
-  if (error != cudaSuccess || slices == 1) return error;
+  for (int term = 0; term < sum.count; ++term) {
+    const WeightGrad<F> call = {sum.terms[term],
+                                mask,
+                                sums + term * slices * size,
+                                narrow(s.samples),
+                                narrow(s.in_channels),
+                                narrow(s.out_channels),
+                                narrow(s.height),
+                                narrow(s.width),
+                                narrow(s.out_height),
+                                narrow(s.out_width),
+                                narrow(s.padding),
+                                narrow(s.tasks),
+                                slices};
+    const auto error = s.stride == 1 ? launch(sample_weight_grad<F, 1>, shape, stream, call)
+                                     : launch(sample_weight_grad<F, 2>, shape, stream, call);
+    if (error != cudaSuccess) return error;
+  }
+  if (parts == 1) return cudaSuccess;
   return launch(add_slices<F>, {{ceil_div(size, kAddThreads), 1, 1}, {kAddThreads, 1, 1}, 0, 1},
-                stream, static_cast<const F*>(sums), slices, size, grad_weight);
+                stream, static_cast<const F*>(sums), parts, size, grad_weight);
 }
 
-#define METASPARSE_INSTANTIATE(F)                                                        \
-  template int64_t masked_conv_weight_grad_workspace<F>(const ConvShape&);               \
-  template cudaError_t masked_conv_weight_grad(const ConvShape&, PerTask<F>, PerTask<F>, \
+#define METASPARSE_INSTANTIATE(F)                                                         \
+  template int64_t masked_conv_weight_grad_workspace<F>(const ConvShape&, int);           \
+  template cudaError_t masked_conv_weight_grad(const ConvShape&, const WeightGradSum<F>&, \
                                                PerTask<F>, F*, void*, cudaStream_t);
 METASPARSE_INSTANTIATE(float)
 METASPARSE_INSTANTIATE(double)

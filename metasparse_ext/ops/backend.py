@@ -17,7 +17,7 @@ from metasparse_ext import _library
 #: Environment variables that force a backend from outside, by device.
 VARIABLES = {"cpu": "METASPARSE_CONV_BACKEND", "cuda": "METASPARSE_CUDA_BACKEND"}
 AUTOMATIC = "automatic"
-CUDA_BACKENDS = ("dense", "triton", "cuda")
+CUDA_BACKENDS = ("dense", "triton", "cuda", "winograd")
 
 _cuda = AUTOMATIC
 
@@ -33,8 +33,9 @@ def set_backend(device: str, name: str) -> None:
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        name: On CUDA ``"dense"`` (PyTorch's own operators), ``"triton"`` or ``"cuda"`` (CUDA C++);
-            a call that it cannot serve goes by the table. On the CPU one of the convolution schemes
+        name: On CUDA ``"dense"`` (PyTorch's own operators), ``"triton"``, ``"cuda"`` (CUDA C++) or
+            ``"winograd"`` (convolutions in CUDA C++ by Winograd's filtering); a call that it
+            cannot serve goes by the table. On the CPU one of the convolution schemes
             of docs/kernels.md; a call that it cannot serve is an error.
 
     Raises:

@@ -1,8 +1,9 @@
 """The CUDA key of every op: picks a backend for each call and runs it.
 
-An op has up to three implementations of one name and argument list: ``metasparse_dense::op`` is
+An op has up to four implementations of one name and argument list: ``metasparse_dense::op`` is
 PyTorch's own operators (csrc/dense), ``metasparse_cuda::op`` is CUDA C++ (csrc/cuda; in builds
-with CUDA), and a launcher in :mod:`metasparse_ext.triton`. The choice goes by sizes, dtype and
+with CUDA), ``metasparse_winograd::op`` a convolution by Winograd's filtering there, and a launcher
+in :mod:`metasparse_ext.triton`. The choice goes by sizes, dtype and
 precision, never by values: nothing here waits for the device. The C++ autograd Nodes lie above this
 key, so whatever is chosen is differentiable to any order.
 """
@@ -26,6 +27,8 @@ from metasparse_ext.ops.backend import AUTOMATIC, backend
 from metasparse_ext.reference import cg as reference_cg
 from metasparse_ext.reference import softmax_head as reference_head
 
+# The backends in CUDA C++, by the names of their ops.
+_COMPILED = {"cuda": torch.ops.metasparse_cuda, "winograd": torch.ops.metasparse_winograd}
 _LAUNCHED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -207,7 +210,7 @@ def problem(name: str) -> str | None:
     """Why a backend can serve no call at all, or None."""
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if name == "cuda" and not _has_cuda_op("masked_conv"):
+    if name in _COMPILED and not hasattr(_COMPILED[name], "masked_conv"):
         return _library.build_record().get("cuda_reason", "the compiled library is not in use")
     return None
 
@@ -217,16 +220,13 @@ def _launcher(op: str) -> tuple[Callable, object]:
     return getattr(module, op), module
 
 
-def _has_cuda_op(name: str) -> bool:
-    return hasattr(torch.ops.metasparse_cuda, name)
-
-
 def supported(op: str, name: str, args: tuple) -> bool:
     """Whether a backend can serve a call."""
     if name == "dense":
         return True
-    if name == "cuda":
-        return _has_cuda_op(op) and getattr(torch.ops.metasparse_cuda, f"{op}_supported")(*args)
+    if name in _COMPILED:
+        takes = getattr(_COMPILED[name], f"{op}_supported", None)
+        return takes is not None and takes(*args)
     if problem("triton") is not None:
         return False
     tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
@@ -246,7 +246,7 @@ def supported(op: str, name: str, args: tuple) -> bool:
 
 def candidates(op: str, args: tuple) -> list[Choice]:
     """Every way to serve a call that is worth measuring: backends, Triton in several cuts."""
-    choices = [Choice(name) for name in ("dense", "cuda") if supported(op, name, args)]
+    choices = [Choice(name) for name in ("dense", *_COMPILED) if supported(op, name, args)]
     if supported(op, "triton", args):
         grid = OPS[op].grid
         choices += [
@@ -283,8 +283,8 @@ def run_choice(op: str, choice: Choice, args: tuple):
     if choice.backend == "dense":
         dense = OPS[op].dense or getattr(torch.ops.metasparse_dense, op)
         return dense(*args)
-    if choice.backend == "cuda":
-        return getattr(torch.ops.metasparse_cuda, op)(*args)
+    if choice.backend in _COMPILED:
+        return getattr(_COMPILED[choice.backend], op)(*args)
     launch, module = _launcher(op)
     options = dict(choice.options)
     if OPS[op].module == "masked_conv":

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     Attributes:
         ops: Names the row is for.
         when: Feature -> [least, most] (None: no bound) or a word.
-        backend: "dense", "triton" or "cuda".
+        backend: "dense", "triton", "cuda" or "winograd".
         options: What the backend is told: the cut of a Triton kernel.
     """
 
