@@ -15,6 +15,7 @@ from plain_tasks import (
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms import BMP
+from metasparse_ext.algorithms.multi_step import step_weights
 
 STEPS, RATE = 3, 0.3
 OWN = ("emphasis", "perceptron", "learned_rates")
@@ -80,14 +81,14 @@ def masked_rates(base, phi, grads, own, unit, images):
     return rates, (x > 0).double()
 
 
-def unrolled(net, support, query, learner, unit, first_order):
+def unrolled(net, support, query, learner, unit, first_order, weights):
     theta = phi = leaves(net)
     own = {
         n: p.detach().clone().requires_grad_()
         for n, p in learner.named_parameters()
         if n.startswith(OWN)
     }
-    base, masks = lambda k: dict.fromkeys(theta, RATE), []
+    base, masks, total = lambda k: dict.fromkeys(theta, RATE), [], 0.0
     if learner.learned_rates is not None:
         own["learned_rates.values"], base = plain_rates(learner)
     for k in range(STEPS):
@@ -99,9 +100,10 @@ def unrolled(net, support, query, learner, unit, first_order):
         rates, mask = masked_rates(base(k), phi, grads, own, unit, support.images)
         masks.append(mask)
         phi = {name: p - rates[name] * grads[name] for name, p in phi.items()}
-    loss = F.cross_entropy(plain_logits(net, phi, query.images), query.labels)
+        loss = F.cross_entropy(plain_logits(net, phi, query.images), query.labels)
+        total = total + weights[k] * loss
     sources = {**theta, **own}
-    gradient = torch.autograd.grad(loss, list(sources.values()))
+    gradient = torch.autograd.grad(total, list(sources.values()))
     return dict(zip(sources, gradient, strict=True)), loss.detach(), torch.stack(masks)
 
 
@@ -116,6 +118,7 @@ def unrolled(net, support, query, learner, unit, first_order):
         {"hidden_layers": 2},
         {"rates": "parameter"},
         {"emphasis": "batch"},
+        {"multi_step": 10},
         {"rates": "layer", "first_order": True},
     ],
     ids=lambda options: "-".join(map(str, options)) or "default",
@@ -123,8 +126,9 @@ def unrolled(net, support, query, learner, unit, first_order):
 def test_meta_gradient_is_that_of_the_equations(kind, options):
     learner, tasks = bmp(kind, **options), batch(tasks=3)
     unit, first_order = options.get("unit", "tensor"), options.get("first_order", False)
+    weights = step_weights(STEPS, 0.0) if "multi_step" in options else [0.0, 0.0, 1.0]
     expected, loss, masks = mean_gradients(
-        unrolled, learner.model, tasks, learner, unit, first_order
+        unrolled, learner.model, tasks, learner, unit, first_order, weights
     )
     assert (masks != masks[0]).any()
     moved = learner.moved_layers(tasks.support)

@@ -75,3 +75,17 @@ def test_starting_from_a_network_of_another_width_is_refused(tmp_path, tiny_root
     config = tiny_config(tiny_root, "metadock", init_from=str(dense), width=8)
     with pytest.raises(ValueError, match=r"cannot start from this run: blocks\.0\.conv\.weight"):
         build.learner(config, (1, 16, 16))
+
+
+def test_starting_from_several_initialisations_is_refused(tmp_path, tiny_root):
+    several = Run(tmp_path / "several")
+    Trainer(tiny_config(tiny_root, "multi-maml", iterations=1), several).fit()
+    config = tiny_config(tiny_root, "metadock", init_from=str(several))
+    with pytest.raises(ValueError, match="an initialisation for each of 1 distributions"):
+        build.learner(config, (1, 16, 16))
+
+
+def test_a_rate_for_scores_that_there_are_not_is_refused(tiny_root):
+    config = tiny_config(tiny_root, "maml", mask_lr=1e-2)
+    with pytest.raises(ValueError, match="mask_lr: maml has no mask scores to learn"):
+        build.optimiser(config, build.learner(config, (1, 16, 16)))

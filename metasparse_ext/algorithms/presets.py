@@ -137,6 +137,37 @@ def _imaml() -> dict[str, Preset]:
     }
 
 
+def _hypertorch() -> dict[str, Preset]:
+    """iMAML by the paper's equations, as in hypertorch's examples."""
+    return {
+        f"imaml/{data}-hypertorch/{_task(5, 1)}": Preset(
+            learner="imaml",
+            options={
+                "inner_lr": 0.1,
+                "inner_steps": steps,
+                "lam": lam,
+                "cg_steps": 5,
+                "mode": "paper",
+            },
+            data=_files(data),
+            image_size=size,
+            width=width,
+            strided=data == "omniglot",
+            ways=5,
+            shots=1,
+            queries=15,
+            tasks=16,
+            iterations=60_000,
+            meta_lr=1e-3,
+            note="lambda is the paper's; iterations are not stated.",
+        )
+        for data, size, width, steps, lam in (
+            ("omniglot", 28, 64, 16, 2.0),
+            ("mini-imagenet", 84, 32, 10, 0.5),
+        )
+    }
+
+
 def _metadock() -> dict[str, Preset]:
     """Chavan et al. 2022, supplement, table 1: stage one (iMAML) and stage two share it."""
     rows = {
@@ -398,6 +429,7 @@ def _files(data: str) -> str:
 PRESETS: dict[str, Preset] = {
     **_maml(),
     **_imaml(),
+    **_hypertorch(),
     **_metadock(),
     **_convex(),
     **_other_codes(),

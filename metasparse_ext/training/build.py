@@ -98,10 +98,15 @@ def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Opti
 
     On a GPU it can be part of a CUDA graph: its rates and counters lie on the device, and it stands
     still while ``found_inf`` is not zero.
+
+    Raises:
+        ValueError: If there is a rate for mask scores, and no scores.
     """
     scores, weights = [], []
     for name, parameter in parameters_of.named_parameters():
         (scores if name.endswith("scores") else weights).append(parameter)
+    if config.mask_lr is not None and not scores:
+        raise ValueError(f"mask_lr: {config.learner} has no mask scores to learn")
     groups = [{"params": weights, "lr": config.meta_lr}]
     if scores:
         groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
@@ -130,6 +135,11 @@ def scheduled(schedule: str, done: float) -> float:
 def _copy_weights(net: nn.Module, folder: str) -> None:
     """Copies another run's weights into a network; its masks stay behind."""
     state = Run(folder).best().learner
+    if "initialisations" in state:
+        raise ValueError(
+            f"{folder}: cannot start from this run: it has an initialisation for each of "
+            f"{len(state['initialisations'])} distributions, not one"
+        )
     prefix = "model."
     with torch.no_grad():
         for name, parameter in net.named_parameters():
