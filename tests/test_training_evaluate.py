@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from training_helpers import tiny_config
 
+from metasparse_ext.algorithms import MAML
 from metasparse_ext.algorithms.base import AdaptedTasks
 from metasparse_ext.data import Samples
 from metasparse_ext.nn import FixedMask
@@ -110,6 +112,20 @@ def test_the_learner_is_left_as_it_is(config, classes, learner):
     for name, value in learner.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(parameter.grad is None for parameter in learner.parameters())
+
+
+def test_dropout_rests_in_evaluation_alone(config, classes):
+    net = nn.Sequential(nn.Dropout(0.9), build.network(config, classes.shape))
+    net[1].blocks[0].eval()
+    learner = MAML(net, inner_lr=0.1, inner_steps=1)
+    modes = [module.training for module in learner.modules()]
+    assert sum(modes) < len(modes)
+    found = [evaluate(learner, batches(config, classes), tasks=4).loss for _ in range(2)]
+    assert found[0] == found[1]
+    assert [module.training for module in learner.modules()] == modes
+    support = next(batches(config, classes)).support
+    losses = [learner.gradient(learner.start(2), support)[0] for _ in range(2)]
+    assert not torch.equal(*losses)
 
 
 def test_kernels_and_multiply_accumulates_are_those_of_the_masks(config, classes, learner):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 
 Count = int | Tensor
@@ -183,15 +184,12 @@ def _positions(model: nn.Module, input_shape: Sequence[int]) -> dict[nn.Module, 
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    training = {module: module.training for module in model.modules()}
     parameter = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.no_grad():
-            model.eval()(image)
+        with torch.no_grad(), evaluating(model):
+            model(image)
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for hook in hooks:
             hook.remove()
     return positions

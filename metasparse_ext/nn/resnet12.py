@@ -78,10 +78,13 @@ class ResBlock(nn.Module):
 class ResNet12(Backbone):
     """Four residual blocks of three convolutions, each halving the map, and a head.
 
-    As in MetaOptNet, without its drop-block: widths 64, 160, 320, 640, convolutions without bias
-    that start from Kaiming's normal distribution (fan out), leaky ReLU, and a head on the whole
-    last map: 84, 42, 21, 10, 5 pixels make 16000 features. Batch norm takes the statistics of each
-    task's batch, always.
+    As in MetaOptNet: widths 64, 160, 320, 640, convolutions without bias that start from Kaiming's
+    normal distribution (fan out), leaky ReLU, and a head on the whole last map: 84, 42, 21, 10, 5
+    pixels make 16000 features. Batch norm takes the statistics of each task's batch, always.
+
+    Its drop-block is left out. A random mask would have to be one and the same in a step's gradient
+    and in the Hessian products taken of that step afterwards, another in the next step, and all of
+    them again after a resume or in a captured graph; no learner here draws numbers in its forward.
 
     Args:
         in_channels: C of the images.

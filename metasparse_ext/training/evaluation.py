@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, cross_entropy
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Cost, cost
+from metasparse_ext.nn.evaluating import evaluating
 
 _FOLDED_TASKS = 64
 
@@ -66,7 +67,7 @@ def evaluate(
     """Adapts to the support set of every task and classifies its query set.
 
     Args:
-        learner: The meta-learner; its state is left as it is.
+        learner: The meta-learner, in evaluation mode meanwhile; its state is left as it is.
         batches: Meta-batches; as many are drawn as ``tasks`` takes.
         tasks: How many tasks.
         transductive: Take batch statistics over the whole query set of a task, as the published
@@ -82,12 +83,13 @@ def evaluate(
     """
     device = next(learner.parameters()).device
     totals = _Totals(learner.model)
-    for batch in _first_tasks(batches, tasks):
-        support, query = batch.to(device)
-        adapted = learner.adapt(support)
-        with torch.no_grad():
-            logits = predict(adapted, support, query.images, transductive=transductive)
-            totals.add(logits, query, adapted)
+    with evaluating(learner):
+        for batch in _first_tasks(batches, tasks):
+            support, query = batch.to(device)
+            adapted = learner.adapt(support)
+            with torch.no_grad():
+                logits = predict(adapted, support, query.images, transductive=transductive)
+                totals.add(logits, query, adapted)
     return totals.evaluation(transductive, distributions)
 
 
