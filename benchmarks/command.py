@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Row, fair_process, save
+from benchmarks.harness import Row, WrongResult, fair_process, save
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ def run_benchmark(
 ) -> None:
     """Measures the groups that are asked for, prints a table of each and saves its raw rows.
 
+    A case whose result is wrong has no row; all such are named at the end, and the process exits
+    with 1.
+
     Args:
         name: Of the benchmark; a group's rows go to ``results/NAME-GROUP-N-threads.json``.
         seconds: For the timing of one case; ``quick_seconds`` with ``--quick``, which saves none.
@@ -40,19 +43,24 @@ def run_benchmark(
     options = parser.parse_args()
     fair_process(options.threads)
     budget = quick_seconds if options.quick else seconds
-    console = Console(width=140)
+    console, wrong = Console(width=140), []
     for label, group in groups.items():
         if options.only not in (None, label):
             continue
         rows = []
         for case in group.grid(options.quick):
-            rows.append(group.run(case, budget))
+            try:
+                rows.append(group.run(case, budget))
+            except WrongResult as error:
+                wrong.append(str(error))
             print(".", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         console.print(table(label, rows))
         console.print(_summary(rows))
         if not options.quick:
             console.print(f"raw results: {save(f'{name}-{label}-{options.threads}-threads', rows)}")
+    if wrong:
+        sys.exit("\n".join(["wrong results:", *wrong]))
 
 
 def table(title: str, rows: list[Row]) -> Table:
