@@ -5,6 +5,10 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
 #include "../masked_conv_checks.h"
 
 namespace metasparse::dense {
@@ -13,20 +17,38 @@ namespace {
 constexpr std::array<bool, 3> kInputGrad = {true, false, false};
 constexpr std::array<bool, 3> kWeightGrad = {false, true, false};
 
+// value where `bits` are all ones, +0 where they are zero. A mask has no pattern that a branch
+// predictor could learn.
+template <class T, class Bits>
+T kept(T value, Bits bits) {
+  static_assert(sizeof(T) == sizeof(Bits));
+  Bits pattern;
+  std::memcpy(&pattern, &value, sizeof(T));
+  pattern &= bits;
+  std::memcpy(&value, &pattern, sizeof(T));
+  return value;
+}
+
 // The product in one pass; PyTorch's broadcasting over a dimension of nine takes longer than the
 // smallest convolutions.
 Tensor masked_on_cpu(const Tensor& dense, const Tensor& mask) {
-  const Tensor w = dense.contiguous(), m = mask.contiguous(), out = at::empty_like(w);
+  const Tensor w = dense.contiguous(), m = mask.contiguous();
   const int64_t taps = w.size(-2) * w.size(-1);
+  Tensor out = w;
   AT_DISPATCH_FLOATING_TYPES(w.scalar_type(), "masked", [&] {
+    using Bits = std::conditional_t<sizeof(scalar_t) == 4, uint32_t, uint64_t>;
     const auto* from = w.const_data_ptr<scalar_t>();
     const auto* factors = m.const_data_ptr<scalar_t>();
+    const auto is_one = [](scalar_t factor) { return factor == scalar_t(1); };
+    if (std::all_of(factors, factors + m.numel(), is_one)) return;
+    out = at::empty_like(w);
     auto* to = out.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, m.numel(), /*grain_size=*/16384, [&](int64_t begin, int64_t end) {
       for (int64_t kernel = begin; kernel < end; ++kernel) {
         const scalar_t factor = factors[kernel];
+        const Bits bits = factor == scalar_t(0) ? Bits{0} : ~Bits{0};
         for (int64_t k = kernel * taps; k < (kernel + 1) * taps; ++k) {
-          to[k] = factor == scalar_t(0) ? scalar_t(0) : from[k] * factor;
+          to[k] = kept<scalar_t, Bits>(from[k] * factor, bits);
         }
       }
     });
