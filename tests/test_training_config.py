@@ -41,6 +41,7 @@ def test_differences_are_named():
         ("schedule", "step"),
         ("seed", -1),
         ("workers", -1),
+        ("evaluation_queries", 0),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field, value):

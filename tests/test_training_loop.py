@@ -1,5 +1,6 @@
 """The training loop: what it learns, writes, chooses and refuses."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -7,7 +8,16 @@ import pytest
 import torch
 from training_helpers import tiny_config
 
-from metasparse_ext.training import Run, Trainer, TrainingError, build, checkpoint, metrics
+from metasparse_ext.training import (
+    Run,
+    Trainer,
+    TrainingError,
+    build,
+    checkpoint,
+    loop,
+    metrics,
+    results,
+)
 from metasparse_ext.training.loop import eligible
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +54,28 @@ def test_validation_tasks_are_always_the_same(tmp_path, tiny_root):
     config = tiny_config(tiny_root, meta_lr=1e-30, validate_every=1)
     Trainer(config, run).fit()
     assert len({(v["accuracy"], v["loss"]) for v in records(run, "validation")}) == 1
+
+
+def test_validation_and_evaluation_have_query_sets_of_their_own_size(
+    tmp_path, tiny_root, monkeypatch
+):
+    drawn = []
+    evaluate = loop.evaluate
+
+    def noting(learner, batches, **options):
+        batches = list(itertools.islice(batches, 3))
+        drawn.append({batch.query.labels.shape[1] for batch in batches})
+        return evaluate(learner, batches, **options)
+
+    monkeypatch.setattr(loop, "evaluate", noting)
+    monkeypatch.setattr(results, "evaluate", noting)
+    config = tiny_config(tiny_root, queries=1, evaluation_queries=2, iterations=1)
+    run = Run(tmp_path)
+    trainer = Trainer(config, run)
+    trainer.fit()
+    results.evaluate_run(run)
+    assert next(trainer.batches).query.labels.shape[1] == 1 * config.ways
+    assert drawn == [{2 * config.ways}] * 2
 
 
 def test_numbers_that_break_down_stop_training_and_lose_nothing(tmp_path, tiny_root, monkeypatch):

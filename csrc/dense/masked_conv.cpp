@@ -130,10 +130,8 @@ Tensor masked_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   if (grouping_pays(x, conv_out_size(x.size(3), weight.size(3), stride[0], padding[0]),
                     conv_out_size(x.size(4), weight.size(4), stride[1], padding[1]))) {
     const auto b = bias.has_value() ? OptionalTensor(bias->flatten()) : std::nullopt;
-    return apart(
-        convolve(side_by_side(x), effective.flatten(0, 1), b,
-                 stride, padding, tasks),
-        tasks);
+    return apart(convolve(side_by_side(x), effective.flatten(0, 1), b, stride, padding, tasks),
+                 tasks);
   }
   return stack_over_tasks(tasks, [&](int64_t t) {
     const auto b = bias.has_value() ? OptionalTensor((*bias)[t]) : std::nullopt;

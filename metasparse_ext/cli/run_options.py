@@ -41,6 +41,7 @@ run_options = _options(
     _field("--ways", int, "Classes per task."),
     _field("--shots", int, "Support images per class."),
     _field("--queries", int, "Query images per class."),
+    _field("--evaluation-queries", int, "Query images per class of validation and evaluation."),
     _field("--tasks", int, "Tasks per meta-batch."),
     _field("--backbone", click.Choice(BACKBONES), "Network."),
     _field("--width", int, "Channels of Conv-4's blocks, or of ResNet-12's first."),

@@ -56,6 +56,14 @@ def episodes(
     )
 
 
+def held_out_episodes(
+    config: RunConfig, classes: ImageClasses | Mixture, *, seed: int
+) -> Iterator[TaskBatch]:
+    """Draws the meta-batches of a validation or an evaluation."""
+    config = config.replace(queries=config.evaluation_queries or config.queries)
+    return episodes(config, classes, seed=seed, tasks=config.tasks)
+
+
 def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4 | ResNet12:
     """Builds the backbone and, with ``init_from``, gives it that run's best weights.
 

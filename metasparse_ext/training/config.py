@@ -53,6 +53,8 @@ class RunConfig:
         validate_every, validation_tasks, validation_split: The fixed tasks that choose the best
             checkpoint.
         evaluation_tasks: Tasks of ``metasparse evaluate``.
+        evaluation_queries: Query images per class of validation and evaluation; those of training
+            where None.
         transductive: Whether batch statistics are taken over the whole query set, as the
             published codes do; otherwise each query image is classified beside the support set.
         save_every: Iterations between two writes of ``last.pt``.
@@ -91,6 +93,7 @@ class RunConfig:
     validation_tasks: int = 100
     validation_split: str = "val"
     evaluation_tasks: int = 600
+    evaluation_queries: int | None = None
     transductive: bool = True
     save_every: int = 100
     log_every: int = 1
@@ -106,6 +109,9 @@ class RunConfig:
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        held_out = self.evaluation_queries
+        if held_out is not None and held_out < 1:
+            raise ValueError(f"evaluation_queries: expected None or at least 1, got {held_out}")
         if self.ways < 2:
             raise ValueError(f"ways: expected at least 2 classes per task, got {self.ways}")
         _require_choice("backbone", self.backbone, BACKBONES)

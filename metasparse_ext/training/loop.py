@@ -293,10 +293,7 @@ class Trainer:
 
     def _validation_batches(self) -> Iterator[TaskBatch]:
         """The fixed tasks of every validation."""
-        config = self.config
-        return build.episodes(
-            config, self.validation_classes, seed=_VALIDATION_SEED, tasks=config.tasks
-        )
+        return build.held_out_episodes(self.config, self.validation_classes, seed=_VALIDATION_SEED)
 
     def _validate(self) -> None:
         config = self.config

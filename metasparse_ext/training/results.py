@@ -77,7 +77,7 @@ def evaluate_run(
         learner.adapt_steps = adapt_steps
     found = evaluate(
         learner,
-        build.episodes(config, classes, seed=_SEED, tasks=config.tasks),
+        build.held_out_episodes(config, classes, seed=_SEED),
         tasks=tasks or config.evaluation_tasks,
         transductive=config.transductive if transductive is None else transductive,
         distributions=build.distributions(classes),
