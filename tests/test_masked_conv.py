@@ -114,6 +114,25 @@ def test_what_a_pruned_kernel_holds_is_never_read(case):
         assert torch.equal(poisoned, clean)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("kind", ["zeros and ones", "ones", "real"])
+@pytest.mark.parametrize("samples", [2, 9], ids=["grouped", "one by one"])
+def test_dense_ops_equal_the_definition(samples, kind):
+    """The library's convolutions, which few of the small cases above reach by themselves."""
+    case = Case(3, samples, 4, 5, (12, 11), (3, 3), (2, 1), (1, 1))
+    x, weight, mask, bias = case.args(density=1.0 if kind == "ones" else 0.5)
+    mask = mask * torch.rand_like(mask) if kind == "real" else mask
+    y, *expected = all_gradients(lambda x, w, b: case.reference(x, w, mask, b), (x, weight, bias))
+    grad = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    poisoned = torch.where(mask[..., None, None] == 0, torch.nan, weight)
+    ops, window = torch.ops.metasparse_dense, (case.stride, case.padding)
+    assert_near(ops.masked_conv(x, poisoned, mask, bias, *window), y)
+    assert_near(ops.masked_conv_input_grad(grad, poisoned, mask, case.size, *window), expected[0])
+    # The definition multiplies by the mask once more, which the caller does for this op.
+    actual = ops.masked_conv_weight_grad(grad, x, (mask != 0).to(mask), case.kernel, *window)
+    assert_near(actual * mask[..., None, None], expected[1])
+
+
 @by_case
 def test_without_a_mask_every_kernel_is_active(case):
     x, weight, mask, _ = case.args()
