@@ -31,6 +31,9 @@ OPTIONS = {
     "reptile": {"inner_lr": 0.01, "inner_steps": 3, "inner_batch": 4},
     "cavia": {"context": 6, "block": 1},
     "mmsup": {"inner_lr": 0.05, "inner_steps": 2, "sparsity_gradient": "boundary"},
+    "bmp": {"inner_lr": 0.05, "inner_steps": 2, "emphasis": "batch", "rates": "layer"},
+    "multi-maml": {"inner_lr": (0.05,), "inner_steps": 2, "rates": "parameter"},
+    "meta-ticket": {"inner_lr": 0.05, "inner_steps": 2, "rates": "parameter"},
 }
 OTHERS = {"inner_lr": 0.05, "inner_steps": 2}
 by_learner = pytest.mark.parametrize("name", LEARNERS)
