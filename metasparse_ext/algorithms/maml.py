@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
 
 
-class MAMLOptions(TypedDict, total=False):
-    """The options of :class:`MAML`, for learners that hand them on to it."""
+class StepOptions(TypedDict, total=False):
+    """The options of :class:`MAML` but its learning rate, for learners that hand them on to it."""
 
-    inner_lr: float
     inner_steps: int
     adapt_steps: int | None
     first_order: bool
@@ -28,6 +27,12 @@ class MAMLOptions(TypedDict, total=False):
     rates: str
     multi_step: int
     first_order_until: int
+
+
+class MAMLOptions(StepOptions, total=False):
+    """All options of :class:`MAML`, for learners that hand them on to it."""
+
+    inner_lr: float
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.maml import MAML, MAMLOptions
+from metasparse_ext.algorithms.maml import MAML, StepOptions
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples
@@ -43,7 +43,7 @@ class MultiMAML(MAML):
         *,
         inner_lr: float | Sequence[float] = 0.01,
         distributions: int = 1,
-        **maml: Unpack[MAMLOptions],
+        **maml: Unpack[StepOptions],
     ) -> None:
         self._require(distributions >= 1, "distributions", "at least 1", distributions)
         each = (inner_lr,) * distributions if isinstance(inner_lr, int | float) else tuple(inner_lr)
