@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 from host import NothingOnTheHost
+from op_calls import WINDOW, all_calls, conv_calls, other_calls
 from triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
 from metasparse_ext.ops import backend, cuda, cuda_table
 
 BACKENDS = ["dense", pytest.param("triton", marks=runs_kernels)]
-WINDOW = ((2, 2), (1, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -22,52 +22,6 @@ def unforced(monkeypatch):
     monkeypatch.setattr(backend, "_cuda", backend.AUTOMATIC)
     cuda_table.table.cache_clear()
     cuda_table.rows_for.cache_clear()
-
-
-def conv_calls(dtype=torch.float64):
-    draw = lambda *size: torch.randn(size, dtype=dtype)  # noqa: E731
-    x, weight, bias = draw(2, 2, 3, 5, 4), draw(2, 4, 3, 3, 3), draw(2, 4)
-    grad, mask = draw(2, 2, 4, 3, 2), (torch.rand(2, 4, 3) < 0.5).to(dtype)
-    return {
-        "masked_conv": (x, weight, mask, bias, *WINDOW),
-        "masked_conv_input_grad": (grad, weight, mask, (5, 4), *WINDOW),
-        "masked_conv_weight_grad": (grad, x, mask, (3, 3), *WINDOW),
-        "masked_conv_mask_grad": (grad, x, weight, *WINDOW),
-        "masked_conv_pair": (x, weight, mask, x + 1, weight, None, bias, *WINDOW),
-        "masked_conv_input_grad_pair": (grad, weight, mask, grad, weight, None, (5, 4), *WINDOW),
-        "masked_conv_weight_grad_pair": (grad, x, grad, x + 1, mask, (3, 3), *WINDOW),
-    }
-
-
-def norm_calls(dtype=torch.float64):
-    x, w = torch.randn(2, 3, 2, 4, 4, dtype=dtype), torch.randn(2, 2, dtype=dtype)
-    forward = (x, w, w, 1e-5, True, True, True)
-    y, mean, rstd, gate = torch.ops.metasparse_dense.norm_act_pool(*forward)
-    point = (x, w, mean, rstd, gate, 1e-5, True, True)
-    return {
-        "norm_act_pool": forward,
-        "norm_act_pool_backward": (y, *point),
-        "norm_act_pool_tangent": (x, w, w, *point),
-        "norm_act_pool_double_backward": (x, w, w, y, *point),
-    }
-
-
-def other_calls(dtype=torch.float64):
-    v = torch.randn(2, 9, dtype=dtype)
-    rows, one = torch.ones(2).double(), torch.ones(2, dtype=torch.int64)
-    features, center = torch.randn(2, 6, 5, dtype=dtype), torch.randn(2, 3, 5, dtype=dtype)
-    labels, lam = torch.randint(0, 3, (2, 6)), torch.ones(2, dtype=dtype)
-    state = (v.clone(), v.clone(), v.clone(), 2 * v, None, rows, rows.clone(), 0 * rows)
-    return {
-        "topk_mask": (v, 3 * one),
-        "cg_step": (*state, one, one.clone()),
-        "softmax_head": (features, labels, center, lam, 1e-10, 20),
-        "softmax_head_grad": (center + 1, center, features, labels, center, lam),
-    }
-
-
-def all_calls():
-    return {**conv_calls(), **norm_calls(), **other_calls()}
 
 
 def test_every_op_of_the_key_is_called_here():

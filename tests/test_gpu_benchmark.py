@@ -222,7 +222,7 @@ def test_the_stages_fit_in_nine_minutes():
 def test_what_wants_a_gpu_has_a_job_and_the_ops_one_for_each_backend():
     names = [name for name, *_ in gpu.test_jobs()]
     assert len(names) == len(set(names))
-    assert {"capture", "training_capture", *gpu.OPS} <= set(names)
+    assert {"capture", "training_capture", "narrow_inputs", *gpu.OPS} <= set(names)
     assert {f"{op}-{name}" for op in gpu.OPS for name in ("triton", "cuda", "dense")} <= set(names)
     assert "masked_conv-winograd" in names
     assert set(gpu.FORCED) == set(CUDA_BACKENDS)

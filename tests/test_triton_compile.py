@@ -36,6 +36,15 @@ REPRESENTATIVES = (
     "topk_mask, float32",
 )
 
+NARROW = (
+    "forward, bfloat16",
+    "input grad, bfloat16",
+    "weight grad, bfloat16",
+    "mask grad, float16",
+    "norm forward, bfloat16, pool",
+    "norm double backward, bfloat16, pool",
+)
+
 
 def compile_variants(arch: int, names: tuple[str, ...]) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -61,3 +70,14 @@ def test_representative_variants_compile(arch):
     for launch in launches:
         assert launch["spilled_bytes"] == 0, launch
         assert launch["shared_bytes"] <= 163 * 1024, launch
+
+
+@pytest.mark.parametrize("arch", [80, 90], ids=["sm_80", "sm_90"])
+def test_sixteen_bit_inputs_are_summed_in_float32(arch):
+    launches = compile_variants(arch, NARROW)
+    sums = [launch["sums_in"] for launch in launches]
+    assert sums.count("f32") == 4  # the matrix products
+    for launch in launches:
+        assert launch["sums_in"] in ("f32", "none"), launch
+        if launch["sums_in"] == "none":
+            assert launch["arithmetic"] == ["f32"], launch

@@ -170,30 +170,6 @@ def test_shared_and_strided_operands():
     assert_close(gx, p.input_grad(wide[:, ::2], p.weight, p.mask), 1e-14)
 
 
-NARROW = [
-    pytest.param(
-        torch.bfloat16,
-        id="bf16",
-        marks=pytest.mark.skipif(
-            DEVICE == "cpu", reason="the interpreter multiplies the bits of bfloat16 numbers"
-        ),
-    ),
-    pytest.param(torch.float16, id="f16"),
-]
-
-
-@pytest.mark.parametrize("dtype", NARROW)
-def test_narrow_inputs_are_summed_in_float32(dtype):
-    p = Problem((1, 1, 16, 16, 4, 4, (3, 3), (1, 1), (1, 1)))
-    x, weight = p.x.to(dtype), p.weight.to(dtype)
-    y = launch("masked_conv", x, weight, p.mask, None, p.stride, p.padding, dtype=dtype)
-    assert y.dtype == dtype
-    exact = p.conv(x.double(), weight.double(), p.mask)
-    assert_close(y, exact, torch.finfo(dtype).eps)
-    gw = launch("masked_conv_weight_grad", y, x, None, p.kernel, p.stride, p.padding, dtype=dtype)
-    assert_close(gw, p.weight_grad(y.double(), x.double(), None), torch.finfo(dtype).eps)
-
-
 def test_slices_are_added_in_one_order(monkeypatch):
     p = Problem((1, 3, 3, 4, 6, 6, (3, 3), (1, 1), (1, 1)))
     args = (p.grad, p.x, p.mask, p.kernel, p.stride, p.padding)

@@ -37,6 +37,30 @@ if DEVICE == "cuda":
     runs_kernels.append(pytest.mark.cuda)
 
 
+@pytest.fixture
+def bfloat16_products(monkeypatch):
+    """Lets the interpreter multiply bfloat16 numbers, which it keeps as their bits, by value."""
+    if DEVICE == "cuda":
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    multiply, dot = InterpreterBuilder.create_fmul, InterpreterBuilder.create_dot
+
+    def wide(builder, x):
+        return builder.create_fp_ext(x, tl.float32) if x.dtype == tl.bfloat16 else x
+
+    def create_fmul(self, a, b):
+        product = multiply(self, wide(self, a), wide(self, b))
+        return self.create_fp_trunc(product, tl.bfloat16) if a.dtype == tl.bfloat16 else product
+
+    def create_dot(self, a, b, *rest):
+        return dot(self, wide(self, a), wide(self, b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fmul", create_fmul)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
 def on_device(*values):
     """Tensors moved to where the kernels run; anything else as it is."""
     return [v.to(DEVICE) if isinstance(v, torch.Tensor) else v for v in values]

@@ -25,7 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from metasparse_ext.triton import cg, masked_conv, norm_act_pool, softmax_head, topk_mask
+from metasparse_ext.ops import cuda
+from metasparse_ext.triton import cg, masked_conv, softmax_head, topk_mask
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "triton-compile.json"
 ARCHITECTURES = (80, 90)
@@ -42,13 +43,24 @@ _POINTERS = {
 
 
 class Compiled(NamedTuple):
-    """What became of one launch."""
+    """What became of one launch.
+
+    Attributes:
+        kernel: Its name.
+        registers, spilled_bytes: Of a thread.
+        shared_bytes, warps: Of a program.
+        multiplies_by: The instruction of its matrix products, or else "fma" or "none".
+        sums_in: The type that this instruction sums in; "none" where there is none.
+        arithmetic: The types that its other additions and multiplications are in.
+    """
 
     kernel: str
     registers: int
     spilled_bytes: int
     shared_bytes: int
     multiplies_by: str
+    sums_in: str
+    arithmetic: tuple[str, ...]
     warps: int
 
 
@@ -96,6 +108,17 @@ def _multiplies_by(ptx: str) -> str:
     return "fma" if "fma.rn" in ptx else "none"
 
 
+def _sums_in(ptx: str) -> str:
+    """The first type of an instruction such as mma.sync.aligned.m16n8k16.row.col.f32.bf16..."""
+    found = re.findall(r"\.m\d+n\d+k\d+(?:\.row\.col)?\.(\w+)\.", ptx)
+    return " ".join(sorted(set(found))) or "none"
+
+
+def _arithmetic(ptx: str) -> tuple[str, ...]:
+    found = re.findall(r"\b(?:add|sub|mul|fma)(?:\.\w+)*?\.(b?f(?:16|32|64)(?:x2)?)\b", ptx)
+    return tuple(sorted({kind.removesuffix("x2") for kind in found}))
+
+
 def compile_launch(kernel: JITFunction, args: tuple, options: dict, arch: int) -> Compiled:
     """Compiles one launch of a kernel for an architecture such as 90."""
     compiler = {name: options.pop(name) for name in ("num_warps", "num_stages") if name in options}
@@ -109,6 +132,8 @@ def compile_launch(kernel: JITFunction, args: tuple, options: dict, arch: int) -
         spilled,
         built.metadata.shared,
         _multiplies_by(built.asm["ptx"]),
+        _sums_in(built.asm["ptx"]),
+        _arithmetic(built.asm["ptx"]),
         built.metadata.num_warps,
     )
 
@@ -171,20 +196,26 @@ def conv_variant(
 
 
 def norm_variant(
-    op: str, dtype: torch.dtype = torch.float32, pool: bool = True, first: bool = True
+    op: str,
+    dtype: torch.dtype = torch.float32,
+    pool: bool = True,
+    first: bool = True,
+    side: int = 42,
 ) -> Callable[[], object]:
-    """A call of one op of the norm_act_pool family."""
-    x, y = empty(4, 25, 64, 42, 42, dtype=dtype), empty(4, 25, 64, 21, 21, dtype=dtype)
-    y = y if pool else x
+    """A call of one op of the norm_act_pool family, in the cut that the table gives it."""
+    x, small = empty(4, 25, 64, side, side, dtype=dtype), side // 2
+    y = empty(4, 25, 64, small, small, dtype=dtype) if pool else x
     c = empty(4, 64, dtype=dtype)
     point = (x, c, c, c, y.to(torch.uint8), 1e-5, pool, first)
-    calls = {
-        "forward": lambda: norm_act_pool.norm_act_pool(x, c, c, 1e-5, True, pool, first),
-        "backward": lambda: norm_act_pool.norm_act_pool_backward(y, *point),
-        "tangent": lambda: norm_act_pool.norm_act_pool_tangent(x, c, c, *point),
-        "double backward": lambda: norm_act_pool.norm_act_pool_double_backward(x, c, c, y, *point),
+    arguments = {
+        "forward": (x, c, c, 1e-5, True, pool, first),
+        "backward": (y, *point),
+        "tangent": (x, c, c, *point),
+        "double backward": (x, c, c, y, *point),
     }
-    return calls[op]
+    name = "norm_act_pool" + ("" if op == "forward" else "_" + op.replace(" ", "_"))
+    args = arguments[op]
+    return lambda: cuda.run_choice(name, cuda.choose(name, args), args)
 
 
 def other_variant(op: str, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
@@ -207,7 +238,12 @@ def other_variant(op: str, dtype: torch.dtype = torch.float32) -> Callable[[], o
 CONV_OPS = ("forward", "input grad", "weight grad", "mask grad")
 PAIRS = ("forward pair", "input grad pair", "weight grad pair")
 NORM_OPS = ("forward", "backward", "tangent", "double backward")
+NARROW = (torch.bfloat16, torch.float16)
 OTHER_OPS = ("cg_step", "topk_mask", "softmax_head", "softmax_head_grad")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def variants() -> dict[str, Callable[[], object]]:
@@ -223,32 +259,38 @@ def variants() -> dict[str, Callable[[], object]]:
     calls = {}
     for op in CONV_OPS:
         for precision in ("tf32", "tf32x3", "ieee"):
-            calls[f"{op}, {precision}"] = conv_variant(op, precision=precision)
-        for dtype in (torch.bfloat16, torch.float16, torch.float64):
-            name = f"{op}, {str(dtype).removeprefix('torch.')}"
-            side = 32 if dtype == torch.float64 else 64
-            calls[name] = conv_variant(op, dtype=dtype, tile=tile(side, side, 32))
+            warps = 8 if precision == "ieee" else 4
+            calls[f"{op}, {precision}"] = conv_variant(
+                op, precision=precision, tile=tile(warps=warps)
+            )
+        calls[f"{op}, float64"] = conv_variant(op, dtype=torch.float64, tile=tile(32, 32, 32))
         calls[f"{op}, one channel in"] = conv_variant(op, channels=(1, 64), side=28)
         calls[f"{op}, 128 channels, stride 1"] = conv_variant(op, **large)
         calls[f"{op}, small tile"] = conv_variant(op, side=4, tile=tile(32, 32, 32))
     for op in ("forward", "input grad"):
         calls[f"{op}, skipping"] = conv_variant(op, tile=tile(skip=True))
     for op in PAIRS:
-        calls[f"{op}, tf32"] = conv_variant(op, precision="tf32")
-        calls[f"{op}, tf32x3"] = conv_variant(op, tile=tile(warps=8))
+        calls[f"{op}, tf32"] = conv_variant(op, precision="tf32", tile=tile(warps=8))
+        calls[f"{op}, tf32x3"] = conv_variant(op)
         calls[f"{op}, 128 channels, stride 1"] = conv_variant(op, **large)
     for op in CONV_OPS[:3]:
         calls[f"{op}, unmasked"] = conv_variant(op, masked=False)
+    for op in (*CONV_OPS, *PAIRS):
+        for dtype in NARROW:
+            calls[f"{op}, {_named(dtype)}"] = conv_variant(op, dtype=dtype)
     for op in NORM_OPS:
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32, torch.float64, *NARROW):
             for pool in (False, True):
                 for first in (False, True):
-                    name = f"norm {op}, {str(dtype).removeprefix('torch.')}"
+                    name = f"norm {op}, {_named(dtype)}"
                     name += (", pool" if pool else "") + ("" if first else ", gate first")
                     calls[name] = norm_variant(op, dtype, pool, first)
+        for first in (False, True):
+            name = f"norm {op}, small map" + ("" if first else ", gate first")
+            calls[name] = norm_variant(op, first=first, side=10)
     for op in OTHER_OPS:
         for dtype in (torch.float32, torch.float64):
-            calls[f"{op}, {str(dtype).removeprefix('torch.')}"] = other_variant(op, dtype)
+            calls[f"{op}, {_named(dtype)}"] = other_variant(op, dtype)
     return calls
 
 

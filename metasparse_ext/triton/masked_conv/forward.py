@@ -7,8 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from metasparse_ext.triton.masked_conv.block_lists import lists_of
-from metasparse_ext.triton.masked_conv.loads import load_patches, load_weights, pixel_of
-from metasparse_ext.triton.masked_conv.sizes import DEFAULT_TILE, Cut, Sizes, Tile
+from metasparse_ext.triton.masked_conv.loads import load_patches, load_weights, pixel_of, zeros
+from metasparse_ext.triton.masked_conv.sizes import DEFAULT_TILE, PAIR_TILE, Cut, Sizes, Tile
 from metasparse_ext.triton.operands import operands
 
 
@@ -54,7 +54,7 @@ def forward_kernel(
     o = ob * CUT.rows + tl.arange(0, CUT.rows)
     inside_o = o < S.O
 
-    acc = tl.zeros((CUT.rows, CUT.pixels), CUT.sums)
+    acc = zeros(CUT.rows, CUT.pixels, CUT)
     if BIASED:
         bias = tl.load(BIAS + t * bias_stride + o, mask=inside_o, other=0.0)
         acc += bias.to(CUT.sums)[:, None]
@@ -114,7 +114,8 @@ def masked_conv(
         stride: Vertical and horizontal step.
         padding: Rows and columns of zeros on each side.
         tile: Cut of the problem: out channels, pixels, (in channel, tap) pairs.
-        precision: Of float32 products: "tf32", "tf32x3" (as accurate as float32) or "ieee".
+        precision: Of float32 products: "tf32", "tf32x3" (as accurate as float32) or "ieee", which
+            is without tensor cores and wants eight warps.
 
     Returns:
         (T, N, O, Ho, Wo), dtype of x, contiguous.
@@ -134,7 +135,7 @@ def masked_conv_pair(
     stride: tuple[int, int],
     padding: tuple[int, int],
     *,
-    tile: Tile = DEFAULT_TILE,
+    tile: Tile = PAIR_TILE,
     precision: str = "tf32x3",
 ) -> Tensor:
     """conv(x1, weight1 * mask1) + conv(x2, weight2 * mask2) + bias, as :func:`masked_conv`."""

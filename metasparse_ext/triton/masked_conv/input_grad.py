@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from metasparse_ext.triton.masked_conv.block_lists import lists_of
-from metasparse_ext.triton.masked_conv.loads import load_weights, pixel_of, taps_of_phase
-from metasparse_ext.triton.masked_conv.sizes import DEFAULT_TILE, Cut, Sizes, Tile
+from metasparse_ext.triton.masked_conv.loads import load_weights, pixel_of, taps_of_phase, zeros
+from metasparse_ext.triton.masked_conv.sizes import DEFAULT_TILE, PAIR_TILE, Cut, Sizes, Tile
 from metasparse_ext.triton.operands import operands
 
 
@@ -79,7 +79,7 @@ def input_grad_kernel(
     y, x = y * S.SH + phase // S.SW, x * S.SW + phase % S.SW
     inside_p = (n < N) & (y < S.H) & (x < S.W)
 
-    acc = tl.zeros((CUT.rows, CUT.pixels), CUT.sums)
+    acc = zeros(CUT.rows, CUT.pixels, CUT)
     acc = reduce_input_grad(
         acc, GRAD1 + t * grad1_stride, WEIGHT1 + t * weight1_stride, MASK1 + t * mask1_stride,
         LIST1, COUNT1, n, y, x, inside_p, ib, phase, t, S, CUT, MASKED1,
@@ -156,7 +156,7 @@ def masked_conv_input_grad_pair(
     stride: tuple[int, int],
     padding: tuple[int, int],
     *,
-    tile: Tile = DEFAULT_TILE,
+    tile: Tile = PAIR_TILE,
     precision: str = "tf32x3",
 ) -> Tensor:
     """The sum of two :func:`masked_conv_input_grad`."""

@@ -7,6 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr):
+    """A tile of sums to begin with. (Triton 3.6 takes no plain int in a shape.)"""
+    return tl.zeros((ROWS, COLUMNS), CUT.sums)
+
+
+@triton.jit
 def pixel_of(p, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
     """Flat pixel index -> (sample, row, column); the sample carries the width of all addresses."""
     n = p // (ROWS * COLUMNS)

@@ -62,7 +62,7 @@ def masked_conv_mask_grad(
     """
     kernel = weight.shape[3:]
     tensors = (grad, x, None, None, None)
-    partial = slices_of_weight_grad(tensors, kernel, stride, padding, tile, precision)
+    partial = slices_of_weight_grad(tensors, kernel, stride, padding, tile, precision, final=False)
     slices, tasks, out_channels, channels = partial.shape[:4]
     out = x.new_empty(tasks, out_channels, channels)
     weight = per_task(weight)

@@ -25,6 +25,8 @@ class Tile(NamedTuple):
 
 
 DEFAULT_TILE = Tile()
+#: Two reductions into one accumulator need more registers: with more, sm_80 spills some.
+PAIR_TILE = Tile(pixels=32, warps=8)
 
 
 @dataclass(frozen=True)

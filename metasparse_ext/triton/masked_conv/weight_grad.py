@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metasparse_ext.triton.masked_conv.loads import load_patches, pixel_of
-from metasparse_ext.triton.masked_conv.sizes import DEFAULT_TILE, Cut, Sizes, Tile
+from metasparse_ext.triton.masked_conv.loads import load_patches, pixel_of, zeros
+from metasparse_ext.triton.masked_conv.sizes import DEFAULT_TILE, PAIR_TILE, Cut, Sizes, Tile
 from metasparse_ext.triton.operands import PROGRAMS, accumulator, operands
 
 _BLOCK = 256  # elements a program of add_slices_kernel
@@ -59,7 +59,7 @@ def weight_grad_kernel(
         pair = o[:, None] * S.I + i[None, :]
         m = tl.load(MASK + t * mask_stride + pair, mask=inside, other=0.0)
         last = tl.where(tl.max(tl.max((m != 0).to(tl.int32), 1), 0) != 0, last, first)
-    acc = tl.zeros((CUT.rows, CUT.reduction), CUT.sums)
+    acc = zeros(CUT.rows, CUT.reduction, CUT)
     acc = reduce_weight_grad(
         acc, GRAD1 + t * grad1_stride, X1 + t * x1_stride, first, last, o, i, tap, inside_k, N,
         S, CUT,
@@ -102,11 +102,13 @@ def slices_of_weight_grad(
     padding: tuple[int, int],
     tile: Tile,
     precision: str,
+    *,
+    final: bool,
 ) -> Tensor:
     """The weight gradient of each slice of pixels, (slices, T, O, I, kh, kw), in the dtype of sums.
 
-    ``tensors`` are grad and x, the same of a second term, and a mask. A single slice is final, and
-    of the dtype of x.
+    ``tensors`` are grad and x, the same of a second term, and a mask. Where a single slice is
+    ``final`` it is of the dtype of x.
     """
     grad, x, grad2, _, mask = tensors
     tasks, samples, channels, *image = x.shape
@@ -117,7 +119,7 @@ def slices_of_weight_grad(
     slices, size = slice_pixels(pixels, programs, tile)
     partial = x.new_empty(
         (slices, tasks, sizes.O, channels, *kernel),
-        dtype=x.dtype if slices == 1 else accumulator(x.dtype)[0],
+        dtype=x.dtype if final and slices == 1 else accumulator(x.dtype)[0],
     )
     pointers, strides = operands(*tensors)
     weight_grad_kernel[(blocks * slices, row_blocks, tasks)](
@@ -169,12 +171,14 @@ def masked_conv_weight_grad_pair(
     stride: tuple[int, int],
     padding: tuple[int, int],
     *,
-    tile: Tile = DEFAULT_TILE,
+    tile: Tile = PAIR_TILE,
     precision: str = "tf32x3",
 ) -> Tensor:
     """The sum of two :func:`masked_conv_weight_grad` with one mask."""
     tensors = (grad1, x1, grad2, x2, mask)
-    partial = slices_of_weight_grad(tensors, kernel_size, stride, padding, tile, precision)
+    partial = slices_of_weight_grad(
+        tensors, kernel_size, stride, padding, tile, precision, final=True
+    )
     if partial.shape[0] == 1:
         return partial[0]
     out = x1.new_empty(partial.shape[1:])

@@ -14,6 +14,7 @@ from metasparse_ext.triton.norm_act_pool.loads import (
     load_scalar,
     load_through,
     plane_offset,
+    zeros,
 )
 from metasparse_ext.triton.norm_act_pool.plan import Plan, grid
 from metasparse_ext.triton.operands import operands
@@ -22,7 +23,7 @@ from metasparse_ext.triton.operands import operands
 @triton.jit
 def sums_of_grad(GRAD, X, GATE, mean, rstd, outputs, B: tl.constexpr):
     """sum h and sum h xhat, which are the gradients of bias and weight."""
-    sum_h, sum_h_xhat = tl.zeros((B.block,), B.sums), tl.zeros((B.block,), B.sums)
+    sum_h, sum_h_xhat = zeros(B), zeros(B)
     for start in range(0, outputs, B.block):
         e = start + tl.arange(0, B.block)
         x, code = load_through(X, GATE, e, outputs, B)

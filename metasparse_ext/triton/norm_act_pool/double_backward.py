@@ -14,6 +14,7 @@ from metasparse_ext.triton.norm_act_pool.loads import (
     load_scalar,
     load_through,
     plane_offset,
+    zeros,
 )
 from metasparse_ext.triton.norm_act_pool.plan import Plan, grid, out_shape
 from metasparse_ext.triton.norm_act_pool.tangent import direction_moments, store_tangent
@@ -23,8 +24,8 @@ from metasparse_ext.triton.operands import operands
 @triton.jit
 def sums_with_direction(GRAD, X, X_DOT, GATE, mean, rstd, mean_v, q_v, outputs, B: tl.constexpr):
     """sum h, sum h xhat and sum h X(v)."""
-    sum_h, sum_h_xhat = tl.zeros((B.block,), B.sums), tl.zeros((B.block,), B.sums)
-    sum_h_xv = tl.zeros((B.block,), B.sums)
+    sum_h, sum_h_xhat = zeros(B), zeros(B)
+    sum_h_xv = zeros(B)
     for start in range(0, outputs, B.block):
         e = start + tl.arange(0, B.block)
         x, code = load_through(X, GATE, e, outputs, B)

@@ -15,6 +15,7 @@ from metasparse_ext.triton.norm_act_pool.loads import (
     load_through,
     plane_offset,
     source_offset,
+    zeros,
 )
 from metasparse_ext.triton.norm_act_pool.plan import Plan, grid, out_shape
 from metasparse_ext.triton.operands import operands
@@ -49,7 +50,7 @@ def store_code(GATE, e, code, keep, B: tl.constexpr):
 @triton.jit
 def channel_mean(X, GATE, count, B: tl.constexpr, RELU: tl.constexpr):
     """The mean of what the norm sees. A gate that comes first is decided, and stored, here."""
-    total = tl.zeros((B.block,), B.sums)
+    total = zeros(B)
     for start in range(0, count, B.block):
         e = start + tl.arange(0, B.block)
         if B.gated and not B.norm_first:
@@ -66,7 +67,7 @@ def channel_mean(X, GATE, count, B: tl.constexpr, RELU: tl.constexpr):
 @triton.jit
 def channel_variance(X, GATE, mean, count, B: tl.constexpr):
     """The mean square from the mean of what the norm sees."""
-    total = tl.zeros((B.block,), B.sums)
+    total = zeros(B)
     for start in range(0, count, B.block):
         e = start + tl.arange(0, B.block)
         v = load_norm(X, GATE, e, count, B)

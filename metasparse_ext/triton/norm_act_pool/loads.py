@@ -9,6 +9,13 @@ CLOSED = tl.constexpr(4)
 
 
 @triton.jit
+def zeros(B: tl.constexpr):
+    """A sum to begin with for each of the elements that a program has in hand."""
+    BLOCK: tl.constexpr = B.block  # Triton 3.6 takes no plain int in a shape
+    return tl.zeros((BLOCK,), B.sums)
+
+
+@triton.jit
 def plane_offset(e, C: tl.constexpr, PLANE: tl.constexpr):
     """Where element e of a channel lies from the channel's start: planes of samples are C apart."""
     return (e // PLANE).to(tl.int64) * (C * PLANE) + e % PLANE

@@ -12,6 +12,7 @@ from metasparse_ext.triton.norm_act_pool.loads import (
     load_scalar,
     load_through,
     plane_offset,
+    zeros,
 )
 from metasparse_ext.triton.norm_act_pool.plan import Plan, grid, out_shape
 from metasparse_ext.triton.operands import operands
@@ -20,7 +21,7 @@ from metasparse_ext.triton.operands import operands
 @triton.jit
 def direction_moments(X, X_DOT, GATE, mean, rstd, count, B: tl.constexpr):
     """mean(v) and q(v) = mean(v xhat) of a direction, over what the norm sees."""
-    sum_v, sum_v_xhat = tl.zeros((B.block,), B.sums), tl.zeros((B.block,), B.sums)
+    sum_v, sum_v_xhat = zeros(B), zeros(B)
     for start in range(0, count, B.block):
         e = start + tl.arange(0, B.block)
         x = load_norm(X, GATE, e, count, B)
