@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
 from metasparse_ext.algorithms.minibatches import minibatches
@@ -17,13 +18,6 @@ OPTIMISERS = ("adam", "sgd")
 
 # Of the inner Adam, as in the official code.
 _DECAY, _EPSILON = 0.999, 1e-8
-
-
-class _Moments(NamedTuple):
-    """Adam's state: squared gradients averaged over time, (P,) or (T, P), and the updates ()."""
-
-    square: Tensor
-    updates: Tensor
 
 
 class Reptile(MetaLearner):
@@ -88,25 +82,25 @@ class Reptile(MetaLearner):
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
         images = _pooled(batch) if self.pooled else batch.support
-        phi, moments, trace = self._train(
-            images, self.inner_steps, self.inner_batch, self.iteration
-        )
+        phi, square, trace = self._train(images, self.inner_steps, self.inner_batch, self.iteration)
         with torch.no_grad():
             logits = self.logits(phi, batch.query.images)
             trace.append(cross_entropy(logits, batch.query.labels))
         theta = self.start(phi.shape[0])
         metrics = self.finish(theta - phi, phi, trace, batch.query, logits)
-        self.square.copy_(torch.where(self.broken, self.square, moments.square.mean(0)))
-        self.updates.copy_(torch.where(self.broken, self.updates, moments.updates))
+        if self.optimiser == "adam":
+            self.square.copy_(torch.where(self.broken, self.square, square.mean(0)))
+            self.updates += self.inner_steps * ~self.broken
         return metrics
 
     def _train(
         self, samples: Samples, steps: int, size: int, seed: Tensor
-    ) -> tuple[Tensor, _Moments, list[Tensor]]:
-        """Parameters (T, P) and moments after so many minibatches, and each one's losses (T,)."""
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """After so many minibatches: parameters and squares (T, P), and each one's losses (T,)."""
         tasks, count = samples.labels.shape
-        phi, trace = self.start(tasks), []
-        moments = _Moments(self.square.expand(tasks, -1), self.updates)
+        phi, trace = self.start(tasks).clone(), []
+        square, first = self.square.repeat(tasks, 1), torch.zeros_like(phi)
+        updates = self.updates.float()
         # The tasks share an order: their images were drawn at random already.
         for chosen in minibatches(count, size, steps, seed):
             part = samples._replace(
@@ -115,17 +109,24 @@ class Reptile(MetaLearner):
             loss, gradient, _ = self.gradient(phi, part)
             trace.append(loss)
             if self.optimiser == "adam":
-                gradient, moments = _adam(gradient, moments)
-            phi = torch.sub(phi, gradient, alpha=self.inner_lr)
-        return phi, moments, trace
+                _adam_(phi, gradient, first, square, updates, self.inner_lr)
+            else:
+                phi.sub_(gradient, alpha=self.inner_lr)
+        return phi, square, trace
 
 
-def _adam(gradient: Tensor, moments: _Moments) -> tuple[Tensor, _Moments]:
-    """Adam's direction with beta1 = 0, and its next state."""
-    square = torch.lerp(gradient.square(), moments.square, _DECAY)
-    updates = moments.updates + 1
-    unbiased = (1 - _DECAY ** updates.double()).to(square.dtype)
-    return gradient / ((square / unbiased).sqrt() + _EPSILON), _Moments(square, updates)
+def _adam_(
+    phi: Tensor, gradient: Tensor, first: Tensor, square: Tensor, updates: Tensor, rate: float
+) -> None:
+    """A step of Adam with beta1 = 0, in place; the tasks' parameters (T, P) are one tensor to it.
+
+    ``first`` is where it keeps the gradient itself, ``updates`` () float32 is its counter.
+    """
+    adam(
+        [phi], [gradient.contiguous()], [first], [square], [], [updates],
+        fused=True, amsgrad=False, beta1=0.0, beta2=_DECAY, lr=rate, weight_decay=0.0,
+        eps=_EPSILON, maximize=False,
+    )  # fmt: skip
 
 
 def _pooled(batch: TaskBatch) -> Samples:
