@@ -176,6 +176,11 @@ def test_evaluate_takes_more_steps_of_adaptation(trained):
     assert json.loads(trained.evaluation_path("test").read_text())["adapt_steps"] == 7
 
 
+def test_evaluate_names_a_device_that_is_not_there(trained):
+    result = invoke("evaluate", trained, "--device", "abacus")
+    assert_one_line_error(result, "device: cannot use 'abacus'")
+
+
 def test_evaluate_takes_the_number_of_tasks_of_the_run(trained):
     assert invoke("evaluate", trained, "--split", "val").exit_code == 0
     assert json.loads(trained.evaluation_path("val").read_text())["numbers"]["tasks"] == 5
@@ -243,6 +248,9 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
     assert listed.exit_code == 0
     assert name in listed.stdout.splitlines()
     assert "lambda3=50.0" in invoke("presets", name).stdout
+    of_learner = invoke("presets", "metadock").stdout.splitlines()
+    assert name in of_learner
+    assert all(each.startswith("metadock/") for each in of_learner)
     out = tmp_path / "run"
     result = train("metadock", tiny_root, out, "--preset", name, "--inner-lr", "0.2")
     assert result.exit_code == 0, result.output
@@ -262,6 +270,12 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
         (["train", "maml", "--out", "x", "--data", "omniglott"], ["'omniglott'", "omniglot"]),
         (["train", "maml", "--out", "x", "--data", "omniglot", "--root", "no/such"], ["no/such"]),
         (["train", "maml", "--out", "x", "--preset", "no-such"], ["unknown preset 'no-such'"]),
+        (["train", "cavia", "--out", "x", "--preset", "cavia"], ["there are cavia/mini-imagenet/"]),
+        (["presets", "no-such"], ["unknown preset 'no-such': `metasparse presets` lists them"]),
+        (
+            ["train", "meta-ticket", "--out", "x", "--rewind", "9", "--iterations", "3"],
+            ["MetaTicket: rewind must be at most 3, the training, got 9"],
+        ),
         (
             ["train", "maml", "--out", "x", "--preset", "imaml/omniglot/5way-1shot"],
             ["is of imaml, not of maml"],
@@ -277,6 +291,7 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
             ["bmp: first_order: expected bool, got 'no'"],
         ),
         (["train", "maml", "--out", "x", "--inner-lr", "-1"], ["inner_lr", "above 0"]),
+        (["train", "maml", "--out", "x", "--device", "abacus"], ["device: cannot use 'abacus'"]),
         (["train", "maml", "--out", "x", "--init-from", "no/run"], ["no/run"]),
         (["train", "maml"], ["--out"]),
         (["evaluate", "no/run"], ["no/run", "not a run folder"]),

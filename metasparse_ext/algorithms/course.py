@@ -27,6 +27,13 @@ class Course:
         """Whether another training follows the present one."""
         return self.finished + 1 < self.trainings
 
+    def plan(self, iterations: int) -> None:
+        """Told, before it begins, how many iterations a training has, where that is known.
+
+        Raises:
+            ValueError: If the learner's options do not fit in.
+        """
+
     def stepped(self, iteration: int, position: float) -> None:
         """Told after every step of the outer optimiser; ``iteration`` counts them all."""
 

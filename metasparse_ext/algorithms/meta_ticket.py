@@ -179,6 +179,11 @@ class MetaTicket(MAML):
 
     # The course of trainings.
 
+    def plan(self, iterations: int) -> None:
+        self._require(
+            self.rewind <= iterations, "rewind", f"at most {iterations}, the training", self.rewind
+        )
+
     def stepped(self, iteration: int, position: float) -> None:
         search, training = self.macs
         images, shape = self._passed
@@ -205,7 +210,7 @@ class MetaTicket(MAML):
             ValueError: if the first training was shorter than ``rewind``.
         """
         done = int(self.iteration)
-        self._require(done >= self.rewind, "rewind", f"at most {done}, the training", self.rewind)
+        self.plan(done)
         self._keep(self._draw(self.densities[self.finished]))
         with torch.no_grad():
             start = self.layout.unflatten(self.start_point * self.kept)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from metasparse_ext.cli.messages import say
+from metasparse_ext.cli.messages import checked, say
 from metasparse_ext.training import Run, evaluate_run, results
 
 
@@ -34,7 +34,7 @@ from metasparse_ext.training import Run, evaluate_run, results
 @click.option("--device", help="Torch device, if not the run's.")
 def command(run: str, **options: Any) -> None:
     """Evaluate the best checkpoint of RUN on classes it has not seen."""
-    result = evaluate_run(Run(run), **options)
+    result = checked(lambda: evaluate_run(Run(run), **options))
     console = Console()
     console.print(results.table({run: result}))
     say(console, results.remark(result))

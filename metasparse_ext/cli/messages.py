@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 INTERRUPTED = 130
 
+# So many names are listed in a message.
+_LISTED = 20
+
 
 class UserError(click.ClickException):
     """Something asked for that cannot be done: one line on stderr, exit code 2."""
@@ -54,8 +57,19 @@ def known(what: str, name: str, names: Iterable[str]) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    listed = within(name, names) or names
+    if near:
+        hint = f"did you mean {near[0]}?"
+    elif len(listed) <= _LISTED:
+        hint = f"there are {', '.join(listed)}"
+    else:
+        hint = f"`metasparse {what}s` lists them"
     raise UserError(f"unknown {what} {name!r}: {hint}")
+
+
+def within(name: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that begin with ``name`` and a slash."""
+    return [each for each in names if each.startswith(f"{name}/")]
 
 
 def checked(make: Callable[[], T]) -> T:

@@ -84,7 +84,12 @@ def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4 | Res
 
 
 def learner(config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner:
-    """Builds the learner that the configuration names, on its device."""
+    """Builds the learner that the configuration names, on its device.
+
+    Raises:
+        ValueError: If the device cannot be used, or an option is refused.
+    """
+    _require_device(config.device)
     kind, options = LEARNERS[config.learner], resolved(config).options
     return kind(network(config, image_shape), **options).to(config.device)
 
@@ -138,6 +143,15 @@ def scheduled(schedule: str, done: float) -> float:
     if schedule == "staircase":
         return 0.9 ** int(12 * done)
     return 1.0
+
+
+def _require_device(device: str) -> None:
+    """Whether a tensor can be there: torch says why not in more than one kind of error."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device: cannot use {device!r}: {reason}") from error
 
 
 def _copy_weights(net: nn.Module, folder: str) -> None:

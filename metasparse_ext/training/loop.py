@@ -101,6 +101,8 @@ class Trainer:
         resuming = workers.any(run.started)
         start = config.replace(init_from=None) if resuming else config
         self.learner = build.learner(start, self.classes.shape)
+        if config.max_seconds is None:
+            self.learner.plan(config.iterations)
         self.optimiser = build.optimiser(config, self.learner)
         self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.iteration = 0
@@ -156,7 +158,10 @@ class Trainer:
 
     def _begin_again(self) -> None:
         """Goes on to the next training of the learner's course."""
-        self.learner.begin_again(self._position)
+        try:
+            self.learner.begin_again(self._position)
+        except ValueError as error:
+            raise TrainingError(f"{error}; {self.run} goes no further") from error
         self.optimiser = build.optimiser(self.config, self.learner)
         self._run = self._runner()
 
