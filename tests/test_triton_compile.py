@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_representative_variants_compile(arch):
     for launch in launches:
         assert launch["spilled_bytes"] == 0, launch
         assert launch["shared_bytes"] <= 163 * 1024, launch
+
+
+def test_the_record_has_every_kernel_and_no_spill():
+    """What ``python -m tools.compile_triton`` wrote when it was last run."""
+    record = json.loads((ROOT / "benchmarks/results/triton-compile.json").read_text())
+    sources = "".join(p.read_text() for p in (ROOT / "metasparse_ext/triton").rglob("*.py"))
+    kernels = set(re.findall(r"^def (\w+_kernel)\(", sources, re.MULTILINE))
+    for arch in ("sm_80", "sm_90"):
+        launches = [launch for launch in record["launches"] if launch["arch"] == arch]
+        assert {launch["kernel"] for launch in launches} == kernels
+        assert [launch for launch in launches if launch["spilled_bytes"]] == []
 
 
 @pytest.mark.parametrize("arch", [80, 90], ids=["sm_80", "sm_90"])

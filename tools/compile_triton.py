@@ -3,13 +3,15 @@
 A launcher is called with tensors of the meta device, and the launch it would make is compiled
 instead of run: exactly what a GPU would be given. ``python -m tools.compile_triton`` does so for
 every kernel, architecture and variant that matters, and writes registers, spills and shared memory
-to benchmarks/results/triton-compile.json.
+to benchmarks/results/triton-compile.json. That takes a few minutes of one core, and seconds
+where Triton's own cache has the kernels already.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import re
 import subprocess
@@ -163,7 +165,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def conv_variant(
+def conv_call(
     op: str,
     *,
     channels: tuple[int, int] = (64, 64),
@@ -171,16 +173,14 @@ def conv_variant(
     stride: int = 2,
     dtype: torch.dtype = torch.float32,
     masked: bool = True,
-    **options,
-) -> Callable[[], object]:
-    """A call of one op of the masked convolution family: 4 tasks, 25 samples, 3x3 kernels."""
+) -> tuple[str, tuple]:
+    """One op of the masked convolution family: 4 tasks, 25 samples, 3x3 kernels."""
     inputs, outputs = channels
     x = empty(4, 25, inputs, side, side, dtype=dtype)
     weight = empty(4, outputs, inputs, 3, 3, dtype=dtype)
     mask = empty(4, outputs, inputs, dtype=dtype) if masked else None
     small = (side - 1) // stride + 1
     grad = empty(4, 25, outputs, small, small, dtype=dtype)
-    window = ((stride, stride), (1, 1))
     bias = grad[:, 0, :, 0, 0]
     operands = {
         "forward": (x, weight, mask, bias),
@@ -191,8 +191,38 @@ def conv_variant(
         "input grad pair": (grad, weight, mask, grad, weight, mask, (side, side)),
         "weight grad pair": (grad, x, grad, x, mask, (3, 3)),
     }
-    launch = getattr(masked_conv, _LAUNCHERS.get(op, "masked_conv_" + op.replace(" ", "_")))
-    return lambda: launch(*operands[op], *window, **options)
+    name = _LAUNCHERS.get(op, "masked_conv_" + op.replace(" ", "_"))
+    return name, (*operands[op], (stride, stride), (1, 1))
+
+
+def conv_variant(
+    op: str, *, tile: masked_conv.Tile | None = None, precision: str = "tf32x3", **sizes
+) -> Callable[[], object]:
+    """A call of one op of the family in a cut of our own; the launcher's if ``tile`` is None."""
+    name, args = conv_call(op, **sizes)
+    options = {} if tile is None else {"tile": tile}
+    return lambda: getattr(masked_conv, name)(*args, precision=precision, **options)
+
+
+def chosen_variants() -> dict[str, Callable[[], object]]:
+    """The convolutions of small and large networks, in each cut that the table gives them."""
+    calls = {}
+    switch = torch.backends.cudnn.conv
+    kept = switch.fp32_precision
+    for setting, precision in (("tf32", "tf32"), ("ieee", "tf32x3")):
+        switch.fp32_precision = setting
+        for op, channels, side in itertools.product(
+            (*CONV_OPS, *PAIRS), ((1, 32), (32, 32), (64, 64), (128, 128)), (5, 14, 28, 42)
+        ):
+            sizes = {"channels": channels, "side": side, "stride": 1}
+            choice = cuda.choose(*conv_call(op, **sizes))
+            if choice.backend == "triton":
+                tile = masked_conv.Tile(**choice.options)
+                cut = f"{tile.rows} x {tile.pixels} x {tile.reduction}, {tile.warps} warps"
+                call = conv_variant(op, tile=tile, precision=precision, **sizes)
+                calls[f"{op}, chosen, {precision}, {cut}"] = call
+    switch.fp32_precision = kept
+    return calls
 
 
 def norm_variant(
@@ -291,7 +321,7 @@ def variants() -> dict[str, Callable[[], object]]:
     for op in OTHER_OPS:
         for dtype in (torch.float32, torch.float64):
             calls[f"{op}, {_named(dtype)}"] = other_variant(op, dtype)
-    return calls
+    return calls | chosen_variants()
 
 
 def sweep(architectures: tuple[int, ...]) -> list[dict]:
@@ -313,8 +343,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows = sweep(tuple(options.arch))
-    record = {"triton": triton.__version__, "torch": torch.__version__, "launches": rows}
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    versions = f'"triton": "{triton.__version__}", "torch": "{torch.__version__}"'
+    options.out.write_text(f'{{{versions}, "launches": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
