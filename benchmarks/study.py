@@ -13,6 +13,7 @@ import resource
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,14 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--seconds", type=float, help="processor seconds of training, per case")
     parser.add_argument("--iterations", type=int, help="iterations of a training instead")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="*", help="cases whose name matches this pattern")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="only name the cases, and what is done")
     options = parser.parse_args()
     fair_process(1)
     for case in STUDIES[options.study](Budget(options.seconds, options.iterations)):
-        if options.only not in case.name:
+        if not fnmatch(case.name, options.only):
             continue
         folder = options.results / options.study
         if options.list:

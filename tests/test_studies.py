@@ -26,7 +26,8 @@ def test_every_case_builds_its_learner(name):
 
 def test_every_learner_is_in_the_study():
     named = {case.labels["learner"] for case in studies.learners(studies.Budget())}
-    assert {LEARNERS[name] for name in named} == set(LEARNERS.values())
+    alone = {LEARNERS[name] for name in LEARNERS if name != "multi-maml"}
+    assert {LEARNERS[name] for name in named} == alone
 
 
 def test_budgets():
