@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from plain_tasks import batch, flat, leaves, network, plain_logits
+from plain_tasks import batch, flat, leaves, network, plain_logits, plain_rates
 from training_helpers import timeless, tiny_config
 
 from metasparse_ext import cli
@@ -99,34 +99,44 @@ def test_layers_differ_under_a_global_scope_only():
 # Learning under the mask.
 
 
-def plain_meta_gradient(net, kept, tasks, steps, rate):
+def plain_meta_gradient(learner, kept, tasks, steps, rate):
     """MAML's gradient of a network whose every weight is multiplied by its mask, by unrolling."""
+    net = learner.model
     theta = leaves(net)
+    sources, rates = dict(theta), lambda k: dict.fromkeys(theta, rate)
+    if learner.learned_rates is not None:
+        sources["rates"], rates = plain_rates(learner)
     losses = []
     for t in range(len(tasks.support.images)):
         phi = theta
-        for part in (*[tasks.support] * steps, tasks.query):
+        for k, part in enumerate((*[tasks.support] * steps, tasks.query)):
             masked = {name: value * kept[name] for name, value in phi.items()}
             logits = plain_logits(net, masked, part.images[t])
             loss = torch.nn.functional.cross_entropy(logits, part.labels[t])
             if part is tasks.support:
                 slope = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
-                phi = {n: p - rate * g for (n, p), g in zip(phi.items(), slope, strict=True)}
+                at = rates(k)
+                phi = {n: p - at[n] * g for (n, p), g in zip(phi.items(), slope, strict=True)}
         losses.append(loss)
-    gradient = torch.autograd.grad(torch.stack(losses).mean(), list(theta.values()))
-    return dict(zip(theta, gradient, strict=True))
+    gradient = torch.autograd.grad(torch.stack(losses).mean(), list(sources.values()))
+    return dict(zip(sources, gradient, strict=True))
 
 
+@pytest.mark.parametrize("rates", ["fixed", "parameter"])
 @pytest.mark.parametrize("skip", [("head", "bias", "norm"), ()], ids=["convolutions", "all"])
-def test_the_meta_gradient_is_that_of_the_masked_network(skip):
+def test_the_meta_gradient_is_that_of_the_masked_network(skip, rates):
     net = network()
-    learner = prune(ticket(net, skip=skip, density=0.4))
+    learner = prune(ticket(net, skip=skip, density=0.4, rates=rates))
     with torch.no_grad():  # a mask must hold whatever lies beneath it
         for parameter in net.parameters():
             parameter.add_(0.1)
     tasks, kept = batch(), learner.layout.unflatten(learner.kept)
-    expected = plain_meta_gradient(net, kept, tasks, 2, 0.1)
+    expected = plain_meta_gradient(learner, kept, tasks, 2, 0.1)
     learner.meta_backward(tasks)
+    if rates != "fixed":
+        found, wanted = learner.learned_rates.values.grad, expected.pop("rates")
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-9
+        assert not pruned(learner, found).any()
     found = {name: p.grad for name, p in net.named_parameters()}
     assert float((flat(found) - flat(expected)).norm() / flat(expected).norm()) < 1e-9
     assert not pruned(learner, learner.layout.flatten(found)).any()

@@ -17,10 +17,10 @@ def mixed(tasks=4, distributions=(1, 0, 0, 1)):
     return type(batch())(support._replace(distribution=which), query._replace(distribution=which))
 
 
-def learners(**options):
+def learners(kind="task-aware", **options):
     """A Multi-MAML of two distributions at different initialisations, and those as networks."""
     options = {"inner_lr": RATE, "inner_steps": STEPS, **options}
-    learner = MultiMAML(network(), distributions=2, **options)
+    learner = MultiMAML(network(kind), distributions=2, **options)
     with torch.no_grad():
         learner.initialisations += 0.1 * torch.randn_like(learner.initialisations)
         if learner.learned_rates is not None:
@@ -40,9 +40,10 @@ def learners(**options):
     ],
     ids=["second", "first", "again", "rates", "parameter-rates", "layer-rates"],
 )
-def test_each_initialisation_is_trained_by_its_own_tasks(options):
+@pytest.mark.parametrize("kind", ["task-aware", "vmap"])
+def test_each_initialisation_is_trained_by_its_own_tasks(kind, options):
     tasks = mixed()
-    learner, networks = learners(**options)
+    learner, networks = learners(kind, **options)
     metrics = learner.meta_backward(tasks)
     adapted = learner.adapt(tasks.support)
     for d, net in enumerate(networks):
