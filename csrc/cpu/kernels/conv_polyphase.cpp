@@ -171,8 +171,8 @@ void input(const TileBlock& block, const Images<const T>& x, int64_t, T* v, int6
       find_pieces<T>(block, kShape, x.channels * x.plane(), x.height, x.width, pieces);
   const Neighbours neighbours = left_neighbours<T>(block, kShape, x);
   const auto fill = [&](int64_t channel) {
-    fill_strips<T, P>(pieces, end, x.data + channel * x.plane(), x.width, strips[channel & 1],
-                      pitch);
+    fill_strips<T, P>(pieces, end, x.data + channel * x.plane(), x.width, x.plane(),
+                      strips[channel & 1], pitch);
   };
   fill(0);
   for (int64_t channel = 0; channel < x.channels; ++channel) {
@@ -201,8 +201,8 @@ void grad_input(const TileBlock& block, const Images<const T>& g, int64_t tile_c
       find_pieces<T>(block, kShape, g.channels * g.plane(), g.height, g.width, pieces);
   const Neighbours neighbours = right_neighbours<T>(block, kShape, g, tile_columns);
   const auto fill = [&](int64_t channel) {
-    fill_strips<T, R>(pieces, end, g.data + channel * g.plane(), g.width, strips[channel & 1],
-                      pitch);
+    fill_strips<T, R>(pieces, end, g.data + channel * g.plane(), g.width, g.plane(),
+                      strips[channel & 1], pitch);
   };
   fill(0);
   for (int64_t channel = 0; channel < g.channels; ++channel) {

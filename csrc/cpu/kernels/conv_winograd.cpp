@@ -127,8 +127,8 @@ void input(const TileBlock& block, const Images<const T>& x, int32_t row_shift,
   const auto fill = [&](int64_t channel) {
     const T* plane = x.data + channel * x.plane();
     T* strip = strips[channel & 1];
-    fill_strips<T, A>(near, near_end, plane, x.width, strip, pitch);
-    fill_strips<T, A>(near_end, ahead_end, plane, x.width, strip + A * pitch, pitch);
+    fill_strips<T, A>(near, near_end, plane, x.width, x.plane(), strip, pitch);
+    fill_strips<T, A>(near_end, ahead_end, plane, x.width, x.plane(), strip + A * pitch, pitch);
   };
   fill(0);
   for (int64_t channel = 0; channel < x.channels; ++channel) {

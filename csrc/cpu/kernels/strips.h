@@ -75,14 +75,17 @@ StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, int64_t
 }
 
 // One channel's strips. A piece stores whole registers: the next one overwrites what it spills.
+// Asks for the same piece of the next channel, `next` values on: its rows lie where no hardware
+// looks.
 template <class T, int Rows>
 METASPARSE_INLINE void fill_strips(const StripPiece* piece, const StripPiece* end, const T* plane,
-                                   int64_t width, T* strips, int64_t pitch) {
+                                   int64_t width, int64_t next, T* strips, int64_t pitch) {
   for (; piece != end; ++piece) {
     const T* p = plane + piece->offset;
     T* strip = strips + piece->place;
     METASPARSE_UNROLL
     for (int r = 0; r < Rows; ++r) {
+      __builtin_prefetch(p + r * width + next);
       const Lanes lanes = piece->rows >> r & 1 ? piece->lanes : 0;
       store_unaligned(strip + r * pitch, load_some(lanes, p + r * width));
     }

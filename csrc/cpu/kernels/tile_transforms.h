@@ -73,7 +73,7 @@ void adjoint_tiles(const TileBlock& block, const Images<const T>& grad, T* d, in
   StripPiece* end = find_pieces<T>(block, {M, M, M, 0, 0}, grad.channels * grad.plane(),
                                    grad.height, grad.width, pieces);
   const auto fill = [&](int64_t channel) {
-    fill_strips<T, M>(pieces, end, grad.data + channel * grad.plane(), grad.width,
+    fill_strips<T, M>(pieces, end, grad.data + channel * grad.plane(), grad.width, grad.plane(),
                       strips[channel & 1], pitch);
   };
   fill(0);
