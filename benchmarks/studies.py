@@ -107,8 +107,6 @@ def learners(budget: Budget) -> Iterator[Case]:
             if name == "metadock":  # more than half for the dense network that it prunes
                 dense = budget.of(config("maml", **fields), 0.6)
                 stages = dense, budget.of(config(name, **fields), 0.4)
-            if name == "meta-ticket":  # the search, and the training of what it found
-                stages = (budget.of(config(name, **fields), 0.5),)
             yield Case(f"{task}-{name}", stages, {"task": task, "learner": name})
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.sources import digest
+
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +91,7 @@ def test_sixteen_bit_inputs_are_summed_in_float32(arch):
 def test_the_record_has_every_kernel_and_no_spill(arch):
     """What ``python -m tools.compile_triton`` wrote when it was last run."""
     record = json.loads((ROOT / "benchmarks/results/triton-compile.json").read_text())
+    assert record["sources"] == digest(ROOT / "metasparse_ext/triton", "*.py"), "compile again"
     launches = [launch for launch in record["launches"] if launch["arch"] == arch]
     sources = "".join(p.read_text() for p in (ROOT / "metasparse_ext/triton").rglob("*.py"))
     kernels = set(re.findall(r"^def (\w+_kernel)\(", sources, re.MULTILINE))

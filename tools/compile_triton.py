@@ -29,8 +29,10 @@ from triton.runtime.jit import JITFunction
 
 from metasparse_ext.ops import cuda
 from metasparse_ext.triton import cg, masked_conv, softmax_head, topk_mask
+from tools.sources import digest
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "triton-compile.json"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "triton-compile.json"
 ARCHITECTURES = (80, 90)
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _POINTERS = {
@@ -344,8 +346,12 @@ def main() -> None:
     options = parser.parse_args()
     rows = sweep(tuple(options.arch))
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    versions = f'"triton": "{triton.__version__}", "torch": "{torch.__version__}"'
-    options.out.write_text(f'{{{versions}, "launches": [\n{lines}\n]}}\n')
+    about = {
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "sources": digest(ROOT / "metasparse_ext" / "triton", "*.py"),
+    }
+    options.out.write_text(f'{json.dumps(about)[:-1]}, "launches": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
