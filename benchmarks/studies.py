@@ -1,7 +1,7 @@
 """What the studies train: every case as data.
 
-The learners share all settings but their own. MAML's outer rate and meta-batch, and iMAML's lambda
-and clipping, are the best of a few short trainings on Omniglot's validation classes; a narrow
+The learners share all settings but their own. MAML's outer rate and meta-batch, and iMAML's
+lambda and curvature, are the best of a few short trainings on Omniglot's validation classes; a narrow
 network and few queries learn most in little time. The others' settings start from their sources and
 have not been searched.
 """
@@ -67,14 +67,14 @@ TASKS = {
 }
 MAML = {"inner_lr": 0.4, "inner_steps": 1, "adapt_steps": 10}
 FIVE_STEPS = {"inner_lr": 0.1, "inner_steps": 5, "adapt_steps": 10}
-IMPLICIT = {**FIVE_STEPS, "mode": "paper", "cg_steps": 4}
+IMPLICIT = {**FIVE_STEPS, "mode": "paper", "cg_steps": 4, "curvature": "ggn"}
 SETTINGS = {
     "maml": {"options": MAML},
     "fomaml": {"options": FIVE_STEPS},
-    "imaml": {"options": {**IMPLICIT, "lam": 0.5}, "meta_lr": 2e-3, "clip_norm": 1.0},
-    "metadock": {"options": {**IMPLICIT, "budget": 0.5, "lambda1": 0.4, "lambda3": 5.0,
+    "imaml": {"options": {**IMPLICIT, "lam": 0.5}, "meta_lr": 2e-3, "tasks": 4, "queries": 5},
+    "metadock": {"options": {**IMPLICIT, "budget": 0.5, "lambda1": 0.5, "lambda3": 5.0,
                              "lambda4": 0.0, "total_iterations": 1000},
-                 "meta_lr": 1e-3, "mask_lr": 1e-4, "clip_norm": 1.0},
+                 "meta_lr": 1e-3, "mask_lr": 1e-4, "tasks": 4, "queries": 5},
     "convex-maml": {"options": {"inner_lr": 0.5, "inner_steps": 5, "adapt_steps": 10}},
     "convex-imaml": {"options": {"lam": 0.01}, "meta_lr": 2e-3},
     "reptile": {"options": {"inner_lr": 3e-3, "inner_steps": 8}, "optimiser": "sgd",

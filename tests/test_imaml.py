@@ -41,25 +41,49 @@ def plain_descent(net, support, mode, lam):
     return phi, loss, like
 
 
-def plain_task_gradient(net, support, query, mode, steps):
+def gauss_newton(net, like, support, phi):
+    """J' L'' J, from the Jacobian of the logits and the Hessian of the loss in them."""
+
+    def logits(vector):
+        return plain_logits(net, named(vector, like), support.images)
+
+    at, jacobian = logits(phi), torch.func.jacrev(logits)(phi)
+    curvature = torch.func.hessian(lambda z: F.cross_entropy(z, support.labels))(at)
+    size = at.numel()
+    rows = jacobian.reshape(size, -1)
+    return rows.T @ curvature.reshape(size, size) @ rows
+
+
+def plain_task_gradient(net, support, query, mode, steps, curvature="hessian"):
     phi, loss, like = plain_descent(net, support, mode, LAM)
 
     def query_loss(vector):
         logits = plain_logits(net, named(vector, like), query.images)
         return F.cross_entropy(logits, query.labels)
 
-    matrix = implicit_matrix(hessian(loss, phi), mode, LAM)
+    exact = curvature == "hessian"
+    inner = hessian(loss, phi) if exact else gauss_newton(net, like, support, phi)
+    matrix = implicit_matrix(inner, mode, LAM)
     gradient = plain_cg(matrix, torch.func.grad(query_loss)(phi), steps)
     return named(gradient, like), query_loss(phi)
 
 
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 @pytest.mark.parametrize("mode", ["official", "paper"])
 @pytest.mark.parametrize("kind", ["task-aware", "vmap"])
-def test_meta_gradient_is_the_definition(mode, kind):
+def test_meta_gradient_is_the_definition(mode, kind, curvature):
     net, tasks = network(kind), batch()
-    learner = IMAML(net, inner_lr=RATE, inner_steps=STEPS, mode=mode, lam=LAM, cg_steps=CG)
+    learner = IMAML(
+        net,
+        inner_lr=RATE,
+        inner_steps=STEPS,
+        mode=mode,
+        lam=LAM,
+        cg_steps=CG,
+        curvature=curvature,
+    )
     metrics = learner.meta_backward(tasks)
-    expected, loss = mean_gradients(plain_task_gradient, net, tasks, mode, CG)
+    expected, loss = mean_gradients(plain_task_gradient, net, tasks, mode, CG, curvature)
     assert_same_gradients(net, expected)
     torch.testing.assert_close(metrics.loss, loss)
     assert learner.iteration == 1
@@ -116,8 +140,9 @@ def test_damping_adds_to_the_identity():
         ({"adapt_lam": -1.0}, "IMAML: adapt_lam must be at least 0"),
         ({"cg_steps": -1}, "IMAML: cg_steps must be at least 0"),
         ({"damping": -1.0}, "IMAML: damping must be at least 0"),
+        ({"curvature": "fisher"}, "IMAML: curvature must be one of"),
     ],
-    ids=["mode", "lam", "adapt_lam", "cg_steps", "damping"],
+    ids=["mode", "lam", "adapt_lam", "cg_steps", "damping", "curvature"],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics
-from metasparse_ext.implicit import Kind, damped, implicit_solve, linearize
+from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.implicit import CURVATURES, Kind, damped, implicit_solve, linearize
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
@@ -50,6 +50,9 @@ class IMAML(MetaLearner):
         cg_steps: Iterations of conjugate gradients. With 0, and in official mode with 1 as in its
             code, the solve is left out, which gives the first-order meta-gradient.
         damping: d.
+        curvature: What H is: "hessian", as in the sources, or "ggn", the generalised Gauss-Newton
+            matrix. That is positive semi-definite, so A is definite always, where the Hessian of a
+            network often makes it singular and the meta-gradient spike.
 
     Source: Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019,
         and its public code.
@@ -67,6 +70,7 @@ class IMAML(MetaLearner):
         adapt_lam: float | None = None,
         cg_steps: int = 5,
         damping: float | None = None,
+        curvature: str = "hessian",
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         self._require(mode in MODES, "mode", f"one of {MODES}", mode)
@@ -77,6 +81,8 @@ class IMAML(MetaLearner):
         self._require(adapt_lam is None or adapt_lam >= 0, "adapt_lam", "at least 0", adapt_lam)
         self.damping = float(mode == "official") if damping is None else damping
         self._require(self.damping >= 0, "damping", "at least 0", damping)
+        self._require(curvature in CURVATURES, "curvature", f"one of {CURVATURES}", curvature)
+        self.curvature = curvature
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}, lam={self.lam:g}"
@@ -119,7 +125,12 @@ class IMAML(MetaLearner):
         """Each task's meta-gradient (T, P) from the query gradient (T, P) at phi."""
         if self.cg_steps <= (1 if self.mode == "official" else 0):
             return gradient
-        hvp = linearize(lambda point: self.losses(point, support), phi).hvp
+        hvp = linearize(
+            lambda logits: cross_entropy(logits, support.labels),
+            phi,
+            model=lambda point: self.logits(point, support.images),
+            curvature=self.curvature,
+        ).hvp
         kind = _OPERATORS[self.mode]
         operator = damped(hvp, kind, lam=self._proximal(), damping=self.damping)
         return implicit_solve(operator, gradient, iterations=self.cg_steps)[0]

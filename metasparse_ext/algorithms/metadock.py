@@ -30,7 +30,7 @@ class MetaDOCK(IMAML):
 
     Args:
         model: A network of ``MaskedConv2d``, from images to logits. Its maskers are changed.
-        inner_lr, inner_steps, adapt_steps, mode, adapt_lam, cg_steps, damping: As in
+        inner_lr, inner_steps, adapt_steps, mode, adapt_lam, cg_steps, damping, curvature: As in
             :class:`~metasparse_ext.algorithms.IMAML`.
         budget: V0, the fraction of all kernels to keep.
         lambda1: Strength of the proximal term on the weights; ``adapt_lam`` replaces it.
@@ -65,6 +65,7 @@ class MetaDOCK(IMAML):
         adapt_lam: float | None = None,
         cg_steps: int = 5,
         damping: float | None = None,
+        curvature: str = "hessian",
     ) -> None:
         if isinstance(model, nn.Module):
             _make_scores(model)
@@ -78,6 +79,7 @@ class MetaDOCK(IMAML):
             adapt_lam=adapt_lam,
             cg_steps=cg_steps,
             damping=damping,
+            curvature=curvature,
         )
         self.lambda2 = lambda1 if lambda2 is None else lambda2
         self._require(self.lambda2 > 0, "lambda2", "above 0", lambda2)

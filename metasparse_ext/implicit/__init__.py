@@ -12,11 +12,12 @@ from metasparse_ext.implicit.head import HeadReport, HeadSolution, HeadStatus, s
 from metasparse_ext.implicit.head_problem import HeadProblem
 from metasparse_ext.implicit.head_solvers import SOLVERS
 from metasparse_ext.implicit.layout import Layout
-from metasparse_ext.implicit.linearize import Linearization, linearize
+from metasparse_ext.implicit.linearize import CURVATURES, Linearization, linearize
 from metasparse_ext.implicit.losses import task_losses, task_outputs
 from metasparse_ext.implicit.operators import KINDS, DampedOperator, Kind, damped
 
 __all__ = [
+    "CURVATURES",
     "KINDS",
     "SOLVERS",
     "CGResult",

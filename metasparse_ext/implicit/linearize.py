@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Curvature = Literal["hessian", "ggn"]
+CURVATURES: tuple[Curvature, ...] = get_args(Curvature)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _check(params: Tensor, model: object, curvature: str) -> None:
         raise TypeError(f"linearize: expected params to be a floating tensor, got {got}")
     if params.dim() != 2:
         raise ValueError(f"linearize: expected params of shape (T, P), got {tuple(params.shape)}")
-    if curvature not in ("hessian", "ggn"):
+    if curvature not in CURVATURES:
         raise ValueError(f"linearize: expected curvature 'hessian' or 'ggn', got {curvature!r}")
     if curvature == "ggn" and model is None:
         raise ValueError("linearize: curvature 'ggn' expected model (the outputs), got None")
