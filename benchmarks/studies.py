@@ -1,7 +1,7 @@
 """What the studies train: every case as data.
 
-The learners share all settings but their own. MAML's outer rate and meta-batch, and iMAML's
-lambda and curvature, are the best of a few short trainings on Omniglot's validation classes; a narrow
+The learners share all settings but their own. MAML's outer rate and meta-batch, and iMAML's lambda
+and curvature, are the best of a few short trainings on Omniglot's validation classes; a narrow
 network and few queries learn most in little time. The others' settings start from their sources and
 have not been searched.
 """
