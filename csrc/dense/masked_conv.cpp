@@ -76,34 +76,17 @@ OptionalTensor first_task(const OptionalTensor& t) {
 }
 
 Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                IntArrayRef stride, IntArrayRef padding, int64_t groups = 1) {
+                IntArrayRef stride, IntArrayRef padding) {
   return at::convolution(x, weight, bias, stride, padding, /*dilation=*/{1, 1},
-                         /*transposed=*/false, /*output_padding=*/{0, 0}, groups);
+                         /*transposed=*/false, /*output_padding=*/{0, 0}, /*groups=*/1);
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolve_backward(const Tensor& grad, const Tensor& x,
                                                      const Tensor& weight, IntArrayRef stride,
                                                      IntArrayRef padding,
-                                                     std::array<bool, 3> wanted,
-                                                     int64_t groups = 1) {
+                                                     std::array<bool, 3> wanted) {
   return at::convolution_backward(grad, x, weight, std::nullopt, stride, padding, {1, 1}, false,
-                                  {0, 0}, groups, wanted);
-}
-
-// Tiny tasks go through one grouped convolution, the channels of all side by side. Times of a loop
-// over one such call, one thread, T=4 and 8, 64 channels, by samples x output pixels: 20: 1.7 to
-// 2.8, 80: 1.3 to 1.7, 245: 1.2 to 1.5, 400: .7 to 1.1, 1225: .9 to 1.0, 6400: .4 to .7. On a GPU
-// grouped convolutions are slow.
-bool grouping_pays(const Tensor& x, int64_t out_height, int64_t out_width) {
-  constexpr int64_t kMostPixels = 256;
-  return x.is_cpu() && x.size(0) > 1 && x.size(1) * out_height * out_width <= kMostPixels;
-}
-
-// (T, N, C, H, W) to (N, T C, H, W), and back.
-Tensor side_by_side(const Tensor& tasks) { return tasks.transpose(0, 1).flatten(1, 2); }
-
-Tensor apart(const Tensor& channels, int64_t tasks) {
-  return channels.unflatten(1, {tasks, channels.size(1) / tasks}).transpose(0, 1).contiguous();
+                                  {0, 0}, 1, wanted);
 }
 
 template <class PerTask>
@@ -127,12 +110,6 @@ Tensor masked_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
     return y.unflatten(0, {tasks, x.size(1)}).contiguous();
   }
   const auto effective = masked(weight, mask);
-  if (grouping_pays(x, conv_out_size(x.size(3), weight.size(3), stride[0], padding[0]),
-                    conv_out_size(x.size(4), weight.size(4), stride[1], padding[1]))) {
-    const auto b = bias.has_value() ? OptionalTensor(bias->flatten()) : std::nullopt;
-    return apart(convolve(side_by_side(x), effective.flatten(0, 1), b, stride, padding, tasks),
-                 tasks);
-  }
   return stack_over_tasks(tasks, [&](int64_t t) {
     const auto b = bias.has_value() ? OptionalTensor((*bias)[t]) : std::nullopt;
     return convolve(x[t], effective[t], b, stride, padding);
@@ -152,13 +129,6 @@ Tensor masked_conv_input_grad(const Tensor& grad, const Tensor& weight, const Op
     return gx.unflatten(0, {tasks, samples}).contiguous();
   }
   const auto effective = masked(weight, mask);
-  if (grouping_pays(grad, grad.size(3), grad.size(4))) {
-    const auto like =
-        at::empty({samples, tasks * channels, input_size[0], input_size[1]}, grad.options());
-    const auto gx = convolve_backward(side_by_side(grad), like, effective.flatten(0, 1), stride,
-                                      padding, kInputGrad, tasks);
-    return apart(std::get<0>(gx), tasks);
-  }
   const auto like = at::empty({samples, channels, input_size[0], input_size[1]}, grad.options());
   return stack_over_tasks(tasks, [&](int64_t t) {
     return std::get<0>(convolve_backward(grad[t], like, effective[t], stride, padding, kInputGrad));
@@ -168,16 +138,9 @@ Tensor masked_conv_input_grad(const Tensor& grad, const Tensor& weight, const Op
 Tensor masked_conv_weight_grad(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
                                IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
-  const auto tasks = grad.size(0), outs = grad.size(2);
-  const bool grouped = grouping_pays(grad, grad.size(3), grad.size(4));
-  const auto like = at::empty(
-      {grouped ? tasks * outs : outs, x.size(2), kernel_size[0], kernel_size[1]}, grad.options());
-  if (grouped) {
-    const auto gw = convolve_backward(side_by_side(grad), side_by_side(x), like, stride, padding,
-                                      kWeightGrad, tasks);
-    return masked(std::get<1>(gw).unflatten(0, {tasks, outs}), mask);
-  }
-  const auto dense = stack_over_tasks(tasks, [&](int64_t t) {
+  const auto like =
+      at::empty({grad.size(2), x.size(2), kernel_size[0], kernel_size[1]}, grad.options());
+  const auto dense = stack_over_tasks(grad.size(0), [&](int64_t t) {
     return std::get<1>(convolve_backward(grad[t], x[t], like, stride, padding, kWeightGrad));
   });
   return masked(dense, mask);
