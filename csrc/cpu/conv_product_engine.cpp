@@ -60,7 +60,8 @@ class Product {
                                     static_cast<int64_t>(operands.terms.size()))),
         terms_(static_cast<int>(operands.terms.size())) {
     for (const auto& pass : scheme.passes) {
-      const int vectors = block_vectors(*pass, kernels_.lanes, operands.tasks, 4);
+      const int vectors =
+          block_vectors(*pass, kernels_.lanes, operands.tasks, product_vectors<T>(kernels_.lanes));
       chunk_columns_.push_back(chunk_columns(*pass, kernels_.lanes, vectors));
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, kernels_.lanes,
                            vectors);

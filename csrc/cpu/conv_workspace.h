@@ -25,6 +25,13 @@ int64_t plane_stride(int64_t rows, int64_t width) {
   return rows * width + kLineBytes / static_cast<int64_t>(sizeof(T));
 }
 
+// Registers of lanes per block of a product: two output rows of a block are summed in registers, of
+// which AVX-512 has 32, but twice as long, and the others 16.
+template <class T>
+int product_vectors(int lanes) {
+  return lanes * static_cast<int>(sizeof(T)) == 64 ? 4 : 6;
+}
+
 // Registers per block: as many as `preferred`, fewer where a block would overflow the cache or
 // leave threads without work.
 template <class T>

@@ -50,31 +50,44 @@ METASPARSE_INLINE Vec<T> load_spread(Lanes lanes, const T* p, int64_t step) {
   return v;
 }
 
+// Every other of 2 L - 1 values, from their first L and their last L.
+template <int L>
+struct AlternatePattern {
+  static constexpr int at(int lane) { return 2 * lane < L ? 2 * lane : 2 * lane + 1; }
+};
+
 // Lanes l from p[2 l]: bits l of `lanes` become bits 2 l of the two registers that hold them.
 template <class T>
 METASPARSE_INLINE Vec<T> load_alternate(Lanes lanes, const T* p) {
+  constexpr int L = kLanes<T>;
+  if (lanes == kAllLanes<T>) {
+    return shuffle<AlternatePattern<L>, T>(load_unaligned(p), load_unaligned(p + L - 1));
+  }
   uint32_t spread = lanes;
   spread = (spread | spread << 8) & 0x00ff00ffu;
   spread = (spread | spread << 4) & 0x0f0f0f0fu;
   spread = (spread | spread << 2) & 0x33333333u;
   spread = (spread | spread << 1) & 0x55555555u;
   const Lanes low = spread & kAllLanes<T>;
-  const Lanes high = spread >> kLanes<T> & kAllLanes<T>;
-  const Vec<T> in[2] = {load_some(low, p), high == 0 ? Vec<T>{} : load_some(high, p + kLanes<T>)};
+  const Lanes high = spread >> L & kAllLanes<T>;
+  const Vec<T> in[2] = {load_some(low, p), high == 0 ? Vec<T>{} : load_some(high, p + L)};
   Vec<T> out[2];
   deinterleave<T, 2>(in, out);
   return out[0];
 }
 
-// Step 1 or 2 known at compile time, 0: any.
+// Step 1 or 2 known at compile time, 0: any. Asks for the same window of the next channel, `next`
+// values on.
 template <class T, int Step>
-void replay(const LaneWindow* begin, const LaneWindow* end, int64_t step, const T* plane, T* row) {
+void replay(const LaneWindow* begin, const LaneWindow* end, int64_t step, const T* plane,
+            int64_t next, T* row) {
   // A window stores a whole register: what it spills past its lanes the next window overwrites.
   for (const LaneWindow* w = begin; w != end; ++w) {
     const T* p = plane + w->offset;
+    __builtin_prefetch(p + next);
     Vec<T> value;
     if constexpr (Step == 1) {
-      value = load_some(w->lanes, p);
+      value = w->lanes == kAllLanes<T> ? load_unaligned(p) : load_some(w->lanes, p);
     } else if constexpr (Step == 2) {
       value = load_alternate<T>(w->lanes, p);
     } else {
@@ -92,7 +105,7 @@ void gather_channels(const TileBlock& block, const TapGrid& grid, const Images<c
     const T* plane = x.data + channel * x.plane();
     const LaneWindow* w = windows;
     for (int32_t tap = 0; tap < grid.taps; ++tap, w += per_tap, v += width) {
-      replay<T, Step>(w, w + per_tap, grid.column_step, plane, v);
+      replay<T, Step>(w, w + per_tap, grid.column_step, plane, x.plane(), v);
     }
   }
 }

@@ -106,57 +106,22 @@ METASPARSE_INLINE void load_outer_column(const Neighbours& n, const T* plane, in
   }
 }
 
-// ---- forward: images to V ----------------------------------------------------------------------
-
-// Strips hold 2 M columns per tile, e0 o1 e1 o2 ...: split the phases, then the tiles.
-template <class T, int M>
-METASPARSE_INLINE void split_phases(const T* strip, Vec<T>* even, Vec<T>* odd) {
-  Vec<T> raw[2 * M], even_row[M], odd_row[M];
-  METASPARSE_UNROLL
-  for (int j = 0; j < 2 * M; ++j) raw[j] = load(strip + j * kLanes<T>);
-  METASPARSE_UNROLL
-  for (int j = 0; j < M; ++j) {
-    Vec<T> pair[2];
-    deinterleave<T, 2>(raw + 2 * j, pair);
-    even_row[j] = pair[0];
-    odd_row[j] = pair[1];
-  }
-  deinterleave<T, M>(even_row, even);
-  deinterleave<T, M>(odd_row, odd);
-}
-
-template <class T, int M>
-METASPARSE_INLINE void transform_patch(const T* strip, int64_t pitch, Lanes has_left, Vec<T>* left,
-                                       T* v, int64_t point_stride) {
-  constexpr int P = 2 * M + 1;
-  Vec<T> odd_rows[M + 1][P], even_rows[M][P];
-  METASPARSE_UNROLL
-  for (int r = 0; r < P; ++r) {
-    Vec<T> odd[M + 1];
-    Vec<T>* points = r % 2 == 0 ? odd_rows[r / 2] : even_rows[r / 2];
-    split_phases<T, M>(strip + r * pitch, points + M + 1, odd + 1);
-    const Vec<T> shifted = shuffle<FromLeft<kLanes<T>>, T>(left[r], odd[M]);
-    odd[0] = select(has_left, shifted, Vec<T>{});
-    left[r] = odd[M];
-    multiply<OddInputMatrix<M>, T>(odd, 1, points, 1);
-  }
-  METASPARSE_UNROLL
-  for (int c = 0; c < P; ++c) {
-    Vec<T> out[M + 1];
-    multiply<OddInputMatrix<M>, T>(&odd_rows[0][c], P, out, 1);
-    METASPARSE_UNROLL
-    for (int r = 0; r <= M; ++r) store(v + (r * P + c) * point_stride, out[r]);
-    METASPARSE_UNROLL
-    for (int r = 0; r < M; ++r) store(v + ((M + 1 + r) * P + c) * point_stride, even_rows[r][c]);
-  }
-}
-
-// Memory for the strips of two channels (input, or twice M output rows), then for the pieces.
+// Memory for the strips of two channels, then for the pieces.
 template <class T, int M>
 int64_t scratch_bytes(const TileBlock& block) {
   const int64_t strips = 2 * (2 * M + 1) * strip_pitch(block, 2 * M, kLanes<T>);
   return strips * static_cast<int64_t>(sizeof(T)) +
          strip_pieces(block, 2 * M) * static_cast<int64_t>(sizeof(StripPiece));
+}
+
+// ---- forward: images to V ----------------------------------------------------------------------
+
+// The 2 M + 1 inputs of a line, o0 e0 o1 e1 ... oM, to its points.
+template <class T, int M>
+METASPARSE_INLINE void input_line(const Vec<T>* in, Vec<T>* points) {
+  multiply<OddInputMatrix<M>, T>(in, 2, points, 1);
+  METASPARSE_UNROLL
+  for (int j = 0; j < M; ++j) points[M + 1 + j] = in[2 * j + 1];
 }
 
 template <class T, int M>
@@ -170,18 +135,32 @@ void input(const TileBlock& block, const Images<const T>& x, int64_t, T* v, int6
   StripPiece* end =
       find_pieces<T>(block, kShape, x.channels * x.plane(), x.height, x.width, pieces);
   const Neighbours neighbours = left_neighbours<T>(block, kShape, x);
+  const auto down = [](const Vec<T>* in, Vec<T>* out)
+                        METASPARSE_BODY { input_line<T, M>(in, out); };
   const auto fill = [&](int64_t channel) {
-    fill_strips<T, P>(pieces, end, x.data + channel * x.plane(), x.width, x.plane(),
-                      strips[channel & 1], pitch);
+    fill_strips<T, P, P>(pieces, end, x.data + channel * x.plane(), x.width, x.plane(),
+                         strips[channel & 1], pitch, down);
   };
   fill(0);
   for (int64_t channel = 0; channel < x.channels; ++channel) {
     if (channel + 1 < x.channels) fill(channel + 1);
-    Vec<T> left[P];
-    load_outer_column<T, P>(neighbours, x.data + channel * x.plane(), x.width, left);
-    for (int t = 0; t < block.vectors; ++t) {
-      transform_patch<T, M>(strips[channel & 1] + t * 2 * M * kLanes<T>, pitch, neighbours.lanes[t],
-                            left, v + (channel * block.vectors + t) * kLanes<T>, point_stride);
+    Vec<T> outer[P], left[P];
+    load_outer_column<T, P>(neighbours, x.data + channel * x.plane(), x.width, outer);
+    down(outer, left);
+    for (int r = 0; r < P; ++r) {
+      const T* strip = strips[channel & 1] + r * pitch;
+      T* out = v + r * P * point_stride + channel * block.vectors * kLanes<T>;
+      Vec<T> last = left[r];
+      for (int t = 0; t < block.vectors; ++t, strip += 2 * M * kLanes<T>, out += kLanes<T>) {
+        Vec<T> line[P], points[P];
+        load_tiles<T, 2 * M>(strip, line + 1);
+        const Vec<T> shifted = shuffle<FromLeft<kLanes<T>>, T>(last, line[2 * M]);
+        line[0] = select(neighbours.lanes[t], shifted, Vec<T>{});
+        last = line[2 * M];
+        input_line<T, M>(line, points);
+        METASPARSE_UNROLL
+        for (int c = 0; c < P; ++c) store(out + c * point_stride, points[c]);
+      }
     }
   }
 }
@@ -200,60 +179,40 @@ void grad_input(const TileBlock& block, const Images<const T>& g, int64_t tile_c
   StripPiece* end =
       find_pieces<T>(block, kShape, g.channels * g.plane(), g.height, g.width, pieces);
   const Neighbours neighbours = right_neighbours<T>(block, kShape, g, tile_columns);
+  const auto down = [](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY {
+    if constexpr (Even) {
+      METASPARSE_UNROLL
+      for (int r = 0; r < R; ++r) out[r] = in[r];
+    } else {
+      multiply<OddInputMatrix<M>, T>(in, 1, out, 1);
+    }
+  };
   const auto fill = [&](int64_t channel) {
-    fill_strips<T, R>(pieces, end, g.data + channel * g.plane(), g.width, g.plane(),
-                      strips[channel & 1], pitch);
+    fill_strips<T, R, R>(pieces, end, g.data + channel * g.plane(), g.width, g.plane(),
+                         strips[channel & 1], pitch, down);
   };
   fill(0);
   for (int64_t channel = 0; channel < g.channels; ++channel) {
     if (channel + 1 < g.channels) fill(channel + 1);
-    Vec<T> right[R];
-    load_outer_column<T, R>(neighbours, g.data + channel * g.plane(), g.width, right);
-    for (int t = block.vectors - 1; t >= 0; --t) {
-      const T* strip = strips[channel & 1] + t * M * kLanes<T>;
-      Vec<T> rows[R][P];
-      METASPARSE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        Vec<T> raw[M], line[M + 1];
-        METASPARSE_UNROLL
-        for (int j = 0; j < M; ++j) raw[j] = load(strip + r * pitch + j * kLanes<T>);
-        deinterleave<T, M>(raw, line);
-        const Vec<T> shifted = shuffle<FromRight<kLanes<T>>, T>(line[0], right[r]);
+    Vec<T> outer[R], right[R];
+    load_outer_column<T, R>(neighbours, g.data + channel * g.plane(), g.width, outer);
+    down(outer, right);
+    for (int r = 0; r < R; ++r) {
+      Vec<T> next = right[r];
+      for (int t = block.vectors - 1; t >= 0; --t) {
+        Vec<T> line[M + 1], points[M + 1];
+        load_tiles<T, M>(strips[channel & 1] + r * pitch + t * M * kLanes<T>, line);
+        const Vec<T> shifted = shuffle<FromRight<kLanes<T>>, T>(line[0], next);
         line[M] = select(neighbours.lanes[t], shifted, Vec<T>{});
-        right[r] = line[0];
-        multiply<OddInputMatrix<M>, T>(line, 1, rows[r], 1);
+        next = line[0];
+        multiply<OddInputMatrix<M>, T>(line, 1, points, 1);
+        T* out = v + r * P * point_stride + (channel * block.vectors + t) * kLanes<T>;
         METASPARSE_UNROLL
-        for (int c = 0; c < M; ++c) rows[r][M + 1 + c] = line[c];
-      }
-      T* out = v + (channel * block.vectors + t) * kLanes<T>;
-      METASPARSE_UNROLL
-      for (int c = 0; c < P; ++c) {
-        Vec<T> column[R];
-        if constexpr (Even) {
-          METASPARSE_UNROLL
-          for (int r = 0; r < R; ++r) column[r] = rows[r][c];
-        } else {
-          multiply<OddInputMatrix<M>, T>(&rows[0][c], P, column, 1);
-        }
+        for (int c = 0; c <= M; ++c) store(out + c * point_stride, points[c]);
         METASPARSE_UNROLL
-        for (int r = 0; r < R; ++r) store(out + (r * P + c) * point_stride, column[r]);
+        for (int c = 0; c < M; ++c) store(out + (M + 1 + c) * point_stride, line[c]);
       }
     }
-  }
-}
-
-template <class T, int M>
-METASPARSE_INLINE void merge_phases(const Vec<T>* even, const Vec<T>* odd, T* strip) {
-  Vec<T> even_row[M], odd_row[M];
-  interleave<T, M>(even, even_row);
-  interleave<T, M>(odd, odd_row);
-  METASPARSE_UNROLL
-  for (int j = 0; j < M; ++j) {
-    const Vec<T> pair[2] = {even_row[j], odd_row[j]};
-    Vec<T> merged[2];
-    interleave<T, 2>(pair, merged);
-    store(strip + 2 * j * kLanes<T>, merged[0]);
-    store(strip + (2 * j + 1) * kLanes<T>, merged[1]);
   }
 }
 
@@ -263,36 +222,37 @@ void grad_output(const TileBlock& block, const T* m, int64_t column_stride, int6
   constexpr int P = 2 * M + 1, R = Even ? M : M + 1;
   constexpr StripShape kShape = {2 * M, M, 2 * M, Even ? 0 : 1, 0, 2};
   const int64_t pitch = strip_pitch(block, 2 * M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + M * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + M * pitch);
+  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + R * pitch};
+  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + R * pitch);
   StripPiece* end =
       find_pieces<T>(block, kShape, gx.channels * gx.plane(), gx.height, gx.width, pieces);
+  const auto down = [](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY {
+    if constexpr (Even) {
+      METASPARSE_UNROLL
+      for (int r = 0; r < M; ++r) out[r] = in[r];
+    } else {
+      multiply<OddOutputMatrix<M>, T>(in, 1, out, 1);
+    }
+  };
   const auto drain = [&](int64_t channel) {
-    drain_strips<T, M>(pieces, end, strips[channel & 1], pitch, gx.data + channel * gx.plane(),
-                       2 * gx.width);
+    drain_strips<T, R, M>(pieces, end, strips[channel & 1], pitch, gx.data + channel * gx.plane(),
+                          2 * gx.width, down);
   };
   for (int64_t channel = 0; channel < channels; ++channel) {
-    for (int t = 0; t < block.vectors; ++t) {
-      const T* in = m + (channel * block.vectors + t) * kLanes<T>;
-      Vec<T> rows[M][P];
-      METASPARSE_UNROLL
-      for (int c = 0; c < P; ++c) {
-        Vec<T> column[R];
+    for (int r = 0; r < R; ++r) {
+      T* strip = strips[channel & 1] + r * pitch;
+      for (int t = 0; t < block.vectors; ++t, strip += 2 * M * kLanes<T>) {
+        const T* in = m + r * P * column_stride + (channel * block.vectors + t) * kLanes<T>;
+        Vec<T> points[M + 1], odd[M], merged[2 * M];
         METASPARSE_UNROLL
-        for (int r = 0; r < R; ++r) column[r] = load(in + (r * P + c) * column_stride);
-        if constexpr (Even) {
-          METASPARSE_UNROLL
-          for (int r = 0; r < M; ++r) rows[r][c] = column[r];
-        } else {
-          multiply<OddOutputMatrix<M>, T>(column, 1, &rows[0][c], P);
+        for (int c = 0; c <= M; ++c) points[c] = load(in + c * column_stride);
+        multiply<OddOutputMatrix<M>, T>(points, 1, odd, 1);
+        METASPARSE_UNROLL
+        for (int j = 0; j < M; ++j) {
+          merged[2 * j] = load(in + (M + 1 + j) * column_stride);
+          merged[2 * j + 1] = odd[j];
         }
-      }
-      METASPARSE_UNROLL
-      for (int r = 0; r < M; ++r) {
-        Vec<T> odd[M];
-        multiply<OddOutputMatrix<M>, T>(rows[r], 1, odd, 1);
-        merge_phases<T, M>(rows[r] + M + 1, odd,
-                           strips[channel & 1] + r * pitch + t * 2 * M * kLanes<T>);
+        store_tiles<T, 2 * M>(strip, merged);
       }
     }
     if (channel > 0) drain(channel - 1);

@@ -16,11 +16,11 @@ namespace metasparse::cpu::METASPARSE_ISA {
 
 namespace {
 
-// Chains of multiply-adds per register of a row: a block of one or two registers would otherwise
-// wait for the latency of each addition.
+// Chains of multiply-adds per register of a row: a block of few registers would otherwise wait for
+// the latency of each addition.
 template <int N>
 inline constexpr int kChains = N == 1   ? 4
-                               : N == 2 ? 2
+                               : N <= 3 ? 2
                                         : 1;
 
 // sum[c] += u * row: one register row of V for one chain.
@@ -36,7 +36,7 @@ METASPARSE_INLINE void add_row_to_both(Vec<T>* a, Vec<T>* b, T ua, T ub, const T
   const Vec<T> weight_a = broadcast(ua), weight_b = broadcast(ub);
   METASPARSE_UNROLL
   for (int t = 0; t < N; ++t) {
-    const Vec<T> x = load(v + t * kLanes<T>);
+    const Vec<T> x = in_register<T>(load(v + t * kLanes<T>));
     a[t] = weight_a * x + a[t];
     b[t] = weight_b * x + b[t];
   }
@@ -185,6 +185,7 @@ void dense_columns(const DenseStep<T>& step, int64_t column) {
   constexpr int L = kLanes<T>, kWidth = N * L;
   alignas(64) T vt[kWidth * C * L];
   transpose_columns<T, N, C>(step, column, vt);
+  const bool whole = column + C * L <= step.columns;
   for (int64_t row = 0; row < step.rows; row += kDenseRows) {
     const T* d[kDenseRows];  // past the end the last row is repeated, and not written
     for (int r = 0; r < kDenseRows; ++r) {
@@ -194,7 +195,7 @@ void dense_columns(const DenseStep<T>& step, int64_t column) {
     for (int lane = 0; lane < kWidth; ++lane) {
       Vec<T> x[C];
       METASPARSE_UNROLL
-      for (int c = 0; c < C; ++c) x[c] = load(vt + (lane * C + c) * L);
+      for (int c = 0; c < C; ++c) x[c] = in_register<T>(load(vt + (lane * C + c) * L));
       METASPARSE_UNROLL
       for (int r = 0; r < kDenseRows; ++r) {
         const Vec<T> y = broadcast(d[r][lane]);
@@ -202,13 +203,19 @@ void dense_columns(const DenseStep<T>& step, int64_t column) {
         for (int c = 0; c < C; ++c) sum[r][c] = y * x[c] + sum[r][c];
       }
     }
-    for (int r = 0; r < kDenseRows && row + r < step.rows; ++r) {
+    METASPARSE_UNROLL
+    for (int r = 0; r < kDenseRows; ++r) {
+      if (row + r >= step.rows) continue;
       T* out = step.out + (row + r) * step.columns + column;
       METASPARSE_UNROLL
       for (int c = 0; c < C; ++c) {
-        const Lanes some = lanes_between(0, step.columns - column - c * L, L);
         T* place = out + c * L;
-        store_some(some, place, step.accumulate ? load_some(some, place) + sum[r][c] : sum[r][c]);
+        if (whole) {
+          store_unaligned(place, step.accumulate ? load_unaligned(place) + sum[r][c] : sum[r][c]);
+        } else {
+          const Lanes some = lanes_between(0, step.columns - column - c * L, L);
+          store_some(some, place, step.accumulate ? load_some(some, place) + sum[r][c] : sum[r][c]);
+        }
       }
     }
   }

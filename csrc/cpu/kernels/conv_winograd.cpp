@@ -85,31 +85,17 @@ int64_t scratch_bytes(const TileBlock& block) {
          2 * strip_pieces(block, M) * static_cast<int64_t>(sizeof(StripPiece));
 }
 
-// Rows of a patch are M + 2 wide: a strip holds columns 0 .. M-1 of the tiles, and `ahead`, the
-// strip of the columns M further, the last two.
+// One line of the tiles of a register. Lines are M + 2 long: a strip holds columns 0 .. M-1 of the
+// tiles, and `ahead`, the strip of the columns M further, the last two.
 template <class T, int M>
-METASPARSE_INLINE void transform_patch(const T* strip, const T* ahead, int64_t pitch, T* v,
-                                       int64_t point_stride) {
+METASPARSE_INLINE void transform_line(const T* strip, const T* ahead, T* v, int64_t point_stride) {
   constexpr int A = M + 2;
-  Vec<T> rows[A][A];
+  Vec<T> d[2 * M], line[A];
+  load_tiles<T, M>(strip, d);
+  load_tiles<T, M>(ahead, d + M);  // all but the first two are unused and vanish
+  input_line<T, M>(d, 1, line, 1);
   METASPARSE_UNROLL
-  for (int r = 0; r < A; ++r) {
-    Vec<T> raw[M], d[A + M - 2];
-    METASPARSE_UNROLL
-    for (int j = 0; j < M; ++j) raw[j] = load(strip + r * pitch + j * kLanes<T>);
-    deinterleave<T, M>(raw, d);
-    METASPARSE_UNROLL
-    for (int j = 0; j < M; ++j) raw[j] = load(ahead + r * pitch + j * kLanes<T>);
-    deinterleave<T, M>(raw, d + M);  // all but the first two are unused and vanish
-    input_line<T, M>(d, 1, rows[r], 1);
-  }
-  METASPARSE_UNROLL
-  for (int c = 0; c < A; ++c) {
-    Vec<T> out[A];
-    input_line<T, M>(&rows[0][c], A, out, 1);
-    METASPARSE_UNROLL
-    for (int r = 0; r < A; ++r) store(v + (r * A + c) * point_stride, out[r]);
-  }
+  for (int c = 0; c < A; ++c) store(v + c * point_stride, line[c]);
 }
 
 template <class T, int M>
@@ -124,19 +110,25 @@ void input(const TileBlock& block, const Images<const T>& x, int32_t row_shift,
       find_pieces<T>(block, {M, A, M, row_shift, column_shift}, image, x.height, x.width, near);
   StripPiece* ahead_end = find_pieces<T>(block, {M, A, M, row_shift, column_shift + M}, image,
                                          x.height, x.width, near_end);
+  const auto down = [](const Vec<T>* in, Vec<T>* out)
+                        METASPARSE_BODY { input_line<T, M>(in, 1, out, 1); };
   const auto fill = [&](int64_t channel) {
     const T* plane = x.data + channel * x.plane();
     T* strip = strips[channel & 1];
-    fill_strips<T, A>(near, near_end, plane, x.width, x.plane(), strip, pitch);
-    fill_strips<T, A>(near_end, ahead_end, plane, x.width, x.plane(), strip + A * pitch, pitch);
+    fill_strips<T, A, A>(near, near_end, plane, x.width, x.plane(), strip, pitch, down);
+    fill_strips<T, A, A>(near_end, ahead_end, plane, x.width, x.plane(), strip + A * pitch, pitch,
+                         down);
   };
   fill(0);
   for (int64_t channel = 0; channel < x.channels; ++channel) {
     if (channel + 1 < x.channels) fill(channel + 1);
-    const T* strip = strips[channel & 1];
-    for (int t = 0; t < block.vectors; ++t) {
-      transform_patch<T, M>(strip + t * M * kLanes<T>, strip + A * pitch + t * M * kLanes<T>, pitch,
-                            v + (channel * block.vectors + t) * kLanes<T>, point_stride);
+    for (int r = 0; r < A; ++r) {
+      const T* strip = strips[channel & 1] + r * pitch;
+      for (int t = 0; t < block.vectors; ++t, strip += M * kLanes<T>) {
+        transform_line<T, M>(strip, strip + A * pitch,
+                             v + r * A * point_stride + (channel * block.vectors + t) * kLanes<T>,
+                             point_stride);
+      }
     }
   }
 }

@@ -63,8 +63,6 @@ struct Part {
   }
 };
 
-#define METASPARSE_BODY __attribute__((always_inline))
-
 // body(i, at, chain) for every vector of [0, count); the chains 0 and 1 are for sums, whose
 // additions would otherwise wait for each other.
 template <class T, class Body>

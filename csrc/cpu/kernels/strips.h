@@ -74,36 +74,49 @@ StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, int64_t
   return out;
 }
 
-// One channel's strips. A piece stores whole registers: the next one overwrites what it spills.
-// Asks for the same piece of the next channel, `next` values on: its rows lie where no hardware
-// looks.
-template <class T, int Rows>
+// One channel's strips: `lines` turns the In image rows of a tile row into Out rows of strips. A
+// piece stores whole registers: the next one overwrites what it spills. Asks for the same piece of
+// the next channel, `next` values on: its rows lie where no hardware looks.
+template <class T, int In, int Out, class Lines>
 METASPARSE_INLINE void fill_strips(const StripPiece* piece, const StripPiece* end, const T* plane,
-                                   int64_t width, int64_t next, T* strips, int64_t pitch) {
+                                   int64_t width, int64_t next, T* strips, int64_t pitch,
+                                   Lines&& lines) {
+  constexpr Lanes kAllRows = (Lanes{1} << In) - 1;
   for (; piece != end; ++piece) {
     const T* p = plane + piece->offset;
-    T* strip = strips + piece->place;
+    Vec<T> in[In], out[Out];
     METASPARSE_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      __builtin_prefetch(p + r * width + next);
-      const Lanes lanes = piece->rows >> r & 1 ? piece->lanes : 0;
-      store_unaligned(strip + r * pitch, load_some(lanes, p + r * width));
+    for (int r = 0; r < In; ++r) __builtin_prefetch(p + r * width + next);
+    if (piece->rows == kAllRows && piece->lanes == kAllLanes<T>) {
+      METASPARSE_UNROLL
+      for (int r = 0; r < In; ++r) in[r] = load_unaligned(p + r * width);
+    } else {
+      METASPARSE_UNROLL
+      for (int r = 0; r < In; ++r) {
+        in[r] = load_some(piece->rows >> r & 1 ? piece->lanes : 0, p + r * width);
+      }
     }
+    lines(in, out);
+    METASPARSE_UNROLL
+    for (int r = 0; r < Out; ++r) store_unaligned(strips + piece->place + r * pitch, out[r]);
   }
 }
 
-// The reverse: rows and columns of strips that lie in the image are written to it.
-template <class T, int Rows>
+// The reverse: `lines` turns In rows of strips into Out image rows; what lies in the image is
+// written to it.
+template <class T, int In, int Out, class Lines>
 METASPARSE_INLINE void drain_strips(const StripPiece* piece, const StripPiece* end, const T* strips,
-                                    int64_t pitch, T* plane, int64_t width) {
+                                    int64_t pitch, T* plane, int64_t width, Lines&& lines) {
   for (; piece != end; ++piece) {
+    if (piece->rows == 0) continue;
     T* p = plane + piece->offset;
-    const T* strip = strips + piece->place;
+    Vec<T> in[In], out[Out];
     METASPARSE_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      if (piece->rows >> r & 1) {
-        store_some(piece->lanes, p + r * width, load_unaligned(strip + r * pitch));
-      }
+    for (int r = 0; r < In; ++r) in[r] = load_unaligned(strips + piece->place + r * pitch);
+    lines(in, out);
+    METASPARSE_UNROLL
+    for (int r = 0; r < Out; ++r) {
+      if (piece->rows >> r & 1) store_some(piece->lanes, p + r * width, out[r]);
     }
   }
 }

@@ -14,89 +14,70 @@
 
 namespace metasparse::cpu::METASPARSE_ISA {
 
-template <class T, class Scheme>
-METASPARSE_INLINE void transform_outputs(const T* m, int64_t column_stride, T bias, T* strip,
-                                         int64_t pitch) {
-  constexpr int A = Scheme::planes, M = Scheme::tile;
-  Vec<T> rows[M][A];
-  METASPARSE_UNROLL
-  for (int c = 0; c < A; ++c) {
-    Vec<T> column[A];
-    METASPARSE_UNROLL
-    for (int r = 0; r < A; ++r) column[r] = load(m + (r * A + c) * column_stride);
-    Scheme::template output_line<T>(column, 1, &rows[0][c], A);
-  }
-  const Vec<T> shift = broadcast(bias);
-  METASPARSE_UNROLL
-  for (int r = 0; r < M; ++r) {
-    Vec<T> out[M], ordered[M];
-    Scheme::template output_line<T>(rows[r], 1, out, 1);
-    METASPARSE_UNROLL
-    for (int j = 0; j < M; ++j) out[j] += shift;
-    interleave<T, M>(out, ordered);
-    METASPARSE_UNROLL
-    for (int j = 0; j < M; ++j) store(strip + r * pitch + j * kLanes<T>, ordered[j]);
-  }
-}
-
+// M to images: each row of planes along its columns, then the rows of the strips.
 template <class T, class Scheme>
 void output_tiles(const TileBlock& block, const T* m, int64_t column_stride, const T* bias,
                   int64_t channels, const Images<T>& y, void* scratch) {
-  constexpr int M = Scheme::tile;
+  constexpr int A = Scheme::planes, M = Scheme::tile;
   const int64_t pitch = strip_pitch(block, M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + M * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + M * pitch);
+  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + A * pitch};
+  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + A * pitch);
   StripPiece* end =
       find_pieces<T>(block, {M, M, M, 0, 0}, y.channels * y.plane(), y.height, y.width, pieces);
   const auto drain = [&](int64_t channel) {
-    drain_strips<T, M>(pieces, end, strips[channel & 1], pitch, y.data + channel * y.plane(),
-                       y.width);
+    const Vec<T> shift = broadcast(bias == nullptr ? T(0) : bias[channel]);
+    drain_strips<T, A, M>(pieces, end, strips[channel & 1], pitch, y.data + channel * y.plane(),
+                          y.width, [&](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY {
+                            Scheme::template output_line<T>(in, 1, out, 1);
+                            METASPARSE_UNROLL
+                            for (int r = 0; r < M; ++r) out[r] += shift;
+                          });
   };
   for (int64_t channel = 0; channel < channels; ++channel) {
-    for (int t = 0; t < block.vectors; ++t) {
-      transform_outputs<T, Scheme>(m + (channel * block.vectors + t) * kLanes<T>, column_stride,
-                                   bias == nullptr ? T(0) : bias[channel],
-                                   strips[channel & 1] + t * M * kLanes<T>, pitch);
+    for (int r = 0; r < A; ++r) {
+      T* strip = strips[channel & 1] + r * pitch;
+      for (int t = 0; t < block.vectors; ++t) {
+        const T* in = m + (channel * block.vectors + t) * kLanes<T>;
+        Vec<T> line[A], out[M];
+        METASPARSE_UNROLL
+        for (int c = 0; c < A; ++c) line[c] = load(in + (r * A + c) * column_stride);
+        Scheme::template output_line<T>(line, 1, out, 1);
+        store_tiles<T, M>(strip + t * M * kLanes<T>, out);
+      }
     }
     if (channel > 0) drain(channel - 1);
   }
   if (channels > 0) drain(channels - 1);
 }
 
+// The adjoint: gradients of images to D.
 template <class T, class Scheme>
 void adjoint_tiles(const TileBlock& block, const Images<const T>& grad, T* d, int64_t column_stride,
                    void* scratch) {
   constexpr int A = Scheme::planes, M = Scheme::tile;
   const int64_t pitch = strip_pitch(block, M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + M * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + M * pitch);
+  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + A * pitch};
+  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + A * pitch);
   StripPiece* end = find_pieces<T>(block, {M, M, M, 0, 0}, grad.channels * grad.plane(),
                                    grad.height, grad.width, pieces);
   const auto fill = [&](int64_t channel) {
-    fill_strips<T, M>(pieces, end, grad.data + channel * grad.plane(), grad.width, grad.plane(),
-                      strips[channel & 1], pitch);
+    fill_strips<T, M, A>(pieces, end, grad.data + channel * grad.plane(), grad.width, grad.plane(),
+                         strips[channel & 1], pitch,
+                         [](const Vec<T>* in, Vec<T>* out)
+                             METASPARSE_BODY { Scheme::template adjoint_line<T>(in, 1, out, 1); });
   };
   fill(0);
   for (int64_t channel = 0; channel < grad.channels; ++channel) {
     if (channel + 1 < grad.channels) fill(channel + 1);
-    for (int t = 0; t < block.vectors; ++t) {
-      const T* strip = strips[channel & 1] + t * M * kLanes<T>;
-      Vec<T> rows[M][A];
-      METASPARSE_UNROLL
-      for (int r = 0; r < M; ++r) {
-        Vec<T> raw[M], y[M];
+    for (int r = 0; r < A; ++r) {
+      const T* strip = strips[channel & 1] + r * pitch;
+      for (int t = 0; t < block.vectors; ++t) {
+        Vec<T> y[M], line[A];
+        load_tiles<T, M>(strip + t * M * kLanes<T>, y);
+        Scheme::template adjoint_line<T>(y, 1, line, 1);
+        T* out = d + (channel * block.vectors + t) * kLanes<T>;
         METASPARSE_UNROLL
-        for (int j = 0; j < M; ++j) raw[j] = load(strip + r * pitch + j * kLanes<T>);
-        deinterleave<T, M>(raw, y);
-        Scheme::template adjoint_line<T>(y, 1, rows[r], 1);
-      }
-      T* out = d + (channel * block.vectors + t) * kLanes<T>;
-      METASPARSE_UNROLL
-      for (int c = 0; c < A; ++c) {
-        Vec<T> column[A];
-        Scheme::template adjoint_line<T>(&rows[0][c], A, column, 1);
-        METASPARSE_UNROLL
-        for (int r = 0; r < A; ++r) store(out + (r * A + c) * column_stride, column[r]);
+        for (int c = 0; c < A; ++c) store(out + (r * A + c) * column_stride, line[c]);
       }
     }
   }

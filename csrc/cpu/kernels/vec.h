@@ -25,6 +25,7 @@
 #endif
 
 #define METASPARSE_INLINE inline __attribute__((always_inline))
+#define METASPARSE_BODY __attribute__((always_inline))  // of a lambda
 #define METASPARSE_UNROLL _Pragma("GCC unroll 32")
 
 namespace metasparse::cpu::METASPARSE_ISA {
@@ -74,6 +75,15 @@ METASPARSE_INLINE Vec<T> load_unaligned(const T* p) {
 template <class T>
 METASPARSE_INLINE void store_unaligned(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
+}
+
+// The same value, which the compiler may no longer read from memory once for each of its uses.
+template <class T>
+METASPARSE_INLINE Vec<T> in_register(Vec<T> v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
 }
 
 // ---- some lanes: bit l of a Lanes set says that lane l takes part ------------------------------
@@ -127,10 +137,27 @@ METASPARSE_INLINE Vec<float> load_some(Lanes lanes, const float* p) {
 METASPARSE_INLINE Vec<double> load_some(Lanes lanes, const double* p) {
   return _mm256_maskload_pd(p, lane_mask64(lanes));
 }
+// AMD's cores take a dozen cycles for a masked store: it is the last resort.
 METASPARSE_INLINE void store_some(Lanes lanes, float* p, Vec<float> v) {
-  _mm256_maskstore_ps(p, lane_mask32(lanes), v);
+  if (lanes == kAllLanes<float>) return store_unaligned(p, v);
+  if ((lanes & (lanes + 1)) != 0) return _mm256_maskstore_ps(p, lane_mask32(lanes), v);
+  __m128 rest = _mm256_castps256_ps128(v);  // the first few lanes
+  if (lanes & 8) {
+    _mm_storeu_ps(p, rest);
+    rest = _mm256_extractf128_ps(v, 1);
+    p += 4;
+    lanes >>= 4;
+  }
+  if (lanes & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+    rest = _mm_movehl_ps(rest, rest);
+    p += 2;
+    lanes >>= 2;
+  }
+  if (lanes & 1) _mm_store_ss(p, rest);
 }
 METASPARSE_INLINE void store_some(Lanes lanes, double* p, Vec<double> v) {
+  if (lanes == kAllLanes<double>) return store_unaligned(p, v);
   _mm256_maskstore_pd(p, lane_mask64(lanes), v);
 }
 METASPARSE_INLINE Vec<float> select(Lanes lanes, Vec<float> yes, Vec<float> no) {
@@ -278,10 +305,126 @@ METASPARSE_INLINE void interleave(const Vec<T>* in, Vec<T>* out) {
   }
 }
 
+// Element j of tile l lies at p[l * M + j]: the same, from and to memory. Both may touch up to
+// three values past the last tile, and load_tiles ignores what it finds there.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+// Shuffles that cross the 128-bit halves of a register cost twice as much as others here. So the
+// halves are loaded as they are wanted, tiles 0 .. 3 in the lower ones and 4 .. 7 in the upper, and
+// four columns of eight tiles are two 4x4 transposes side by side.
+METASPARSE_INLINE void transpose_halves(const Vec<float>* in, Vec<float>* out) {
+  const __m256 low01 = _mm256_unpacklo_ps(in[0], in[1]), low23 = _mm256_unpacklo_ps(in[2], in[3]);
+  const __m256 high01 = _mm256_unpackhi_ps(in[0], in[1]), high23 = _mm256_unpackhi_ps(in[2], in[3]);
+  out[0] = _mm256_shuffle_ps(low01, low23, 0x44);
+  out[1] = _mm256_shuffle_ps(low01, low23, 0xee);
+  out[2] = _mm256_shuffle_ps(high01, high23, 0x44);
+  out[3] = _mm256_shuffle_ps(high01, high23, 0xee);
+}
+
+template <int M>
+METASPARSE_INLINE void load_four_columns(const float* p, Vec<float>* out) {
+  Vec<float> in[4];
+  METASPARSE_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    in[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + k * M)),
+                                 _mm_loadu_ps(p + (k + 4) * M), 1);
+  }
+  transpose_halves(in, out);
+}
+
+// Tile after tile: where M is 3, the next tile overwrites the fourth column of the one before.
+template <int M>
+METASPARSE_INLINE void store_four_columns(float* p, const Vec<float>* in) {
+  Vec<float> tiles[4];
+  transpose_halves(in, tiles);
+  METASPARSE_UNROLL
+  for (int k = 0; k < 4; ++k) _mm_storeu_ps(p + k * M, _mm256_castps256_ps128(tiles[k]));
+  METASPARSE_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    _mm_storeu_ps(p + (k + 4) * M, _mm256_extractf128_ps(tiles[k], 1));
+  }
+}
+
+template <class T, int M>
+METASPARSE_INLINE void load_tiles(const T* p, Vec<T>* out) {
+  if constexpr (sizeof(T) == 4 && M >= 3) {
+    Vec<T> columns[4];
+    load_four_columns<M>(p, columns);
+    METASPARSE_UNROLL
+    for (int j = 0; j < 4 && j < M; ++j) out[j] = columns[j];
+    if constexpr (M > 4) {  // the last four, of which some are there already
+      load_four_columns<M>(p + M - 4, columns);
+      METASPARSE_UNROLL
+      for (int j = 4; j < M; ++j) out[j] = columns[j - (M - 4)];
+    }
+  } else if constexpr (sizeof(T) == 4 && M == 2) {
+    __m256 in[2];
+    METASPARSE_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      in[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4 * k)),
+                                   _mm_loadu_ps(p + 4 * k + 8), 1);
+    }
+    out[0] = _mm256_shuffle_ps(in[0], in[1], 0x88);
+    out[1] = _mm256_shuffle_ps(in[0], in[1], 0xdd);
+  } else {
+    Vec<T> in[M];
+    METASPARSE_UNROLL
+    for (int j = 0; j < M; ++j) in[j] = load(p + j * kLanes<T>);
+    deinterleave<T, M>(in, out);
+  }
+}
+
+template <class T, int M>
+METASPARSE_INLINE void store_tiles(T* p, const Vec<T>* in) {
+  if constexpr (sizeof(T) == 4 && M >= 3) {
+    const Vec<T> first[4] = {in[0], in[1], in[2], M > 3 ? in[M > 3 ? 3 : 0] : Vec<T>{}};
+    store_four_columns<M>(p, first);
+    if constexpr (M > 4) store_four_columns<M>(p + M - 4, in + M - 4);
+  } else {
+    Vec<T> out[M];
+    interleave<T, M>(in, out);
+    METASPARSE_UNROLL
+    for (int j = 0; j < M; ++j) store(p + j * kLanes<T>, out[j]);
+  }
+}
+
+#else
+
+template <class T, int M>
+METASPARSE_INLINE void load_tiles(const T* p, Vec<T>* out) {
+  Vec<T> in[M];
+  METASPARSE_UNROLL
+  for (int j = 0; j < M; ++j) in[j] = load(p + j * kLanes<T>);
+  deinterleave<T, M>(in, out);
+}
+
+template <class T, int M>
+METASPARSE_INLINE void store_tiles(T* p, const Vec<T>* in) {
+  Vec<T> out[M];
+  interleave<T, M>(in, out);
+  METASPARSE_UNROLL
+  for (int j = 0; j < M; ++j) store(p + j * kLanes<T>, out[j]);
+}
+
+#endif
+
 // Transposes L vectors of L lanes: each level interleaves the two halves.
 template <class T>
 METASPARSE_INLINE void transpose(Vec<T>* v) {
   constexpr int L = kLanes<T>;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (L == 8) {
+    Vec<T> upper[4], lower[4];
+    transpose_halves(v, upper);
+    transpose_halves(v + 4, lower);
+    METASPARSE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      v[j] = _mm256_permute2f128_ps(upper[j], lower[j], 0x20);
+      v[j + 4] = _mm256_permute2f128_ps(upper[j], lower[j], 0x31);
+    }
+    return;
+  }
+#endif
   METASPARSE_UNROLL
   for (int level = 1; level < L; level *= 2) {
     Vec<T> next[L];
