@@ -93,7 +93,8 @@ struct PixelGrid {
   int32_t column_step, column_offset;
 };
 
-// At most one register of lanes of a run: where they lie in memory and which of them exist.
+// At most one register of lanes of a run: where they lie in memory and which of them exist, lane l
+// being bit l, or bit 2 l where neighbouring lanes lie two values apart.
 struct LaneWindow {
   int64_t offset;
   int32_t lane;

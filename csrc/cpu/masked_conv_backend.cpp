@@ -72,10 +72,10 @@ constexpr Rule kRules[] = {
     {kWinograd, kForward | kInputGrad | kWeightGrad, 1, 8, kAny, 2, 1, 1.0},
     {kWinograd, kForward, 1, 3, 7, 8, 16, 1.0},
     {kDirect, kForward, 1, 1, 2, 8, 16, 1.0},
-    {kDirect, kWeightGrad, 1, 1, 7, 8, 16, 0.3},
+    {kDirect, kWeightGrad, 1, 1, 7, 8, 16, 1.0},
     {kPolyphase, kForward | kInputGrad | kWeightGrad, 2, 8, kAny, 2, 4, 1.0},
-    {kPolyphase, kForward, 2, 3, 7, 2, 24, 1.0},
     {kDirect, kForward, 2, 1, 7, 8, 16, 1.0},
+    {kPolyphase, kForward, 2, 3, 7, 2, 24, 1.0},
     {kDirect, kWeightGrad, 2, 1, 2, 8, 16, 1.0},
     {kDirect, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 2, 16, 0.45},
 };

@@ -17,8 +17,30 @@ constexpr int64_t first_at_least(int64_t bound, int64_t step, int64_t shift) {
   return bound <= shift ? 0 : (bound - shift + step - 1) / step;
 }
 
-// The windows of one tap; returns the end of the list.
-template <class T>
+// The lanes of a window as its loads want them. At step 2 a window is two registers wide: lane l is
+// bit 2 l.
+template <class T, int Step>
+constexpr uint32_t kWholeWindow =
+    Step == 2 ? static_cast<uint32_t>(0x5555555555555555u >> (64 - 2 * kLanes<T>)) : kAllLanes<T>;
+
+template <int Step>
+METASPARSE_INLINE uint32_t spread(Lanes lanes) {
+  if constexpr (Step != 2) return lanes;
+  lanes = (lanes | lanes << 8) & 0x00ff00ffu;
+  lanes = (lanes | lanes << 4) & 0x0f0f0f0fu;
+  lanes = (lanes | lanes << 2) & 0x33333333u;
+  return (lanes | lanes << 1) & 0x55555555u;
+}
+
+// Whether rows of the grid follow each other in memory wherever its tiles do.
+template <int Step>
+bool rows_join(const TapGrid& grid) {
+  return Step == 1 && grid.taps == 1 && grid.row_step == 1 && grid.row_shift[0] == 0 &&
+         grid.column_shift[0] == 0;
+}
+
+// The windows of one tap, equally many for all; returns the end of the list.
+template <class T, int Step>
 LaneWindow* tap_windows(const TileBlock& block, const TapGrid& grid, int tap,
                         const Images<const T>& x, LaneWindow* out) {
   const int64_t step = grid.column_step, shift = grid.column_shift[tap];
@@ -29,12 +51,18 @@ LaneWindow* tap_windows(const TileBlock& block, const TapGrid& grid, int tap,
     const int64_t row = static_cast<int64_t>(grid.row_step) * run.row + grid.row_shift[tap];
     const bool inside = run.image >= 0 && row >= 0 && row < x.height;
     const int64_t line = (run.image * x.channels * x.height + row) * x.width + shift;
-    for (int32_t done = 0; done < run.count; done += kLanes<T>) {
+    int64_t count = run.count, end = last;
+    for (; rows_join<Step>(grid) && r + 1 < block.run_count && block.runs[r + 1].image == run.image;
+         ++r) {
+      count += block.runs[r + 1].count;
+      end = run.column + count;
+    }
+    for (int64_t done = 0; done < count; done += kLanes<T>) {
       const int64_t column = run.column + done;
-      const int64_t count = smaller(kLanes<T>, run.count - done);
-      const Lanes lanes =
-          inside ? lanes_between(first - column, smaller(last - column, count), kLanes<T>) : 0;
-      *out++ = {lanes == 0 ? 0 : line + step * column, run.lane + done, lanes};
+      const int64_t rest = smaller(end - column, smaller(kLanes<T>, count - done));
+      const Lanes lanes = inside ? lanes_between(first - column, rest, kLanes<T>) : 0;
+      *out++ = {lanes == 0 ? 0 : line + step * column, static_cast<int32_t>(run.lane + done),
+                spread<Step>(lanes)};
     }
   }
   return out;
@@ -56,38 +84,36 @@ struct AlternatePattern {
   static constexpr int at(int lane) { return 2 * lane < L ? 2 * lane : 2 * lane + 1; }
 };
 
-// Lanes l from p[2 l]: bits l of `lanes` become bits 2 l of the two registers that hold them.
 template <class T>
-METASPARSE_INLINE Vec<T> load_alternate(Lanes lanes, const T* p) {
+METASPARSE_INLINE Vec<T> load_alternate(uint32_t window, const T* p) {
   constexpr int L = kLanes<T>;
-  if (lanes == kAllLanes<T>) {
+  if (window == kWholeWindow<T, 2>) {
     return shuffle<AlternatePattern<L>, T>(load_unaligned(p), load_unaligned(p + L - 1));
   }
-  uint32_t spread = lanes;
-  spread = (spread | spread << 8) & 0x00ff00ffu;
-  spread = (spread | spread << 4) & 0x0f0f0f0fu;
-  spread = (spread | spread << 2) & 0x33333333u;
-  spread = (spread | spread << 1) & 0x55555555u;
-  const Lanes low = spread & kAllLanes<T>;
-  const Lanes high = spread >> L & kAllLanes<T>;
+  const Lanes low = window & kAllLanes<T>;
+  const Lanes high = window >> L & kAllLanes<T>;
   const Vec<T> in[2] = {load_some(low, p), high == 0 ? Vec<T>{} : load_some(high, p + L)};
   Vec<T> out[2];
   deinterleave<T, 2>(in, out);
   return out[0];
 }
 
-// Step 1 or 2 known at compile time, 0: any. Asks for the same window of the next channel, `next`
+// Channels from the one that is copied to the one that is asked for: a copy takes far less time
+// than memory does.
+constexpr int64_t kAhead = 8;
+
+// Step 1 or 2 known at compile time, 0: any. Asks for the same window of a later channel, `ahead`
 // values on.
 template <class T, int Step>
 void replay(const LaneWindow* begin, const LaneWindow* end, int64_t step, const T* plane,
-            int64_t next, T* row) {
+            int64_t ahead, T* row) {
   // A window stores a whole register: what it spills past its lanes the next window overwrites.
   for (const LaneWindow* w = begin; w != end; ++w) {
     const T* p = plane + w->offset;
-    __builtin_prefetch(p + next);
+    __builtin_prefetch(p + ahead);
     Vec<T> value;
     if constexpr (Step == 1) {
-      value = w->lanes == kAllLanes<T> ? load_unaligned(p) : load_some(w->lanes, p);
+      value = w->lanes == kWholeWindow<T, 1> ? load_unaligned(p) : load_some(w->lanes, p);
     } else if constexpr (Step == 2) {
       value = load_alternate<T>(w->lanes, p);
     } else {
@@ -98,14 +124,19 @@ void replay(const LaneWindow* begin, const LaneWindow* end, int64_t step, const 
 }
 
 template <class T, int Step>
-void gather_channels(const TileBlock& block, const TapGrid& grid, const Images<const T>& x,
-                     const LaneWindow* windows, int64_t per_tap, T* v) {
+void gather_steps(const TileBlock& block, const TapGrid& grid, const Images<const T>& x,
+                  LaneWindow* windows, T* v) {
   const int64_t width = static_cast<int64_t>(block.vectors) * kLanes<T>;
+  LaneWindow* end = windows;
+  for (int32_t tap = 0; tap < grid.taps; ++tap) {
+    end = tap_windows<T, Step>(block, grid, tap, x, end);
+  }
+  const int64_t per_tap = grid.taps == 0 ? 0 : (end - windows) / grid.taps;
   for (int64_t channel = 0; channel < x.channels; ++channel) {
     const T* plane = x.data + channel * x.plane();
     const LaneWindow* w = windows;
     for (int32_t tap = 0; tap < grid.taps; ++tap, w += per_tap, v += width) {
-      replay<T, Step>(w, w + per_tap, grid.column_step, plane, x.plane(), v);
+      replay<T, Step>(w, w + per_tap, grid.column_step, plane, kAhead * x.plane(), v);
     }
   }
 }
@@ -113,18 +144,13 @@ void gather_channels(const TileBlock& block, const TapGrid& grid, const Images<c
 template <class T>
 void gather(const TileBlock& block, const TapGrid& grid, const Images<const T>& x,
             LaneWindow* windows, T* v) {
-  LaneWindow* end = windows;
-  for (int32_t tap = 0; tap < grid.taps; ++tap) {
-    end = tap_windows<T>(block, grid, tap, x, end);
-  }
-  const int64_t per_tap = grid.taps == 0 ? 0 : (end - windows) / grid.taps;
   switch (grid.column_step) {
     case 1:
-      return gather_channels<T, 1>(block, grid, x, windows, per_tap, v);
+      return gather_steps<T, 1>(block, grid, x, windows, v);
     case 2:
-      return gather_channels<T, 2>(block, grid, x, windows, per_tap, v);
+      return gather_steps<T, 2>(block, grid, x, windows, v);
     default:
-      return gather_channels<T, 0>(block, grid, x, windows, per_tap, v);
+      return gather_steps<T, 0>(block, grid, x, windows, v);
   }
 }
 
