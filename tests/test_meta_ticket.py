@@ -291,8 +291,9 @@ def course(root, **options):
     return tiny_config(root, "meta-ticket", iterations=4, options={**shared, **options})
 
 
-@pytest.mark.parametrize("rewind", [0, 2])
+@pytest.mark.parametrize("rewind", [0, 2, None])
 def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
+    """Or, with None, stay as they are while the course begins anew."""
     config = course(tiny_root, rewind=rewind).replace(schedule="cosine", save_every=1)
     trainer = Trainer(config, Run(tmp_path))
     learner, seen, rates = trainer.learner, {}, []
@@ -304,15 +305,16 @@ def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
         rates.append(trainer.optimiser.param_groups[0]["lr"])
 
     def beginning(position):
+        back = learner.start(1)[0].clone() if rewind is None else seen[rewind]
         original(position)
-        assert torch.equal(learner.start(1)[0], seen[rewind] * learner.kept)
+        assert torch.equal(learner.start(1)[0], back * learner.kept)
 
     trainer._step, learner.begin_again = stepping, beginning
     trainer.fit()
-    rest = 4 - rewind
+    rest = 4 - (rewind or 0)
     assert trainer.iteration == 4 + 2 * rest
     assert (learner.finished, trainer.optimiser.state_dict()["state"][0]["step"]) == (2, rest)
-    assert rates == rates[:4] + 2 * rates[rewind:4]
+    assert rates == rates[:4] + 2 * rates[4 - rest : 4]
 
 
 def test_metrics_tell_the_course_and_the_best_is_a_ticket(tmp_path, tiny_root):

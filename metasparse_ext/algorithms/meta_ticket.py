@@ -52,6 +52,7 @@ class MetaTicket(MAML):
             part of each.
         skip: Kinds of parameters that stay whole, of ``pruning.KINDS``.
         rewind: Iteration of the first training that surviving weights return to; 0 is the start.
+            None: they stay as they are, as in Early-Bird tickets, and are trained anew.
         early_detection: The rule of the early search: ``"mask_stability"``.
         signals: Its distances, of ``stability.SIGNALS``.
         check_every: Iterations between two masks.
@@ -86,7 +87,7 @@ class MetaTicket(MAML):
         rate: float = 0.2,
         scope: str = "global",
         skip: Sequence[str] = ("head", "bias", "norm"),
-        rewind: int = 0,
+        rewind: int | None = 0,
         early_detection: str = "mask_stability",
         signals: Sequence[str] = ("inter", "intra"),
         check_every: int = 50,
@@ -108,7 +109,7 @@ class MetaTicket(MAML):
         scopes, signals = tuple(pruning.SCOPES), tuple(signals)
         require(scope in scopes, "scope", f"one of {scopes}", scope)
         require(set(skip) <= set(pruning.KINDS), "skip", f"of {pruning.KINDS}", skip)
-        require(rewind >= 0, "rewind", "at least 0", rewind)
+        require(rewind is None or rewind >= 0, "rewind", "None or at least 0", rewind)
         require(
             early_detection == "mask_stability",
             "early_detection",
@@ -180,9 +181,8 @@ class MetaTicket(MAML):
     # The course of trainings.
 
     def plan(self, iterations: int) -> None:
-        self._require(
-            self.rewind <= iterations, "rewind", f"at most {iterations}, the training", self.rewind
-        )
+        reached = self.rewind is None or self.rewind <= iterations
+        self._require(reached, "rewind", f"at most {iterations}, the training", self.rewind)
 
     def stepped(self, iteration: int, position: float) -> None:
         search, training = self.macs
@@ -192,11 +192,9 @@ class MetaTicket(MAML):
         if self.finished > 0:
             return
         if iteration == self.rewind:
-            self.start_point.copy_(self.start(1)[0])
-            if self.learned_rates is not None:
-                self.start_rates.copy_(self.learned_rates.values.detach())
+            self._mark_start()
             self.start_position = position
-        checking = iteration >= self.rewind and iteration % self.check_every == 0
+        checking = iteration >= (self.rewind or 0) and iteration % self.check_every == 0
         if self.search == "early" and checking:
             self._check()
 
@@ -204,7 +202,7 @@ class MetaTicket(MAML):
         return (self.searching and self.stable) or super().ended(position, length)
 
     def begin_again(self, position: float) -> None:
-        """Prunes the smallest weights of those left, and puts the others back.
+        """Prunes the smallest weights of those left, and puts the others back if they rewind.
 
         Raises:
             ValueError: if the first training was shorter than ``rewind``.
@@ -212,13 +210,15 @@ class MetaTicket(MAML):
         done = int(self.iteration)
         self.plan(done)
         self._keep(self._draw(self.densities[self.finished]))
+        if self.rewind is None:
+            self._mark_start()
         with torch.no_grad():
             start = self.layout.unflatten(self.start_point * self.kept)
             for name, parameter in self._adapted_parameters().items():
                 parameter.copy_(start[name])
             if self.learned_rates is not None:
                 self.learned_rates.values.copy_(self.start_rates)
-        self.elsewhere = done - self.rewind
+        self.elsewhere = done - (self.rewind or 0)
         self.finished += 1
         self.begun = position - self.start_position
         self._forget()
@@ -245,6 +245,12 @@ class MetaTicket(MAML):
         for name, value in state.items():
             setattr(self, name, value)
         self._costs.clear()
+
+    def _mark_start(self) -> None:
+        """Notes the present weights as those that a training starts from."""
+        self.start_point.copy_(self.start(1)[0])
+        if self.learned_rates is not None:
+            self.start_rates.copy_(self.learned_rates.values.detach())
 
     def _check(self) -> None:
         """Draws the masks, and compares them with the last ones."""
