@@ -80,7 +80,7 @@ SETTINGS = {
     "reptile": {"options": {"inner_lr": 3e-3, "inner_steps": 8}, "optimiser": "sgd",
                 "meta_lr": 1.0, "schedule": "linear", "tasks": 4, "queries": 5},
     "cavia": {"options": {"inner_lr": 1.0, "inner_steps": 2}, "meta_lr": 1e-3},
-    "bmp": {"options": MAML},
+    "bmp": {"options": MAML, "clip_norm": 1.0},
     "mmsup": {"options": MAML},
     "multi-maml": {"options": MAML},
     "meta-ticket": {"options": {**MAML, "search": "early"}},
@@ -104,9 +104,9 @@ def learners(budget: Budget) -> Iterator[Case]:
             if name == "multi-maml":
                 continue
             stages = (budget.of(config(name, **fields)),)
-            if name == "metadock":  # more than half for the dense network that it prunes
-                dense = budget.of(config("maml", **fields), 0.6)
-                stages = dense, budget.of(config(name, **fields), 0.4)
+            if name == "metadock":  # it prunes a network that learns fast
+                dense = budget.of(config("convex-imaml", **fields), 0.4)
+                stages = dense, budget.of(config(name, **fields), 0.6)
             yield Case(f"{task}-{name}", stages, {"task": task, "learner": name})
 
 
@@ -118,12 +118,13 @@ BACKBONES = {
 
 def tickets(budget: Budget) -> Iterator[Case]:
     """A dense parent, its ticket of a fifth of the weights by iterative pruning, and by early
-    detection; every training as long as the parent's."""
+    detection; every training as long as the parent's. The early ticket goes on from the weights at
+    its detection."""
     ticket = {**MAML, "density": 0.2, "rewind": 200}
     ways = {
         "dense": ("maml", MAML),
         "iterative": ("meta-ticket", {**ticket, "search": "iterative", "rounds": 4}),
-        "early": ("meta-ticket", {**ticket, "search": "early"}),
+        "early": ("meta-ticket", {**ticket, "search": "early", "rewind": None}),
     }
     for backbone, network in BACKBONES.items():
         for way, (learner, options) in ways.items():
