@@ -122,6 +122,16 @@ Result naive(const ConvShape& s, const Array<T>& x, const Array<T>& w, const Arr
   return r;
 }
 
+Result sum(Result a, const Result& b) {
+  const auto add = [](std::vector<double>& to, const std::vector<double>& from) {
+    for (size_t e = 0; e < to.size(); ++e) to[e] += from[e];
+  };
+  add(a.y, b.y);
+  add(a.grad_x, b.grad_x);
+  add(a.grad_w, b.grad_w);
+  return a;
+}
+
 template <class T>
 bool close(const char* what, const std::string& name, const Array<T>& got,
            const std::vector<double>& expected) {
@@ -172,6 +182,25 @@ bool run_case(const ConvShape& s, Backend backend, double density, bool at_end) 
   bool good = close("forward", name, y, expected.y);
   good &= close("input gradient", name, grad_x, expected.grad_x);
   good &= close("weight gradient", name, grad_w, expected.grad_w);
+
+  // Sums of two: the same images under two masks, and the same pairs of images twice.
+  const Array<T> other(kernels, at_end), nothing(bias.size(), at_end);
+  for (int64_t k = 0; k < kernels; ++k) other[k] = m[k] == T(0) ? T(0) : T(m[k] + 1);
+  nothing.fill([] { return 0.0; });
+  for (const Array<T>* a : {&y, &grad_x, &grad_w}) a->fill([] { return NAN; });
+  const auto terms = [&](const Array<T>& source) {
+    return std::vector<ProductTerm<T>>{{per_task(source), per_task(w), per_task(m)},
+                                       {per_task(source), per_task(w), per_task(other)}};
+  };
+  masked_conv_forward<T>(s, terms(x), per_task(bias), y.data(), backend);
+  masked_conv_input_grad<T>(s, terms(g), grad_x.data(), backend);
+  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}, {per_task(g), per_task(x)}},
+                             per_task(m), grad_w.data(), backend);
+  const Result both = sum(expected, naive(s, x, w, other, nothing, g));
+  good &= close("forward of two", name, y, both.y);
+  good &= close("input gradient of two", name, grad_x, both.grad_x);
+  good &= close("weight gradient of two", name, grad_w, sum(expected, expected).grad_w);
+
   m.fill([] { return 1.0; });
   for (int64_t e = 0; e < w.size(); ++e) w[e] = T(0);
   grad_w.fill([] { return NAN; });
