@@ -118,12 +118,12 @@ BACKBONES = {
 
 def tickets(budget: Budget) -> Iterator[Case]:
     """A dense parent, its ticket of a fifth of the weights by iterative pruning, and by early
-    detection; every training as long as the parent's. The early ticket goes on from the weights at
-    its detection."""
-    ticket = {**MAML, "density": 0.2, "rewind": 200}
+    detection; every training as long as the parent's. Both prune in four rounds. The early one's
+    weights go on from where they are, as those of Early-Bird tickets do."""
+    ticket = {**MAML, "density": 0.2, "rounds": 4}
     ways = {
         "dense": ("maml", MAML),
-        "iterative": ("meta-ticket", {**ticket, "search": "iterative", "rounds": 4}),
+        "iterative": ("meta-ticket", {**ticket, "search": "iterative", "rewind": 200}),
         "early": ("meta-ticket", {**ticket, "search": "early", "rewind": None}),
     }
     for backbone, network in BACKBONES.items():

@@ -273,7 +273,7 @@ def test_every_signal_must_be_stable(monkeypatch):
 
 
 def test_masks_are_drawn_at_the_final_density_and_the_network_stays_dense():
-    learner = ticket(search="early", density=0.25, check_every=1, window=2)
+    learner = ticket(search="early", density=0.25, rounds=1, check_every=1, window=2)
     learner.meta_backward(batch())
     learner.stepped(1, 1.0)
     drawn = learner._named(learner.drawn[-1])
@@ -336,7 +336,7 @@ def test_metrics_tell_the_course_and_the_best_is_a_ticket(tmp_path, tiny_root):
 
 
 def test_an_early_ticket_costs_less_than_an_iterative_one(tmp_path, tiny_root):
-    early = {"search": "early", "check_every": 1, "window": 2, "threshold": 0.5}
+    early = {"search": "early", "rounds": 1, "check_every": 1, "window": 2, "threshold": 0.5}
     costs = {}
     for name, options in (("iterative", {}), ("early", early)):
         trainer = Trainer(course(tiny_root, **options), Run(tmp_path / name))
@@ -345,6 +345,18 @@ def test_an_early_ticket_costs_less_than_an_iterative_one(tmp_path, tiny_root):
         assert trainer.learner.density() == pytest.approx(0.3, abs=2e-3)
     assert trainer.iteration == 2 + 4
     assert costs["early"][0] * 3 < costs["iterative"][0]
+
+
+def test_an_early_search_may_take_several_rounds(tmp_path, tiny_root):
+    """Each ends when the masks of its own density are stable: here after two of them."""
+    early = {"search": "early", "check_every": 1, "window": 2, "threshold": 0.9, "rewind": None}
+    run = Run(tmp_path)
+    trainer = Trainer(course(tiny_root, **early), run)
+    trainer.fit()
+    steps = [r for r in metrics.read(run.metrics_path) if r["kind"] == "train"]
+    assert [s["round"] for s in steps] == [0] * 2 + [1] * 2 + [2] * 4
+    assert steps[2]["density"] == pytest.approx(0.3**0.5, abs=2e-3)
+    assert trainer.learner.density() == pytest.approx(0.3, abs=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -30,23 +30,23 @@ class MetaTicket(MAML):
 
     - ``"iterative"``: train, prune the smallest weights of those left, put the others back to where
       they were at iteration ``rewind``; again, until ``density`` is reached.
-    - ``"early"``: train the dense network, draw the masks of the final density from time to time,
-      and stop as soon as the newest is near the ``window - 1`` before it by every signal; prune
-      once, and put the weights back. The published rule of early detection is not public. This one,
+    - ``"early"``: while training, draw the masks that a pruning would leave from time to time, and
+      prune as soon as the newest is near the ``window - 1`` before it by every signal; once, or in
+      ``rounds``. The published rule of early detection is not public. This one,
       ``mask_stability``, is a reconstruction: inter- and intra-layer distances of the masks, by the
       window and the threshold of Early-Bird tickets.
 
     The training loop runs the trainings one after the other (see
-    :class:`~metasparse_ext.algorithms.course.Course`): ``rounds + 1`` or 2 of them, each as long as
-    that of a dense network.
+    :class:`~metasparse_ext.algorithms.course.Course`): ``rounds + 1`` of them, each as long as that
+    of a dense network unless an early search ends it.
 
     Args:
         model: A network of ``MaskedConv2d``. Its maskers are replaced.
         search: ``"iterative"`` or ``"early"``.
         density: Fraction of the prunable weights that the ticket keeps, exactly; None leaves it to
             ``rounds`` and ``rate``.
-        rounds: Prunings of the iterative search, each of the same part of what is left. By default
-            as many as pruning ``rate`` at a time takes.
+        rounds: Prunings of the search, each of the same part of what is left. By default the
+            iterative search takes as many as pruning ``rate`` at a time does, the early one 1.
         rate: Part of what is left that a round prunes.
         scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` keeps the same
             part of each.
@@ -125,7 +125,7 @@ class MetaTicket(MAML):
         self.signals, self.check_every = signals, check_every
         self.window, self.threshold = window, threshold
         self.densities = pruning.schedule(density, rounds, rate)
-        if search == "early":
+        if search == "early" and rounds is None:
             self.densities = self.densities[-1:]
         self.trainings = 1 + len(self.densities)
         self.prunable = pruning.prunable(model, self.layout.names, skip)
@@ -189,13 +189,11 @@ class MetaTicket(MAML):
         images, shape = self._passed
         spent = images * self._cost(shape) if images else 0
         self.macs = (search + spent, training) if self.searching else (search, training + spent)
-        if self.finished > 0:
-            return
-        if iteration == self.rewind:
+        if self.finished == 0 and iteration == self.rewind:
             self._mark_start()
             self.start_position = position
         checking = iteration >= (self.rewind or 0) and iteration % self.check_every == 0
-        if self.search == "early" and checking:
+        if self.search == "early" and self.searching and checking:
             self._check()
 
     def ended(self, position: float, length: float) -> bool:
@@ -253,8 +251,9 @@ class MetaTicket(MAML):
             self.start_rates.copy_(self.learned_rates.values.detach())
 
     def _check(self) -> None:
-        """Draws the masks, and compares them with the last ones."""
-        self.drawn.copy_(torch.cat([self.drawn[1:], self._draw(self.densities[-1])[None] != 0]))
+        """Draws the masks of the next pruning, and compares them with the last ones."""
+        newest = self._draw(self.densities[self.finished])
+        self.drawn.copy_(torch.cat([self.drawn[1:], newest[None] != 0]))
         self.checks += 1
         if self.checks >= self.window:
             history = [self._named(mask) for mask in self.drawn]
