@@ -124,7 +124,10 @@ def tickets(budget: Budget) -> Iterator[Case]:
     ways = {
         "dense": ("maml", MAML),
         "iterative": ("meta-ticket", {**ticket, "search": "iterative", "rewind": 200}),
-        "early": ("meta-ticket", {**ticket, "search": "early", "rewind": None}),
+        "early": (
+            "meta-ticket",
+            {**ticket, "search": "early", "rewind": None, "threshold": 0.25},
+        ),
     }
     for backbone, network in BACKBONES.items():
         for way, (learner, options) in ways.items():
