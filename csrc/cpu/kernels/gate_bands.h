@@ -1,4 +1,4 @@
-// The gate of norm_act_pool, ReLU and max-pool, on stretches of a plane that stay in the
+// The gate of a pooled block, ReLU and max-pool, on stretches of a plane that stay in the
 // first-level cache; and the way of such a stretch to the norm's side of the gate and back.
 #pragma once
 
@@ -7,18 +7,16 @@
 
 namespace metasparse::cpu::METASPARSE_ISA {
 
-// A stretch of a plane that is processed at once, small enough to stay in the first-level cache:
-// whole rows of windows with pooling, any run of values without.
+// A stretch of a plane that is processed at once, whole rows of windows that are few enough to stay
+// in the first-level cache.
 struct Band {
   int64_t in, in_size, out, out_size;
 };
 
 inline constexpr int64_t kBandValues = 1024;
 
-inline bool gated(const NormActPoolShape& s) { return s.relu || s.pool; }
-
-inline int64_t out_height(const NormActPoolShape& s) { return s.pool ? s.height / 2 : s.height; }
-inline int64_t out_width(const NormActPoolShape& s) { return s.pool ? s.width / 2 : s.width; }
+inline int64_t out_height(const NormActPoolShape& s) { return s.height / 2; }
+inline int64_t out_width(const NormActPoolShape& s) { return s.width / 2; }
 
 // Window rows of a band.
 inline int64_t band_rows(const NormActPoolShape& s) {
@@ -29,20 +27,11 @@ inline int64_t band_rows(const NormActPoolShape& s) {
 // Room for a band, on the side of the input, in whole cache lines; an odd last row joins the last
 // band.
 inline int64_t band_capacity(const NormActPoolShape& s) {
-  const int64_t values = s.pool ? (2 * band_rows(s) + 1) * s.width : kBandValues;
-  return (values + 15) / 16 * 16;
+  return ((2 * band_rows(s) + 1) * s.width + 15) / 16 * 16;
 }
 
 template <class Body>
 METASPARSE_INLINE void each_band_of_plane(const NormActPoolShape& s, Body&& body) {
-  if (!s.pool) {
-    const int64_t size = s.height * s.width;
-    for (int64_t begin = 0; begin < size; begin += kBandValues) {
-      const int64_t length = size - begin < kBandValues ? size - begin : kBandValues;
-      body(Band{begin, length, begin, length});
-    }
-    return;
-  }
   const int64_t rows = out_height(s), width = out_width(s), step = band_rows(s);
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t end = row + step < rows ? row + step : rows;
@@ -60,15 +49,7 @@ METASPARSE_INLINE void each_band(const NormActPoolShape& s, Body&& body) {
 }
 
 // Applies activation and pooling to a band of values and notes what passed. As in PyTorch the first
-// maximum of a window wins, a NaN wins over numbers, and ReLU passes NaN.
-template <class T>
-METASPARSE_INLINE void close_negative(bool relu, Vec<T>& value, CodeVec<T>& code) {
-  if (!relu) return;
-  const CodeVec<T> closed = value <= Vec<T>{};
-  value = closed ? Vec<T>{} : value;
-  code = closed ? CodeVec<T>{} + kClosed : code;
-}
-
+// maximum of a window wins, and a NaN wins over numbers.
 template <class T>
 METASPARSE_INLINE void challenge(Vec<T> rival, int place, Vec<T>& best, CodeVec<T>& code) {
   const CodeVec<T> wins = (rival > best) | (rival != rival);
@@ -78,16 +59,6 @@ METASPARSE_INLINE void challenge(Vec<T> rival, int place, Vec<T>& best, CodeVec<
 
 template <class T>
 void open_gate(const NormActPoolShape& s, const Band& band, const T* in, T* out, uint8_t* gate) {
-  if (!s.pool) {
-    each_vector<T>(band.out_size, [&](int64_t i, auto at, int) METASPARSE_BODY {
-      Vec<T> value = at.load(in + i);
-      CodeVec<T> code{};
-      close_negative<T>(s.relu, value, code);
-      at.store(out + i, value);
-      at.store_codes(gate + i, code);
-    });
-    return;
-  }
   const int64_t width = out_width(s);
   for (int64_t row = 0; row < band.out_size; row += width, in += 2 * s.width) {
     each_vector<T>(width, [&](int64_t j, auto at, int) METASPARSE_BODY {
@@ -99,7 +70,7 @@ void open_gate(const NormActPoolShape& s, const Band& band, const T* in, T* out,
       challenge<T>(upper[1], 1, best, code);
       challenge<T>(lower[0], 2, best, code);
       challenge<T>(lower[1], 3, best, code);
-      close_negative<T>(s.relu, best, code);
+      if (s.relu) close_negative<T>(best, code);
       at.store(out + row + j, best);
       at.store_codes(gate + row + j, code);
     });
@@ -109,12 +80,6 @@ void open_gate(const NormActPoolShape& s, const Band& band, const T* in, T* out,
 // out = the values that a gate lets through, 0 where it is closed: from x's size to y's.
 template <class T>
 void gather(const NormActPoolShape& s, const Band& band, const T* in, const uint8_t* gate, T* out) {
-  if (!s.pool) {
-    each_vector<T>(band.out_size, [&](int64_t i, auto at, int) METASPARSE_BODY {
-      at.store(out + i, at.load_codes(gate + i) == 0 ? at.load(in + i) : Vec<T>{});
-    });
-    return;
-  }
   const int64_t width = out_width(s);
   for (int64_t row = 0; row < band.out_size; row += width, in += 2 * s.width) {
     each_vector<T>(width, [&](int64_t j, auto at, int) METASPARSE_BODY {
@@ -135,10 +100,6 @@ void gather(const NormActPoolShape& s, const Band& band, const T* in, const uint
 template <class T>
 void scatter(const NormActPoolShape& s, const Band& band, const T* in, const uint8_t* gate,
              T* out) {
-  if (!s.pool) {
-    gather(s, band, in, gate, out);  // a diagonal of zeros and ones is its own transpose
-    return;
-  }
   const int64_t width = out_width(s);
   T* const end = out + band.in_size;
   for (int64_t row = 0; row < band.out_size; row += width, out += 2 * s.width) {
@@ -166,8 +127,8 @@ struct NormSide {
   const uint8_t* gate;  // of this band
   const Band& band;
 
-  bool gates_input() const { return !shape.norm_first && gated(shape); }
-  bool gates_output() const { return shape.norm_first && gated(shape); }
+  bool gates_input() const { return !shape.norm_first; }
+  bool gates_output() const { return shape.norm_first; }
   int64_t size() const { return shape.norm_first ? band.in_size : band.out_size; }
 
   // Values of x's kind.
@@ -193,10 +154,9 @@ struct NormSide {
 };
 
 template <class T>
-NormSide<T> norm_side(const NormActPoolShape& s, const NormActPoolPoint<T>& at, int64_t sample,
+NormSide<T> norm_side(const NormActPoolShape& s, const Planes<const uint8_t>& gate, int64_t sample,
                       const Band& band) {
-  const uint8_t* gate = at.gate.data;
-  return {s, gate == nullptr ? nullptr : gate + sample * at.gate.stride + band.out, band};
+  return {s, gate.data + sample * gate.stride + band.out, band};
 }
 
 template <class T>
@@ -209,9 +169,9 @@ T* band_of_output(const Planes<T>& planes, int64_t sample, const Band& band) {
   return planes.data + sample * planes.stride + band.out;
 }
 
-inline double norm_count(const NormActPoolShape& s) {
-  const int64_t plane = s.norm_first ? s.height * s.width : out_height(s) * out_width(s);
-  return static_cast<double>(s.samples * plane);
+// The norm's values of a plane.
+inline int64_t norm_plane(const NormActPoolShape& s) {
+  return s.norm_first ? s.height * s.width : out_height(s) * out_width(s);
 }
 
 }  // namespace metasparse::cpu::METASPARSE_ISA

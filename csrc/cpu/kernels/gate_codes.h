@@ -3,6 +3,7 @@
 // vec.h says why everything here is inlined.
 #pragma once
 
+#include "../../norm_act_pool_gate.h"
 #include "vec.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {
@@ -119,5 +120,13 @@ METASPARSE_INLINE void store_codes(uint8_t* p, CodeVec<T> codes, int count) {
 }
 
 #endif
+
+// ReLU, which passes NaN as PyTorch's does; the codes of what it closes.
+template <class T>
+METASPARSE_INLINE void close_negative(Vec<T>& value, CodeVec<T>& code) {
+  const CodeVec<T> closed = value <= Vec<T>{};
+  value = closed ? Vec<T>{} : value;
+  code = closed ? CodeVec<T>{} + kClosed : code;
+}
 
 }  // namespace metasparse::cpu::METASPARSE_ISA

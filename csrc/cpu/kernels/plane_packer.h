@@ -6,9 +6,9 @@
 namespace metasparse::cpu::METASPARSE_ISA {
 
 // Planes of a few vectors or less would spend the time on their ends, and a channel's planes often
-// lie a power of two apart, in the same few sets of every cache. Without pooling, or when their
-// height is even, they are copied to lie one below the other and are then one tall plane. Each copy
-// asks for what comes next in memory, the plane of the next channel: no hardware foresees it.
+// lie a power of two apart, in the same few sets of every cache. Where their height is even, they
+// are copied to lie one below the other and are then one tall plane. Each copy asks for what comes
+// next in memory, the plane of the next channel: no hardware foresees it.
 
 inline constexpr int64_t kSmallPlane = 512;
 inline constexpr int64_t kPackedValues = 1 << 16;
@@ -16,7 +16,7 @@ inline constexpr int64_t kPackedValues = 1 << 16;
 inline bool packs(const NormActPoolShape& s) {
   const int64_t plane = s.height * s.width;
   return s.samples > 1 && plane <= kSmallPlane && s.samples * plane <= kPackedValues &&
-         (!s.pool || s.height % 2 == 0);
+         s.height % 2 == 0;
 }
 
 inline NormActPoolShape packed(NormActPoolShape s) {
@@ -28,26 +28,17 @@ inline NormActPoolShape packed(NormActPoolShape s) {
 template <class T>
 class Packer {
  public:
-  Packer(const NormActPoolShape& shape, T* scratch)
-      : shape_(shape), room_(scratch + buffers(packed(shape))) {}
+  Packer(const NormActPoolShape& shape, T* room) : shape_(shape), room_(room) {}
 
-  // Room for bands, before the packed planes.
-  static int64_t buffers(const NormActPoolShape& s) { return 3 * band_capacity(s); }
   // Room for three tensors of x's size, two of y's and the gate.
   static int64_t values(const NormActPoolShape& s) { return 6 * s.samples * s.height * s.width; }
 
   Planes<const T> input(const Planes<const T>& x) { return copied(x, input_size()); }
   Planes<const T> output(const Planes<const T>& y) { return copied(y, output_size()); }
   Planes<const uint8_t> gate(const Planes<const uint8_t>& gate) {
-    if (gate.data == nullptr) return gate;
     const Planes<uint8_t> room = gate_room();
     copy_codes(gate, room);
     return {room.data, 0};
-  }
-  NormActPoolPoint<T> point(NormActPoolPoint<T> at) {
-    at.x = input(at.x);
-    at.gate = gate(at.gate);
-    return at;
   }
 
   Planes<T> input_room() { return take(input_size()); }
@@ -63,7 +54,7 @@ class Packer {
     copy({from.data, from.stride}, to, output_size());
   }
   void unpack_gate(const Planes<uint8_t>& from, const Planes<uint8_t>& to) const {
-    if (to.data != nullptr) copy_codes({from.data, from.stride}, to);
+    copy_codes({from.data, from.stride}, to);
   }
 
  private:
