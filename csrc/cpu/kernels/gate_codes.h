@@ -108,9 +108,10 @@ METASPARSE_INLINE void store_codes(uint8_t* p, CodeVec<T> codes) {
 
 template <class T>
 METASPARSE_INLINE CodeVec<T> load_codes(const uint8_t* p, int count) {
-  uint8_t bytes[kLanes<T>] = {};
-  for (int l = 0; l < count; ++l) bytes[l] = p[l];
-  return load_codes<T>(bytes);
+  static_assert(kLanes<T> <= 8 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+  uint64_t bytes = 0;  // one store: a wide load waits for several narrow ones
+  for (int l = count; l-- > 0;) bytes = bytes << 8 | p[l];
+  return load_codes<T>(reinterpret_cast<const uint8_t*>(&bytes));
 }
 template <class T>
 METASPARSE_INLINE void store_codes(uint8_t* p, CodeVec<T> codes, int count) {

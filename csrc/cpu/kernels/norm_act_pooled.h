@@ -60,16 +60,17 @@ void forward(const NormActPoolShape& s, const NormActPoolForward<T>& job, T* scr
 
 template <class T, class Derivative>
 void differentiate_planes(const NormActPoolShape& s, const Derivative& derivative,
-                          const typename Derivative::Planes& planes, T* scratch) {
-  using Operands = typename Derivative::Planes;
+                          const typename Derivative::Operands& operands, T* scratch) {
+  using Operands = typename Derivative::Operands;
   const int64_t room = band_capacity(s);
   const auto enter = [&](int64_t n, const Band& band, const T** in) METASPARSE_BODY {
-    const NormSide<T> side = norm_side<T>(s, planes.gate, n, band);
+    const NormSide<T> side = norm_side<T>(s, operands.gate, n, band);
     METASPARSE_UNROLL
     for (int k = 0; k < Operands::kIn; ++k) {
       T* const buffer = scratch + k * room;
-      in[k] = k < Operands::kInOfX ? side.enter(band_of_input(planes.in[k], n, band), buffer)
-                                   : side.enter_back(band_of_output(planes.in[k], n, band), buffer);
+      in[k] = k < Operands::kInOfX
+                  ? side.enter(band_of_input(operands.in[k], n, band), buffer)
+                  : side.enter_back(band_of_output(operands.in[k], n, band), buffer);
     }
   };
 
@@ -79,7 +80,7 @@ void differentiate_planes(const NormActPoolShape& s, const Derivative& derivativ
     const T* in[Operands::kIn];
     enter(n, band, in);
     typename Derivative::Sums::Stretch stretch;
-    each_vector<T>(norm_side<T>(s, planes.gate, n, band).size(),
+    each_vector<T>(norm_side<T>(s, operands.gate, n, band).size(),
                    [&](int64_t i, auto at, int chain) METASPARSE_BODY {
                      Vec<T> values[Operands::kIn];
                      METASPARSE_UNROLL
@@ -92,7 +93,7 @@ void differentiate_planes(const NormActPoolShape& s, const Derivative& derivativ
   const auto combination =
       derivative.combination(sums, static_cast<double>(s.samples * norm_plane(s)));
   each_band(s, [&](int64_t n, const Band& band) METASPARSE_BODY {
-    const NormSide<T> side = norm_side<T>(s, planes.gate, n, band);
+    const NormSide<T> side = norm_side<T>(s, operands.gate, n, band);
     const T* in[Operands::kIn];
     enter(n, band, in);
     T* destination[Operands::kOut];
@@ -102,7 +103,7 @@ void differentiate_planes(const NormActPoolShape& s, const Derivative& derivativ
       const bool of_x = k < Operands::kOutOfX;
       T* const buffer = scratch + k * room;
       destination[k] =
-          of_x ? band_of_input(planes.out[k], n, band) : band_of_output(planes.out[k], n, band);
+          of_x ? band_of_input(operands.out[k], n, band) : band_of_output(operands.out[k], n, band);
       out[k] =
           of_x ? side.result_back(destination[k], buffer) : side.result(destination[k], buffer);
     }
@@ -127,14 +128,15 @@ void differentiate_planes(const NormActPoolShape& s, const Derivative& derivativ
 
 template <class T, class Derivative>
 void differentiate(const NormActPoolShape& s, const Derivative& derivative, T* scratch) {
-  using Operands = typename Derivative::Planes;
-  const Operands planes = derivative.planes();
-  if (!packs(s)) return differentiate_planes(s, derivative, planes, scratch);
+  using Operands = typename Derivative::Operands;
+  const Operands operands = derivative.operands();
+  if (!packs(s)) return differentiate_planes(s, derivative, operands, scratch);
   Packer<T> packer(s, scratch + buffers(packed(s)));
   Operands inner;
-  inner.gate = packer.gate(planes.gate);
+  inner.gate = packer.gate(operands.gate);
   for (int k = 0; k < Operands::kIn; ++k) {
-    inner.in[k] = k < Operands::kInOfX ? packer.input(planes.in[k]) : packer.output(planes.in[k]);
+    inner.in[k] =
+        k < Operands::kInOfX ? packer.input(operands.in[k]) : packer.output(operands.in[k]);
   }
   for (int k = 0; k < Operands::kOut; ++k) {
     inner.out[k] = k < Operands::kOutOfX ? packer.input_room() : packer.output_room();
@@ -142,9 +144,9 @@ void differentiate(const NormActPoolShape& s, const Derivative& derivative, T* s
   differentiate_planes(packed(s), derivative, inner, scratch);
   for (int k = 0; k < Operands::kOut; ++k) {
     if (k < Operands::kOutOfX) {
-      packer.unpack_input(inner.out[k], planes.out[k]);
+      packer.unpack_input(inner.out[k], operands.out[k]);
     } else {
-      packer.unpack_output(inner.out[k], planes.out[k]);
+      packer.unpack_output(inner.out[k], operands.out[k]);
     }
   }
 }

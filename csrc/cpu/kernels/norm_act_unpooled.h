@@ -10,7 +10,7 @@ namespace metasparse::cpu::METASPARSE_ISA::unpooled {
 // A channel's planes often lie a power of two apart, in the same few sets of every cache: what the
 // second pass is to find there, the first one copies to lie one plane below the other. The end of
 // each is filled up with zeros, so that no copy needs to stop within a vector. Where planes are
-// large they are read where they are: the caches hold too few of them either way.
+// large they are read again where they are: a copy of them would leave the near caches, too.
 
 inline constexpr int64_t kSmallPlane = 512;
 inline constexpr int64_t kPackedValues = 1 << 16;
@@ -126,16 +126,16 @@ METASPARSE_INLINE void each_stretch(const NormActPoolShape& s, Body&& body) {
 
 template <class T, Gate kGate, bool kPack, class Derivative>
 void differentiate_as(const NormActPoolShape& s, const Derivative& derivative, T* scratch) {
-  using Operands = typename Derivative::Planes;
-  const Operands planes = derivative.planes();
+  using Operands = typename Derivative::Operands;
+  const Operands operands = derivative.operands();
   const int64_t size = plane_size(s), packed = packed_plane(s), room = s.samples * packed;
   const T mean = derivative.at().mean;
   const auto read = [&](auto at, int64_t n, int64_t i, Vec<T>* in) METASPARSE_BODY {
-    const Open<T, kGate> open(at, planes.gate, n, i);
+    const Open<T, kGate> open(at, operands.gate, n, i);
     METASPARSE_UNROLL
     for (int k = 0; k < Operands::kIn; ++k) {
-      const T* const p = planes.in[k].data + n * planes.in[k].stride + i;
-      if constexpr (kPack) __builtin_prefetch(p + ahead(planes.in[k].stride));
+      const T* const p = operands.in[k].data + n * operands.in[k].stride + i;
+      if constexpr (kPack) __builtin_prefetch(p + ahead(operands.in[k].stride));
       in[k] = open.pass(at.load(p), k < Operands::kInOfX);
       if constexpr (kPack) store_unaligned(scratch + k * room + n * packed + i, in[k]);
     }
@@ -166,11 +166,11 @@ void differentiate_as(const NormActPoolShape& s, const Derivative& derivative, T
       Vec<T> in[Operands::kIn], out[Operands::kOut];
       read_again(at, n, i, in);
       combination(in, out);
-      const Open<T, kGate> open(at, planes.gate, n, i);
+      const Open<T, kGate> open(at, operands.gate, n, i);
       METASPARSE_UNROLL
       for (int k = 0; k < Operands::kOut; ++k) {
-        T* const p = planes.out[k].data + n * planes.out[k].stride + i;
-        if constexpr (kPack) __builtin_prefetch(p + ahead(planes.out[k].stride), /*write*/ 1);
+        T* const p = operands.out[k].data + n * operands.out[k].stride + i;
+        if constexpr (kPack) __builtin_prefetch(p + ahead(operands.out[k].stride), /*write*/ 1);
         at.store(p, open.pass(out[k], k < Operands::kOutOfX));
       }
     });

@@ -165,10 +165,11 @@ struct DoubleCombination {
 
 // ---- derivatives -------------------------------------------------------------------------------
 // Each reads some planes twice, for its sums and for its results. A plane is of x's kind, before
-// norm and gate, or of y's, behind them; those of x's kind come first.
+// norm and gate, or of y's, behind them; those of x's kind come first. The kernels bring them to
+// the norm's side of the gate and back.
 
 template <class T, int In, int InOfX, int Out, int OutOfX>
-struct Operands {
+struct OperandsOf {
   static constexpr int kIn = In, kInOfX = InOfX, kOut = Out, kOutOfX = OutOfX;
 
   Planes<const T> in[In];
@@ -179,11 +180,11 @@ struct Operands {
 template <class T>
 struct Backward {
   using Sums = Projection<T>;
-  using Planes = Operands<T, 2, 1, 1, 1>;
+  using Operands = OperandsOf<T, 2, 1, 1, 1>;
   const NormActPoolBackward<T>& job;
 
   const NormActPoolPoint<T>& at() const { return job.at; }
-  Planes planes() const { return {{job.at.x, job.grad}, {job.x_grad}, job.at.gate}; }
+  Operands operands() const { return {{job.at.x, job.grad}, {job.x_grad}, job.at.gate}; }
 
   Combination<T> combination(const Sums& sums, double count) const {
     const double rstd = job.at.rstd, scale = job.at.weight * rstd;
@@ -206,11 +207,11 @@ Combination<T> tangent_combination(const NormActPoolTangent<T>& job, double m, d
 template <class T>
 struct Tangent {
   using Sums = Projection<T>;
-  using Planes = Operands<T, 2, 2, 1, 0>;
+  using Operands = OperandsOf<T, 2, 2, 1, 0>;
   const NormActPoolTangent<T>& job;
 
   const NormActPoolPoint<T>& at() const { return job.at; }
-  Planes planes() const { return {{job.at.x, job.x_dot}, {job.y_dot}, job.at.gate}; }
+  Operands operands() const { return {{job.at.x, job.x_dot}, {job.y_dot}, job.at.gate}; }
 
   Combination<T> combination(const Sums& sums, double count) const {
     return tangent_combination(job, sums.plain.total() / count,
@@ -221,11 +222,11 @@ struct Tangent {
 template <class T>
 struct DoubleBackward {
   using Sums = DoubleProjection<T>;
-  using Planes = Operands<T, 3, 2, 2, 1>;
+  using Operands = OperandsOf<T, 3, 2, 2, 1>;
   const NormActPoolDoubleBackward<T>& job;
 
   const NormActPoolPoint<T>& at() const { return job.tangent.at; }
-  Planes planes() const {
+  Operands operands() const {
     return {{at().x, job.tangent.x_dot, job.grad}, {job.x_grad, job.tangent.y_dot}, at().gate};
   }
 
