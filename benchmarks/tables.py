@@ -171,7 +171,8 @@ def _median(rows: list[dict[str, Any]]) -> str:
 
 def _measured(what: str, document: dict[str, Any]) -> str:
     where = document["environment"]
-    return f"{what}; {where['processor']}, {where['cpu']}, {where['threads']} threads, torch {where['torch']}."
+    processor = f"{where['processor']}, {where['cpu']}, {where['threads']} threads"
+    return f"{what}; {processor}, torch {where['torch']}."
 
 
 DOCUMENTS: dict[Path, tuple[Callable[[], Iterator[str]], ...]] = {
