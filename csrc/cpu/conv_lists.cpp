@@ -1,6 +1,7 @@
 #include "conv_lists.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace metasparse::cpu {
 
@@ -103,13 +104,24 @@ void ActiveKernels::assign(const T* mask, int64_t out_channels, int64_t in_chann
 template void ActiveKernels::assign(const float*, int64_t, int64_t, bool);
 template void ActiveKernels::assign(const double*, int64_t, int64_t, bool);
 
-void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunk_columns) {
+int64_t ActiveKernels::longest_row() const {
+  int64_t longest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint8_t* of_row = active.data() + row * columns;
+    longest = std::max(longest, std::accumulate(of_row, of_row + columns, int64_t{0}));
+  }
+  return longest;
+}
+
+void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t count) {
+  chunks = count;
   const std::vector<uint8_t> none(static_cast<size_t>(mask.columns), 0);
   std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
   runs.clear();
   EntryWriter writer(source_rows, places, mask, layout);
-  for (int64_t begin = 0; begin < mask.columns; begin += chunk_columns) {
-    const int64_t end = std::min(mask.columns, begin + chunk_columns);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t begin = chunk * mask.columns / chunks;
+    const int64_t end = (chunk + 1) * mask.columns / chunks;
     for (int64_t row = 0; row < mask.rows; row += 2) {
       const uint8_t* a = mask.active.data() + row * mask.columns;
       const uint8_t* b = row + 1 < mask.rows ? a + mask.columns : none.data();
@@ -127,12 +139,13 @@ void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64
   entries = writer.end();
 }
 
-void RowLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunk_columns) {
+void RowLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunks) {
   row_begin.clear();
   std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
   EntryWriter writer(source_rows, places, mask, layout);
-  for (int64_t begin = 0; begin < mask.columns; begin += chunk_columns) {
-    const int64_t end = std::min(mask.columns, begin + chunk_columns);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t begin = chunk * mask.columns / chunks;
+    const int64_t end = (chunk + 1) * mask.columns / chunks;
     for (int64_t row = 0; row < mask.rows; ++row) {
       row_begin.push_back(writer.end());
       const uint8_t* a = mask.active.data() + row * mask.columns;

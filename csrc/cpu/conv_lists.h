@@ -24,6 +24,9 @@ struct ActiveKernels {
   int64_t kernel(int64_t row, int64_t column) const {
     return transposed ? column * rows + row : row * columns + column;
   }
+
+  // Active kernels of the row that has most.
+  int64_t longest_row() const;
 };
 
 // What the entries of lists stand for. Each active kernel has one entry per tap: entry (column,
@@ -36,8 +39,8 @@ struct ListLayout {
   int64_t taps() const { return static_cast<int64_t>(tap_place.size()); }
 };
 
-// Both kinds of lists walk the columns in chunks, so that the rows of V that one chunk reads stay
-// in the nearest cache; every chunk has lists of its own.
+// Both kinds of lists walk the columns in chunks of equal size, so that the rows of V that one
+// chunk reads stay in the nearest cache; every chunk has lists of its own.
 
 // For ProductStep: entries of neighbouring rows are merged as PairRun says; a missing last row is
 // empty.
@@ -45,9 +48,9 @@ struct PairLists {
   std::vector<PairRun> runs;         // [chunk][pair]
   std::vector<int32_t> source_rows;  // per entry
   std::vector<int32_t> places;       // per entry
-  int64_t entries = 0;
+  int64_t chunks = 0, entries = 0;
 
-  void build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunk_columns);
+  void build(const ActiveKernels& mask, const ListLayout& layout, int64_t count);
 };
 
 // For SampledStep: rows one by one.
@@ -57,7 +60,7 @@ struct RowLists {
   std::vector<int32_t> places;       // per entry
   int64_t entries = 0;
 
-  void build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunk_columns);
+  void build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunks);
 };
 
 }  // namespace metasparse::cpu

@@ -74,8 +74,7 @@ class PolyphaseForward final : public PolyphasePass<T> {
 
   void gather(const TileBlock& block, const T* data, T* v, int64_t point_stride,
               ScratchBuffer& scratch) const override {
-    this->kernels_.input(block, this->source_at(data), this->tile_columns, v, point_stride,
-                         this->room(block, scratch));
+    this->kernels_.input(block, this->source_at(data), v, point_stride, this->room(block, scratch));
   }
 
   void drain(const TileBlock& block, const T* m, int64_t column_stride, int64_t first,
@@ -121,8 +120,8 @@ class PolyphaseInputGrad final : public PolyphasePass<T> {
 
   void gather(const TileBlock& block, const T* data, T* v, int64_t point_stride,
               ScratchBuffer& scratch) const override {
-    this->kernels_.grad_input[even_](block, this->source_at(data), this->tile_columns, v,
-                                     point_stride, this->room(block, scratch));
+    this->kernels_.grad_input[even_](block, this->source_at(data), v, point_stride,
+                                     this->room(block, scratch));
   }
 
   void drain(const TileBlock& block, const T* m, int64_t column_stride, int64_t first,

@@ -62,7 +62,7 @@ class Product {
     for (const auto& pass : scheme.passes) {
       const int vectors =
           block_vectors(*pass, kernels_.lanes, operands.tasks, product_vectors<T>(kernels_.lanes));
-      chunk_columns_.push_back(chunk_columns(*pass, kernels_.lanes, vectors));
+      cache_chunks_.push_back(cache_chunks(*pass, kernels_.lanes, vectors));
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, kernels_.lanes,
                            vectors);
       lists_of_.push_back(find_lists(static_cast<int64_t>(lists_of_.size())));
@@ -100,8 +100,9 @@ class Product {
   int64_t find_lists(int64_t pass) {
     for (size_t lists = 0; lists < list_passes_.size(); ++lists) {
       const int64_t other = list_passes_[lists];
-      if (scheme_.passes[other]->layout.tap_place == scheme_.passes[pass]->layout.tap_place &&
-          chunk_columns_[other] == chunk_columns_[pass]) {
+      const ConvPass<T>&a = *scheme_.passes[other], &b = *scheme_.passes[pass];
+      if (a.layout.tap_place == b.layout.tap_place && a.longest_sum == b.longest_sum &&
+          cache_chunks_[other] == cache_chunks_[pass]) {
         return static_cast<int64_t>(lists);
       }
     }
@@ -130,11 +131,17 @@ class Product {
         mine.mask.assign(operands_.terms[term].mask.of(task), operands_.out_channels,
                          operands_.in_channels, operands_.transposed);
         const int64_t pass = list_passes_[lists];
-        mine.own_pairs.build(mine.mask, scheme_.passes[pass]->layout, chunk_columns_[pass]);
+        mine.own_pairs.build(mine.mask, scheme_.passes[pass]->layout, chunks(pass, mine.mask));
         mine.pairs = &mine.own_pairs;
       }
       make_room(mine, operands_.terms[term], task);
     }
+  }
+
+  // As many as the cache asks for, more where sums would be too long otherwise.
+  int64_t chunks(int64_t pass, const ActiveKernels& mask) const {
+    const int64_t longest = scheme_.passes[pass]->longest_sum;
+    return std::max(cache_chunks_[pass], divide_up(mask.longest_row(), longest));
   }
 
   void make_room(PreparedTask<T>& mine, const ProductTerm<T>& term, int64_t task) {
@@ -194,7 +201,6 @@ class Product {
                 bool accumulate) const {
     const ConvPass<T>& pass = *scheme_.passes[pass_index];
     const int64_t all_pairs = divide_up(pass.output_channels, 2);
-    const int64_t chunks = divide_up(pass.source_channels, chunk_columns_[pass_index]);
     uint64_t started = accumulate ? ~uint64_t{0} : 0;  // columns that hold something
     for (int point = 0; point < pass.points; ++point) {
       const int column = pass.column_of(point);
@@ -204,7 +210,7 @@ class Product {
       step.v = v + point * v_stride;
       step.m = m + column * m_stride;
       step.pairs = pairs;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (int64_t chunk = 0; chunk < mine.pairs->chunks; ++chunk) {
         step.runs = mine.pairs->runs.data() + chunk * all_pairs + pair;
         step.accumulate = started >> column & 1;
         kernels_.product[vectors](step);
@@ -218,9 +224,9 @@ class Product {
   const ProductKernels<T>& kernels_;
   std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_;
   const int terms_;
-  std::vector<int64_t> chunk_columns_;  // per pass
-  std::vector<int64_t> lists_of_;       // per pass
-  std::vector<int64_t> list_passes_;    // per lists: the pass that they are built for
+  std::vector<int64_t> cache_chunks_;  // per pass
+  std::vector<int64_t> lists_of_;      // per pass
+  std::vector<int64_t> list_passes_;   // per lists: the pass that they are built for
   std::vector<TileBlocks> blocks_;
 };
 

@@ -63,7 +63,7 @@ class Sampled {
         list_count_(dense_ || operands.mask.task_stride == 0 ? 1 : operands.tasks),
         lists_(task_lists(list_count_)),
         vectors_(block_vectors(pass_, kernels_.lanes, operands.tasks, 6)),
-        chunk_columns_(chunk_columns(pass_, kernels_.lanes, vectors_)),
+        chunks_(cache_chunks(pass_, kernels_.lanes, vectors_)),
         blocks_(pass_.images, pass_.tile_rows, pass_.tile_columns, kernels_.lanes, vectors_),
         units_(operands.tasks * blocks_.count()),
         parts_(std::min(units_, thread_count())) {}
@@ -109,7 +109,7 @@ class Sampled {
     }
     lists.mask.assign(operands_.mask.of(list), operands_.out_channels, operands_.in_channels,
                       false);
-    lists.rows.build(lists.mask, pass_.layout, chunk_columns_);
+    lists.rows.build(lists.mask, pass_.layout, chunks_);
   }
 
   void run_part(int64_t part) {
@@ -146,8 +146,7 @@ class Sampled {
       return;
     }
     const RowLists& list = lists(task).rows;
-    const int64_t chunks = divide_up(pass_.source_channels, chunk_columns_);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
       kernels_.sampled[vectors]({list.row_begin.data() + chunk * rows, list.source_rows.data(), d,
                                  v, out, rows, accumulate});
     }
@@ -201,7 +200,7 @@ class Sampled {
   int64_t list_count_;
   std::vector<std::unique_ptr<TaskLists>>& lists_;
   int vectors_;
-  int64_t chunk_columns_;
+  int64_t chunks_;
   TileBlocks blocks_;
   int64_t units_, parts_;
   int64_t stride_ = 0;

@@ -38,8 +38,8 @@ class ConvPass {
   int64_t source_channels = 0, output_channels = 0;     // of V (before taps) and of M
   int points = 1, columns = 1;
   ListLayout layout;  // taps, and which weights the entries stand for
-  // Channels that are summed before their sum joins the others': as many as keep the rounding of
-  // the scheme within its bound.
+  // Active kernels of an output channel that are summed before their sum joins the others': as many
+  // as keep the rounding of the scheme within its bound.
   int64_t longest_sum = std::numeric_limits<int64_t>::max();
 
   int64_t tiles() const { return images * tile_rows * tile_columns; }

@@ -48,15 +48,11 @@ int block_vectors(const ConvPass<T>& pass, int lanes, int64_t tasks, int preferr
   return vectors;
 }
 
-// Input channels per list chunk, so that the rows of V they stand for fit the first-level cache and
-// no sum is longer than the scheme allows.
+// Chunks of input channels whose rows of V fit the first-level cache.
 template <class T>
-int64_t chunk_columns(const ConvPass<T>& pass, int lanes, int vectors) {
+int64_t cache_chunks(const ConvPass<T>& pass, int lanes, int vectors) {
   const int64_t row_bytes = int64_t{vectors} * lanes * static_cast<int64_t>(sizeof(T));
-  const int64_t column_bytes = pass.layout.taps() * row_bytes;
-  const int64_t chunks = std::max(divide_up(pass.source_channels * column_bytes, kRowsBytes),
-                                  divide_up(pass.source_channels, pass.longest_sum));
-  return std::max<int64_t>(1, divide_up(pass.source_channels, std::max<int64_t>(chunks, 1)));
+  return std::max<int64_t>(1, divide_up(pass.source_rows() * row_bytes, kRowsBytes));
 }
 
 // Memory of one thread while it works on one block.

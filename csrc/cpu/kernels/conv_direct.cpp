@@ -4,6 +4,7 @@
 // spread input pixels. Where each of these pieces lies is the same for all channels of all images
 // of a block: the windows are computed once per block and then replayed channel by channel.
 #include "conv_tables.h"
+#include "interleave.h"
 #include "vec.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {

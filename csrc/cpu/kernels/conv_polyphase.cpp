@@ -9,6 +9,8 @@
 #include "matrix.h"
 #include "polyphase_matrices.h"
 #include "strips.h"
+#include "tile_lanes.h"
+#include "tile_lines.h"
 #include "tile_transforms.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {
@@ -31,87 +33,9 @@ struct Scheme {
   }
 };
 
-// ---- the column that a tile shares with its neighbour ------------------------------------------
-// The odd inputs of a tile begin with the last one of the tile to its left; the gradients of a tile
-// end with the first one of the tile to its right. At the image's border that is padding: zero.
-
-template <int L>
-struct FromLeft {  // lanes moved up by one; lane 0 from the last of the register before
-  static constexpr int at(int lane) { return L - 1 + lane; }
-};
-
-template <int L>
-struct FromRight {  // lanes moved down by one; the last from lane 0 of the register after
-  static constexpr int at(int lane) { return lane + 1; }
-};
-
-// Which lanes of each register have that neighbour, and where its column lies when the neighbour is
-// not in the block.
-struct Neighbours {
-  Lanes lanes[kMaxVectors];
-  int64_t offset;
-  Lanes rows;  // 0: the block's outermost tile has none
-};
-
-template <class T>
-METASPARSE_INLINE void clear_lane(Neighbours& n, int32_t lane) {
-  n.lanes[lane / kLanes<T>] &= ~(Lanes{1} << lane % kLanes<T>);
-}
-
-template <class T>
-Neighbours left_neighbours(const TileBlock& block, const StripShape& shape,
-                           const Images<const T>& x) {
-  Neighbours n = {{}, 0, 0};
-  for (Lanes& lanes : n.lanes) lanes = kAllLanes<T>;
-  for (int32_t r = 0; r < block.run_count; ++r) {
-    if (block.runs[r].column == 0) clear_lane<T>(n, block.runs[r].lane);
-  }
-  const TileRun& first = block.runs[0];
-  if (first.column > 0) {
-    const int64_t row = static_cast<int64_t>(shape.row_step) * first.row + shape.row_shift;
-    n.rows = rows_inside(shape, row, x.height);
-    n.offset = first.image * x.channels * x.plane() + row * x.width +
-               static_cast<int64_t>(shape.tile) * first.column - 1;
-  }
-  return n;
-}
-
-template <class T>
-Neighbours right_neighbours(const TileBlock& block, const StripShape& shape,
-                            const Images<const T>& x, int64_t tile_columns) {
-  Neighbours n = {{}, 0, 0};
-  for (Lanes& lanes : n.lanes) lanes = kAllLanes<T>;
-  for (int32_t r = 0; r < block.run_count; ++r) {
-    const TileRun& run = block.runs[r];
-    if (run.image < 0 || run.column + run.count == tile_columns) {
-      clear_lane<T>(n, run.lane + run.count - 1);
-    }
-  }
-  const TileRun& last = block.runs[block.run_count - 1];
-  if (last.image >= 0 && last.column + last.count < tile_columns) {
-    const int64_t row = static_cast<int64_t>(shape.row_step) * last.row + shape.row_shift;
-    const int64_t column = static_cast<int64_t>(shape.tile) * (last.column + last.count);
-    n.rows = rows_inside(shape, row, x.height);
-    n.offset = last.image * x.channels * x.plane() + row * x.width + column;
-  }
-  return n;
-}
-
-template <class T, int Rows>
-METASPARSE_INLINE void load_outer_column(const Neighbours& n, const T* plane, int64_t width,
-                                         Vec<T>* out) {
-  METASPARSE_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    out[r] = n.rows >> r & 1 ? broadcast(plane[n.offset + r * width]) : Vec<T>{};
-  }
-}
-
-// Memory for the strips of two channels, then for the pieces.
 template <class T, int M>
 int64_t scratch_bytes(const TileBlock& block) {
-  const int64_t strips = 2 * (2 * M + 1) * strip_pitch(block, 2 * M, kLanes<T>);
-  return strips * static_cast<int64_t>(sizeof(T)) +
-         strip_pieces(block, 2 * M) * static_cast<int64_t>(sizeof(StripPiece));
+  return lines_bytes<T>(block, 2 * M, 1, 2 * M + 1);
 }
 
 // ---- forward: images to V ----------------------------------------------------------------------
@@ -125,60 +49,28 @@ METASPARSE_INLINE void input_line(const Vec<T>* in, Vec<T>* points) {
 }
 
 template <class T, int M>
-void input(const TileBlock& block, const Images<const T>& x, int64_t, T* v, int64_t point_stride,
+void input(const TileBlock& block, const Images<const T>& x, T* v, int64_t point_stride,
            void* scratch) {
   constexpr int P = 2 * M + 1;
-  constexpr StripShape kShape = {2 * M, P, 2 * M, -1, 0};
-  const int64_t pitch = strip_pitch(block, 2 * M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + P * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + P * pitch);
-  StripPiece* end =
-      find_pieces<T>(block, kShape, x.channels * x.plane(), x.height, x.width, pieces);
-  const Neighbours neighbours = left_neighbours<T>(block, kShape, x);
-  const auto down = [](const Vec<T>* in, Vec<T>* out)
-                        METASPARSE_BODY { input_line<T, M>(in, out); };
-  const auto fill = [&](int64_t channel) {
-    fill_strips<T, P, P>(pieces, end, x.data + channel * x.plane(), x.width, x.plane(),
-                         strips[channel & 1], pitch, down);
-  };
-  fill(0);
-  for (int64_t channel = 0; channel < x.channels; ++channel) {
-    if (channel + 1 < x.channels) fill(channel + 1);
-    Vec<T> outer[P], left[P];
-    load_outer_column<T, P>(neighbours, x.data + channel * x.plane(), x.width, outer);
-    down(outer, left);
-    for (int r = 0; r < P; ++r) {
-      const T* strip = strips[channel & 1] + r * pitch;
-      T* out = v + r * P * point_stride + channel * block.vectors * kLanes<T>;
-      Vec<T> last = left[r];
-      for (int t = 0; t < block.vectors; ++t, strip += 2 * M * kLanes<T>, out += kLanes<T>) {
-        Vec<T> line[P], points[P];
-        load_tiles<T, 2 * M>(strip, line + 1);
-        const Vec<T> shifted = shuffle<FromLeft<kLanes<T>>, T>(last, line[2 * M]);
-        line[0] = select(neighbours.lanes[t], shifted, Vec<T>{});
-        last = line[2 * M];
+  gather_lines<T, LineShape<2 * M, 1, Side::left>, P, P>(
+      block, {2 * M, P, 2 * M, -1, 0}, x, scratch,
+      [](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY { input_line<T, M>(in, out); },
+      [&](int64_t channel, int r, int t, const Vec<T>* line) METASPARSE_BODY {
+        Vec<T> points[P];
         input_line<T, M>(line, points);
+        T* out = v + r * P * point_stride + (channel * block.vectors + t) * kLanes<T>;
         METASPARSE_UNROLL
         for (int c = 0; c < P; ++c) store(out + c * point_stride, points[c]);
-      }
-    }
-  }
+      });
 }
 
 // ---- input gradient ----------------------------------------------------------------------------
 
 // Even: gradients of even input rows, M row points that are the rows themselves; else of odd rows.
 template <class T, int M, bool Even>
-void grad_input(const TileBlock& block, const Images<const T>& g, int64_t tile_columns, T* v,
-                int64_t point_stride, void* scratch) {
+void grad_input(const TileBlock& block, const Images<const T>& g, T* v, int64_t point_stride,
+                void* scratch) {
   constexpr int P = 2 * M + 1, R = Even ? M : M + 1;
-  constexpr StripShape kShape = {M, R, M, 0, 0};
-  const int64_t pitch = strip_pitch(block, M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + R * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + R * pitch);
-  StripPiece* end =
-      find_pieces<T>(block, kShape, g.channels * g.plane(), g.height, g.width, pieces);
-  const Neighbours neighbours = right_neighbours<T>(block, kShape, g, tile_columns);
   const auto down = [](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY {
     if constexpr (Even) {
       METASPARSE_UNROLL
@@ -187,33 +79,17 @@ void grad_input(const TileBlock& block, const Images<const T>& g, int64_t tile_c
       multiply<OddInputMatrix<M>, T>(in, 1, out, 1);
     }
   };
-  const auto fill = [&](int64_t channel) {
-    fill_strips<T, R, R>(pieces, end, g.data + channel * g.plane(), g.width, g.plane(),
-                         strips[channel & 1], pitch, down);
-  };
-  fill(0);
-  for (int64_t channel = 0; channel < g.channels; ++channel) {
-    if (channel + 1 < g.channels) fill(channel + 1);
-    Vec<T> outer[R], right[R];
-    load_outer_column<T, R>(neighbours, g.data + channel * g.plane(), g.width, outer);
-    down(outer, right);
-    for (int r = 0; r < R; ++r) {
-      Vec<T> next = right[r];
-      for (int t = block.vectors - 1; t >= 0; --t) {
-        Vec<T> line[M + 1], points[M + 1];
-        load_tiles<T, M>(strips[channel & 1] + r * pitch + t * M * kLanes<T>, line);
-        const Vec<T> shifted = shuffle<FromRight<kLanes<T>>, T>(line[0], next);
-        line[M] = select(neighbours.lanes[t], shifted, Vec<T>{});
-        next = line[0];
+  gather_lines<T, LineShape<M, 1>, R, R>(
+      block, {M, R, M, 0, 0}, g, scratch, down,
+      [&](int64_t channel, int r, int t, const Vec<T>* line) METASPARSE_BODY {
+        Vec<T> points[M + 1];
         multiply<OddInputMatrix<M>, T>(line, 1, points, 1);
         T* out = v + r * P * point_stride + (channel * block.vectors + t) * kLanes<T>;
         METASPARSE_UNROLL
         for (int c = 0; c <= M; ++c) store(out + c * point_stride, points[c]);
         METASPARSE_UNROLL
         for (int c = 0; c < M; ++c) store(out + (M + 1 + c) * point_stride, line[c]);
-      }
-    }
-  }
+      });
 }
 
 template <class T, int M, bool Even>
@@ -224,8 +100,7 @@ void grad_output(const TileBlock& block, const T* m, int64_t column_stride, int6
   const int64_t pitch = strip_pitch(block, 2 * M, kLanes<T>);
   T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + R * pitch};
   StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + R * pitch);
-  StripPiece* end =
-      find_pieces<T>(block, kShape, gx.channels * gx.plane(), gx.height, gx.width, pieces);
+  StripPiece* end = find_pieces(block, kShape, gx, pieces);
   const auto down = [](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY {
     if constexpr (Even) {
       METASPARSE_UNROLL

@@ -10,6 +10,7 @@
 // takes two output rows at once: where both have the kernel of an input channel, its row of V is
 // loaded once for two chains of multiply-adds.
 #include "conv_tables.h"
+#include "squares.h"
 #include "vec.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {

@@ -54,14 +54,14 @@ struct WinogradKernels {
 template <class T>
 struct PolyphaseKernels {
   int64_t (*scratch_bytes)(const TileBlock&);
-  void (*input)(const TileBlock&, const Images<const T>&, int64_t tile_columns, T* v,
-                int64_t point_stride, void* scratch);
+  void (*input)(const TileBlock&, const Images<const T>&, T* v, int64_t point_stride,
+                void* scratch);
   void (*output)(const TileBlock&, const T* m, int64_t column_stride, const T* bias,
                  int64_t channels, const Images<T>&, void* scratch);
   void (*adjoint)(const TileBlock&, const Images<const T>& grad, T* d, int64_t column_stride,
                   void* scratch);
-  void (*grad_input[2])(const TileBlock&, const Images<const T>& grad, int64_t tile_columns, T* v,
-                        int64_t point_stride, void* scratch);
+  void (*grad_input[2])(const TileBlock&, const Images<const T>& grad, T* v, int64_t point_stride,
+                        void* scratch);
   void (*grad_output[2])(const TileBlock&, const T* m, int64_t column_stride, int64_t channels,
                          const Images<T>&, void* scratch);
   void (*encode)(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped,

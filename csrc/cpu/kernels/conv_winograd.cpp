@@ -7,7 +7,7 @@
 // Backwards, for the weight gradient: D = A dY A', dU = <D, V> over the tiles, dg = G' dU G.
 #include "conv_tables.h"
 #include "matrix.h"
-#include "strips.h"
+#include "tile_lines.h"
 #include "tile_transforms.h"
 #include "winograd_matrices.h"
 
@@ -77,60 +77,25 @@ struct Scheme {
 
 // ---- images to V -------------------------------------------------------------------------------
 
-// Memory for the strips of two channels, then for the pieces.
 template <class T, int M>
 int64_t scratch_bytes(const TileBlock& block) {
-  const int64_t strips = 4 * (M + 2) * strip_pitch(block, M, kLanes<T>);
-  return strips * static_cast<int64_t>(sizeof(T)) +
-         2 * strip_pieces(block, M) * static_cast<int64_t>(sizeof(StripPiece));
-}
-
-// One line of the tiles of a register. Lines are M + 2 long: a strip holds columns 0 .. M-1 of the
-// tiles, and `ahead`, the strip of the columns M further, the last two.
-template <class T, int M>
-METASPARSE_INLINE void transform_line(const T* strip, const T* ahead, T* v, int64_t point_stride) {
-  constexpr int A = M + 2;
-  Vec<T> d[2 * M], line[A];
-  load_tiles<T, M>(strip, d);
-  load_tiles<T, M>(ahead, d + M);  // all but the first two are unused and vanish
-  input_line<T, M>(d, 1, line, 1);
-  METASPARSE_UNROLL
-  for (int c = 0; c < A; ++c) store(v + c * point_stride, line[c]);
+  return lines_bytes<T>(block, M, 2, M + 2);
 }
 
 template <class T, int M>
 void input(const TileBlock& block, const Images<const T>& x, int32_t row_shift,
            int32_t column_shift, T* v, int64_t point_stride, void* scratch) {
   constexpr int A = M + 2;
-  const int64_t pitch = strip_pitch(block, M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + 2 * A * pitch};
-  StripPiece* near = reinterpret_cast<StripPiece*>(strips[1] + 2 * A * pitch);
-  const int64_t image = x.channels * x.plane();
-  StripPiece* near_end =
-      find_pieces<T>(block, {M, A, M, row_shift, column_shift}, image, x.height, x.width, near);
-  StripPiece* ahead_end = find_pieces<T>(block, {M, A, M, row_shift, column_shift + M}, image,
-                                         x.height, x.width, near_end);
-  const auto down = [](const Vec<T>* in, Vec<T>* out)
-                        METASPARSE_BODY { input_line<T, M>(in, 1, out, 1); };
-  const auto fill = [&](int64_t channel) {
-    const T* plane = x.data + channel * x.plane();
-    T* strip = strips[channel & 1];
-    fill_strips<T, A, A>(near, near_end, plane, x.width, x.plane(), strip, pitch, down);
-    fill_strips<T, A, A>(near_end, ahead_end, plane, x.width, x.plane(), strip + A * pitch, pitch,
-                         down);
-  };
-  fill(0);
-  for (int64_t channel = 0; channel < x.channels; ++channel) {
-    if (channel + 1 < x.channels) fill(channel + 1);
-    for (int r = 0; r < A; ++r) {
-      const T* strip = strips[channel & 1] + r * pitch;
-      for (int t = 0; t < block.vectors; ++t, strip += M * kLanes<T>) {
-        transform_line<T, M>(strip, strip + A * pitch,
-                             v + r * A * point_stride + (channel * block.vectors + t) * kLanes<T>,
-                             point_stride);
-      }
-    }
-  }
+  gather_lines<T, LineShape<M, 2>, A, A>(
+      block, {M, A, M, row_shift, column_shift}, x, scratch,
+      [](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY { input_line<T, M>(in, 1, out, 1); },
+      [&](int64_t channel, int r, int t, const Vec<T>* line) METASPARSE_BODY {
+        Vec<T> points[A];
+        input_line<T, M>(line, 1, points, 1);
+        T* out = v + r * A * point_stride + (channel * block.vectors + t) * kLanes<T>;
+        METASPARSE_UNROLL
+        for (int c = 0; c < A; ++c) store(out + c * point_stride, points[c]);
+      });
 }
 
 template <class T, int M>

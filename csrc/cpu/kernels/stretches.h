@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gate_codes.h"
+#include "interleave.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {
 
@@ -41,7 +42,9 @@ struct Part {
   }
   METASPARSE_INLINE Vec<T> load(const T* p) const { return load_some(first(count), p); }
   METASPARSE_INLINE void store(T* p, Vec<T> v) const { store_some(first(count), p, v); }
-  METASPARSE_INLINE Vec<T> only(Vec<T> v) const { return select(first(count), v, Vec<T>{}); }
+  METASPARSE_INLINE Vec<T> only(Vec<T> v) const {
+    return blend(lane_mask<T>(first(count)), v, Vec<T>{});
+  }
 
   METASPARSE_INLINE CodeVec<T> load_codes(const uint8_t* p) const {
     return METASPARSE_ISA::load_codes<T>(p, static_cast<int>(count));

@@ -49,27 +49,35 @@ METASPARSE_INLINE int64_t strip_pieces(const TileBlock& block, int tile) {
   return block.run_count + static_cast<int64_t>(block.vectors) * tile;
 }
 
+// `count` columns of a run, from the one `skip` columns after its first on: in the strip from
+// `place` on.
 template <class T>
-StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, int64_t image_stride,
-                        int64_t height, int64_t width, StripPiece* out) {
+StripPiece* cut_run(const TileRun& run, const StripShape& shape, const Images<T>& x, int32_t skip,
+                    int32_t count, int32_t place, StripPiece* out) {
+  const int64_t row = static_cast<int64_t>(shape.row_step) * run.row + shape.row_shift;
+  const Lanes rows = run.image < 0 ? 0 : rows_inside(shape, row, x.height);
+  const int64_t first = static_cast<int64_t>(shape.tile) * run.column + shape.column_shift + skip;
+  for (int32_t done = 0; done < count; done += kLanes<T>) {
+    const int64_t column = first + done;
+    const int64_t inside = x.width - column, rest = count - done;
+    const Lanes lanes = lanes_between(-column, inside < rest ? inside : rest, kLanes<T>);
+    if (rows == 0 || lanes == 0) {
+      *out++ = {0, place + done, 0, 0};
+    } else {
+      const int64_t offset = run.image * x.channels * x.plane() + row * x.width + column;
+      *out++ = {offset, place + done, lanes, rows};
+    }
+  }
+  return out;
+}
+
+// The pieces of all tiles of a block, tile l from place l * tile on.
+template <class T>
+StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, const Images<T>& x,
+                        StripPiece* out) {
   for (int32_t r = 0; r < block.run_count; ++r) {
     const TileRun& run = block.runs[r];
-    const int64_t row = static_cast<int64_t>(shape.row_step) * run.row + shape.row_shift;
-    const Lanes rows = run.image < 0 ? 0 : rows_inside(shape, row, height);
-    const int32_t count = run.count * shape.tile;
-    for (int32_t done = 0; done < count; done += kLanes<T>) {
-      const int64_t column =
-          static_cast<int64_t>(shape.tile) * run.column + shape.column_shift + done;
-      const int64_t rest = count - done;
-      const Lanes lanes =
-          lanes_between(-column, width - column < rest ? width - column : rest, kLanes<T>);
-      const int32_t place = run.lane * shape.tile + done;
-      if (rows == 0 || lanes == 0) {
-        *out++ = {0, place, 0, 0};
-      } else {
-        *out++ = {run.image * image_stride + row * width + column, place, lanes, rows};
-      }
-    }
+    out = cut_run(run, shape, x, 0, run.count * shape.tile, run.lane * shape.tile, out);
   }
   return out;
 }
@@ -87,14 +95,18 @@ METASPARSE_INLINE void fill_strips(const StripPiece* piece, const StripPiece* en
     Vec<T> in[In], out[Out];
     METASPARSE_UNROLL
     for (int r = 0; r < In; ++r) __builtin_prefetch(p + r * width + next);
-    if (piece->rows == kAllRows && piece->lanes == kAllLanes<T>) {
-      METASPARSE_UNROLL
-      for (int r = 0; r < In; ++r) in[r] = load_unaligned(p + r * width);
-    } else {
+    const LaneMask<T> mask = lane_mask<T>(piece->lanes);
+    if (piece->rows != kAllRows) {
       METASPARSE_UNROLL
       for (int r = 0; r < In; ++r) {
-        in[r] = load_some(piece->rows >> r & 1 ? piece->lanes : 0, p + r * width);
+        in[r] = piece->rows >> r & 1 ? load_masked(mask, p + r * width) : Vec<T>{};
       }
+    } else if (piece->lanes != kAllLanes<T>) {
+      METASPARSE_UNROLL
+      for (int r = 0; r < In; ++r) in[r] = load_masked(mask, p + r * width);
+    } else {
+      METASPARSE_UNROLL
+      for (int r = 0; r < In; ++r) in[r] = load_unaligned(p + r * width);
     }
     lines(in, out);
     METASPARSE_UNROLL

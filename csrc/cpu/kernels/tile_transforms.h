@@ -11,6 +11,8 @@
 
 #include "matrix.h"
 #include "strips.h"
+#include "tile_lanes.h"
+#include "tile_lines.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {
 
@@ -22,8 +24,7 @@ void output_tiles(const TileBlock& block, const T* m, int64_t column_stride, con
   const int64_t pitch = strip_pitch(block, M, kLanes<T>);
   T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + A * pitch};
   StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + A * pitch);
-  StripPiece* end =
-      find_pieces<T>(block, {M, M, M, 0, 0}, y.channels * y.plane(), y.height, y.width, pieces);
+  StripPiece* end = find_pieces(block, {M, M, M, 0, 0}, y, pieces);
   const auto drain = [&](int64_t channel) {
     const Vec<T> shift = broadcast(bias == nullptr ? T(0) : bias[channel]);
     drain_strips<T, A, M>(pieces, end, strips[channel & 1], pitch, y.data + channel * y.plane(),
@@ -55,32 +56,17 @@ template <class T, class Scheme>
 void adjoint_tiles(const TileBlock& block, const Images<const T>& grad, T* d, int64_t column_stride,
                    void* scratch) {
   constexpr int A = Scheme::planes, M = Scheme::tile;
-  const int64_t pitch = strip_pitch(block, M, kLanes<T>);
-  T* strips[2] = {static_cast<T*>(scratch), static_cast<T*>(scratch) + A * pitch};
-  StripPiece* pieces = reinterpret_cast<StripPiece*>(strips[1] + A * pitch);
-  StripPiece* end = find_pieces<T>(block, {M, M, M, 0, 0}, grad.channels * grad.plane(),
-                                   grad.height, grad.width, pieces);
-  const auto fill = [&](int64_t channel) {
-    fill_strips<T, M, A>(pieces, end, grad.data + channel * grad.plane(), grad.width, grad.plane(),
-                         strips[channel & 1], pitch,
-                         [](const Vec<T>* in, Vec<T>* out)
-                             METASPARSE_BODY { Scheme::template adjoint_line<T>(in, 1, out, 1); });
-  };
-  fill(0);
-  for (int64_t channel = 0; channel < grad.channels; ++channel) {
-    if (channel + 1 < grad.channels) fill(channel + 1);
-    for (int r = 0; r < A; ++r) {
-      const T* strip = strips[channel & 1] + r * pitch;
-      for (int t = 0; t < block.vectors; ++t) {
-        Vec<T> y[M], line[A];
-        load_tiles<T, M>(strip + t * M * kLanes<T>, y);
+  gather_lines<T, LineShape<M, 0>, M, A>(
+      block, {M, M, M, 0, 0}, grad, scratch,
+      [](const Vec<T>* in, Vec<T>* out)
+          METASPARSE_BODY { Scheme::template adjoint_line<T>(in, 1, out, 1); },
+      [&](int64_t channel, int r, int t, const Vec<T>* y) METASPARSE_BODY {
+        Vec<T> line[A];
         Scheme::template adjoint_line<T>(y, 1, line, 1);
-        T* out = d + (channel * block.vectors + t) * kLanes<T>;
+        T* out = d + r * A * column_stride + (channel * block.vectors + t) * kLanes<T>;
         METASPARSE_UNROLL
-        for (int c = 0; c < A; ++c) store(out + (r * A + c) * column_stride, line[c]);
-      }
-    }
-  }
+        for (int c = 0; c < A; ++c) store(out + c * column_stride, line[c]);
+      });
 }
 
 // ---- weights -----------------------------------------------------------------------------------
