@@ -317,6 +317,23 @@ def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
     assert rates == rates[:4] + 2 * rates[4 - rest : 4]
 
 
+def test_a_search_may_be_shorter_than_the_training(tmp_path, tiny_root):
+    """Its rates fall as far in fewer iterations; what it rewinds to must lie in them."""
+    config = course(tiny_root, rewind=1, search_length=0.5).replace(schedule="linear")
+    trainer, rates = Trainer(config, Run(tmp_path)), []
+    step = trainer._step
+
+    def stepping(tasks):
+        step(tasks)
+        rates.append(trainer.optimiser.param_groups[0]["lr"] / config.meta_lr)
+
+    trainer._step = stepping
+    trainer.fit()
+    assert rates == [1, 0.5, 0.5, 0.75, 0.5, 0.25]
+    with pytest.raises(ValueError, match="rewind must be at most 2, the first training, got 3"):
+        Trainer(course(tiny_root, rewind=3, search_length=0.5), Run(tmp_path / "late"))
+
+
 def test_metrics_tell_the_course_and_the_best_is_a_ticket(tmp_path, tiny_root):
     run = Run(tmp_path)
     outcome = Trainer(course(tiny_root), run).fit()
@@ -433,6 +450,7 @@ def test_the_command_line_trains_evaluates_and_exports_a_ticket(tmp_path, tiny_r
         ({"density": None, "rounds": None}, "rounds must be given without density"),
         ({"rounds": 0}, "rounds must be"),
         ({"rate": 1.0}, "rate must be"),
+        ({"search_length": 0.0}, "search_length must be"),
         ({"scope": "local"}, "scope must be one of"),
         ({"skip": ("bn",)}, "skip must be of"),
         ({"skip": pruning.KINDS}, "skip must be such that something is left"),

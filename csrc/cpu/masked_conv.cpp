@@ -60,12 +60,18 @@ ConvShape shape_of(IntArrayRef x, IntArrayRef y, IntArrayRef kernel, IntArrayRef
           y[4], kernel[0], kernel[1], stride[0], stride[1], padding[0], padding[1]};
 }
 
-// The backend for a call; library for what the kernels do not serve.
-Backend backend_for(ConvOp op, const ConvShape& shape, at::ScalarType dtype, double density) {
+using Masks = std::initializer_list<std::reference_wrapper<const OptionalTensor>>;
+
+// The backend for a call, of one term or several; library for what the kernels do not serve.
+Backend backend_for(ConvOp op, const ConvShape& shape, at::ScalarType dtype, Masks masks) {
   const bool served = dtype == at::kFloat || dtype == at::kDouble;
   const bool empty = shape.tasks * shape.samples * shape.in_channels * shape.out_channels == 0;
   if (!served || empty) return Backend::library;
-  return choose_backend(requested_backend(), op, shape, density);
+  return choose_backend(requested_backend(), op, shape, [masks] {
+    double sum = 0;
+    for (const OptionalTensor& mask : masks) sum += density(mask);
+    return sum / static_cast<double>(masks.size());
+  });
 }
 
 // ---- the operations ----------------------------------------------------------------------------
@@ -172,7 +178,7 @@ Tensor forward_op(const Tensor& x, const Tensor& weight, const OptionalTensor& m
                   const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv(x, weight, mask, bias, stride, padding);
   const auto shape = forward_shape(x, weight, stride, padding);
-  const auto backend = backend_for(ConvOp::forward, shape, x.scalar_type(), density(mask));
+  const auto backend = backend_for(ConvOp::forward, shape, x.scalar_type(), {mask});
   if (backend == Backend::library) {
     return dense::masked_conv(x, weight, mask, bias, stride, padding);
   }
@@ -184,8 +190,7 @@ Tensor pair_op(const Tensor& x1, const Tensor& weight1, const OptionalTensor& ma
                const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding);
   const auto shape = forward_shape(x1, weight1, stride, padding);
-  const auto active = (density(mask1) + density(mask2)) / 2;
-  const auto backend = backend_for(ConvOp::forward, shape, x1.scalar_type(), active);
+  const auto backend = backend_for(ConvOp::forward, shape, x1.scalar_type(), {mask1, mask2});
   if (backend == Backend::library) {
     return dense::masked_conv_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding);
   }
@@ -196,7 +201,7 @@ Tensor input_grad_op(const Tensor& grad, const Tensor& weight, const OptionalTen
                      IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
   const auto shape = input_grad_shape(grad, weight, input_size, stride, padding);
-  const auto backend = backend_for(ConvOp::input_grad, shape, grad.scalar_type(), density(mask));
+  const auto backend = backend_for(ConvOp::input_grad, shape, grad.scalar_type(), {mask});
   if (backend == Backend::library) {
     return dense::masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
   }
@@ -209,8 +214,7 @@ Tensor input_grad_pair_op(const Tensor& grad1, const Tensor& weight1, const Opti
   check_masked_conv_input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2, input_size,
                                     stride, padding);
   const auto shape = input_grad_shape(grad1, weight1, input_size, stride, padding);
-  const auto active = (density(mask1) + density(mask2)) / 2;
-  const auto backend = backend_for(ConvOp::input_grad, shape, grad1.scalar_type(), active);
+  const auto backend = backend_for(ConvOp::input_grad, shape, grad1.scalar_type(), {mask1, mask2});
   if (backend == Backend::library) {
     return dense::masked_conv_input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2,
                                               input_size, stride, padding);
@@ -222,7 +226,7 @@ Tensor weight_grad_op(const Tensor& grad, const Tensor& x, const OptionalTensor&
                       IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
   const auto shape = shape_of(x.sizes(), grad.sizes(), kernel_size, stride, padding);
-  const auto backend = backend_for(ConvOp::weight_grad, shape, x.scalar_type(), density(mask));
+  const auto backend = backend_for(ConvOp::weight_grad, shape, x.scalar_type(), {mask});
   if (backend == Backend::library) {
     return dense::masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
   }
@@ -234,7 +238,7 @@ Tensor weight_grad_pair_op(const Tensor& grad1, const Tensor& x1, const Tensor& 
                            IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride, padding);
   const auto shape = shape_of(x1.sizes(), grad1.sizes(), kernel_size, stride, padding);
-  const auto backend = backend_for(ConvOp::weight_grad, shape, x1.scalar_type(), density(mask));
+  const auto backend = backend_for(ConvOp::weight_grad, shape, x1.scalar_type(), {mask});
   if (backend == Backend::library) {
     return dense::masked_conv_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride,
                                                padding);

@@ -84,7 +84,8 @@ constexpr Rule kRules[] = {
     {kDirect, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 2, 16, 0.45},
 };
 
-bool satisfies(const ConvShape& s, ConvOp op, double density, const Rule& rule) {
+bool satisfies(const ConvShape& s, ConvOp op, const std::function<double()>& density,
+               const Rule& rule) {
   const unsigned bit = op == ConvOp::forward      ? kForward
                        : op == ConvOp::input_grad ? kInputGrad
                                                   : kWeightGrad;
@@ -95,7 +96,7 @@ bool satisfies(const ConvShape& s, ConvOp op, double density, const Rule& rule) 
          sources >= rule.min_sources && sources <= rule.max_sources &&
          std::min(s.out_height, s.out_width) >= rule.min_side &&
          s.samples * ((s.out_height + 1) / 2) * ((s.out_width + 1) / 2) >= rule.min_tiles &&
-         density <= rule.max_density;
+         (rule.max_density >= 1 || density() <= rule.max_density);
 }
 
 // Tiles cost their products, whether or not the map fills them; the weights are measured, and
@@ -161,7 +162,8 @@ int winograd_tile(Backend backend) {
   }
 }
 
-Backend choose_backend(Backend requested, ConvOp op, const ConvShape& shape, double density) {
+Backend choose_backend(Backend requested, ConvOp op, const ConvShape& shape,
+                       const std::function<double()>& density) {
   const bool precise = requested == Backend::precise;
   if (requested != Backend::automatic && !precise) {
     if (!backend_supports(requested, shape)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 namespace metasparse::cpu {
@@ -31,9 +32,11 @@ enum class ConvOp { forward, input_grad, weight_grad };
 bool backend_supports(Backend backend, const ConvShape& shape);
 
 // The backend that measured fastest for a shape and a density (the fraction of active kernels; 1
-// for a dense weight gradient). `requested` automatic or precise: by the rule; anything else is
-// returned as it is if it supports the shape, and otherwise is an error (std::invalid_argument).
-Backend choose_backend(Backend requested, ConvOp op, const ConvShape& shape, double density);
+// for a dense weight gradient), which is counted only where it matters. `requested` automatic or
+// precise: by the rule; anything else is returned as it is if it supports the shape, and otherwise
+// is an error (std::invalid_argument).
+Backend choose_backend(Backend requested, ConvOp op, const ConvShape& shape,
+                       const std::function<double()>& density);
 
 // The side of the output tiles of a Winograd or polyphase backend; 0 for the others.
 int winograd_tile(Backend backend);

@@ -14,11 +14,13 @@ class Course:
 
     Attributes:
         trainings: How many there are.
+        search_length: Length of each but the last of them, as a fraction of the last one's.
         finished: How many are over.
         begun: The position at which its schedule began.
     """
 
     trainings = 1
+    search_length = 1.0
     finished = 0
     begun = 0.0
 
@@ -28,7 +30,7 @@ class Course:
         return self.finished + 1 < self.trainings
 
     def plan(self, iterations: int) -> None:
-        """Told, before it begins, how many iterations a training has, where that is known.
+        """Told, before it begins, how many iterations the last training has, where that is known.
 
         Raises:
             ValueError: If the learner's options do not fit in.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -38,7 +39,7 @@ class MetaTicket(MAML):
 
     The training loop runs the trainings one after the other (see
     :class:`~metasparse_ext.algorithms.course.Course`): ``rounds + 1`` of them, each as long as that
-    of a dense network unless an early search ends it.
+    of a dense network unless ``search_length`` or an early search makes it shorter.
 
     Args:
         model: A network of ``MaskedConv2d``. Its maskers are replaced.
@@ -48,6 +49,8 @@ class MetaTicket(MAML):
         rounds: Prunings of the search, each of the same part of what is left. By default the
             iterative search takes as many as pruning ``rate`` at a time does, the early one 1.
         rate: Part of what is left that a round prunes.
+        search_length: Length of each training of the search, as a fraction of the ticket's own. Its
+            schedule is as much shorter: a rate that falls to 0 lets the masks settle.
         scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` keeps the same
             part of each.
         skip: Kinds of parameters that stay whole, of ``pruning.KINDS``.
@@ -85,6 +88,7 @@ class MetaTicket(MAML):
         density: float | None = 0.2,
         rounds: int | None = None,
         rate: float = 0.2,
+        search_length: float = 1.0,
         scope: str = "global",
         skip: Sequence[str] = ("head", "bias", "norm"),
         rewind: int | None = 0,
@@ -106,6 +110,7 @@ class MetaTicket(MAML):
             density is not None or rounds is not None, "rounds", "given without density", rounds
         )
         require(0 < rate < 1, "rate", "in (0, 1)", rate)
+        require(0 < search_length <= 1, "search_length", "in (0, 1]", search_length)
         scopes, signals = tuple(pruning.SCOPES), tuple(signals)
         require(scope in scopes, "scope", f"one of {scopes}", scope)
         require(set(skip) <= set(pruning.KINDS), "skip", f"of {pruning.KINDS}", skip)
@@ -124,6 +129,7 @@ class MetaTicket(MAML):
         self.search, self.scope, self.rewind = search, scope, rewind
         self.signals, self.check_every = signals, check_every
         self.window, self.threshold = window, threshold
+        self.search_length = search_length
         self.densities = pruning.schedule(density, rounds, rate)
         if search == "early" and rounds is None:
             self.densities = self.densities[-1:]
@@ -181,8 +187,7 @@ class MetaTicket(MAML):
     # The course of trainings.
 
     def plan(self, iterations: int) -> None:
-        reached = self.rewind is None or self.rewind <= iterations
-        self._require(reached, "rewind", f"at most {iterations}, the training", self.rewind)
+        self._require_reached(math.ceil(iterations * self.search_length))
 
     def stepped(self, iteration: int, position: float) -> None:
         search, training = self.macs
@@ -206,7 +211,7 @@ class MetaTicket(MAML):
             ValueError: if the first training was shorter than ``rewind``.
         """
         done = int(self.iteration)
-        self.plan(done)
+        self._require_reached(done)
         self._keep(self._draw(self.densities[self.finished]))
         if self.rewind is None:
             self._mark_start()
@@ -243,6 +248,10 @@ class MetaTicket(MAML):
         for name, value in state.items():
             setattr(self, name, value)
         self._costs.clear()
+
+    def _require_reached(self, iterations: int) -> None:
+        reached = self.rewind is None or self.rewind <= iterations
+        self._require(reached, "rewind", f"at most {iterations}, the first training", self.rewind)
 
     def _mark_start(self) -> None:
         """Notes the present weights as those that a training starts from."""

@@ -186,10 +186,11 @@ class Trainer:
     def _length(self) -> float:
         """How long the present training is; the last one takes all seconds that are left."""
         config, learner = self.config, self.learner
+        part = learner.search_length if learner.searching else 1.0
         if config.max_seconds is None:
-            return config.iterations
+            return config.iterations * part
         if learner.searching:
-            return config.max_seconds / learner.trainings
+            return config.max_seconds / learner.trainings * part
         return config.max_seconds - learner.begun
 
     @property
