@@ -100,6 +100,20 @@ def test_two_orders_equal_the_definition(kind, shape, dtype):
         assert_near(a, e, TOLERANCE[dtype], least_scale=0.01 * terms + 1e-30)
 
 
+@pytest.mark.host
+@by_distinct_kind
+def test_results_larger_than_the_caches(kind):
+    """They are written past them; a third of these planes begins where such stores may."""
+    x, weight, bias = arguments((1, 2, 3, 27, 37), torch.float32)
+    args = x.repeat(1, 1, 1, 31, 24)[..., :886].contiguous(), weight, bias
+    assert args[0].nbytes > 16 << 20
+    expected = two_orders(partial(reference.norm_act_pool, **kind), [arg.double() for arg in args])
+    actual = two_orders(partial(ms.norm_act_pool, **kind), args)
+    for a, e in zip(actual, expected, strict=True):
+        terms = args[0][0, :, 0].numel() if a.dim() == 2 else 0
+        assert_near(a, e, TOLERANCE[torch.float32], least_scale=0.01 * terms + 1e-30)
+
+
 @by_distinct_kind
 def test_derivatives(kind):
     check_derivatives(partial(ms.norm_act_pool, **kind), arguments((2, 1, 2, 4, 3)))
@@ -293,6 +307,7 @@ for kind in t.DISTINCT.values():
         for dtype in (torch.float32, torch.float64):
             torch.manual_seed(0)
             t.test_two_orders_equal_the_definition(kind, shape, dtype)
+    t.test_results_larger_than_the_caches(kind)
 """
     tests = Path(__file__).parent
     environment = {

@@ -51,8 +51,12 @@ Tensor with_whole_planes(const Tensor& t) {
   return rows_whole && planes_whole ? t : t.contiguous();
 }
 
+// From this size of a result on it leaves the caches before anyone reads it, and so has no business
+// there: half of what a large last-level cache holds.
+constexpr size_t kStreamedBytes = size_t{16} << 20;
+
 NormActPoolShape shape_of(const Tensor& x, bool relu, bool pool, bool norm_first) {
-  return {x.size(1), x.size(3), x.size(4), relu, pool, norm_first};
+  return {x.size(1), x.size(3), x.size(4), relu, pool, norm_first, x.nbytes() >= kStreamedBytes};
 }
 
 Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {

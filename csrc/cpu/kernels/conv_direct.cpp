@@ -104,14 +104,15 @@ METASPARSE_INLINE Vec<T> load_alternate(uint32_t window, const T* p) {
 constexpr int64_t kAhead = 8;
 
 // Step 1 or 2 known at compile time, 0: any. Asks for the same window of a later channel, `ahead`
-// values on.
+// values on, and for that of the next block, which lies `beyond` values further in this one.
 template <class T, int Step>
 void replay(const LaneWindow* begin, const LaneWindow* end, int64_t step, const T* plane,
-            int64_t ahead, T* row) {
+            int64_t ahead, int64_t beyond, T* row) {
   // A window stores a whole register: what it spills past its lanes the next window overwrites.
   for (const LaneWindow* w = begin; w != end; ++w) {
     const T* p = plane + w->offset;
     __builtin_prefetch(p + ahead);
+    __builtin_prefetch(p + beyond);
     Vec<T> value;
     if constexpr (Step == 1) {
       value = w->lanes == kWholeWindow<T, 1> ? load_unaligned(p) : load_some(w->lanes, p);
@@ -137,7 +138,8 @@ void gather_steps(const TileBlock& block, const TapGrid& grid, const Images<cons
     const T* plane = x.data + channel * x.plane();
     const LaneWindow* w = windows;
     for (int32_t tap = 0; tap < grid.taps; ++tap, w += per_tap, v += width) {
-      replay<T, Step>(w, w + per_tap, grid.column_step, plane, kAhead * x.plane(), v);
+      replay<T, Step>(w, w + per_tap, grid.column_step, plane, kAhead * x.plane(),
+                      width * grid.column_step, v);
     }
   }
 }

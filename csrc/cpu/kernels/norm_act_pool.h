@@ -14,6 +14,7 @@ struct NormActPoolShape {
   int64_t samples, height, width;  // of x
   bool relu, pool;
   bool norm_first;  // norm, then gate; otherwise gate, then norm
+  bool stream;      // results are larger than the caches: write past them
 };
 
 // The planes of one channel: that of sample n starts at data + n * stride and is contiguous.

@@ -98,6 +98,7 @@ void differentiate_planes(const NormActPoolShape& s, const Derivative& derivativ
     enter(n, band, in);
     T* destination[Operands::kOut];
     T* out[Operands::kOut];  // a buffer may be that of an input, which is read first
+    bool stream = s.stream;
     METASPARSE_UNROLL
     for (int k = 0; k < Operands::kOut; ++k) {
       const bool of_x = k < Operands::kOutOfX;
@@ -106,8 +107,9 @@ void differentiate_planes(const NormActPoolShape& s, const Derivative& derivativ
           of_x ? band_of_input(operands.out[k], n, band) : band_of_output(operands.out[k], n, band);
       out[k] =
           of_x ? side.result_back(destination[k], buffer) : side.result(destination[k], buffer);
+      stream &= out[k] == destination[k] && aligned(out[k]);
     }
-    each_vector<T>(side.size(), [&](int64_t i, auto at, int) METASPARSE_BODY {
+    each_result<T>(stream, side.size(), [&](int64_t i, auto at, int) METASPARSE_BODY {
       Vec<T> values[Operands::kIn], results[Operands::kOut];
       METASPARSE_UNROLL
       for (int k = 0; k < Operands::kIn; ++k) values[k] = at.load(in[k] + i);
@@ -124,6 +126,7 @@ void differentiate_planes(const NormActPoolShape& s, const Derivative& derivativ
       }
     }
   });
+  if (s.stream) finish_streams();
 }
 
 template <class T, class Derivative>

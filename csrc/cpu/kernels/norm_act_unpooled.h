@@ -90,7 +90,8 @@ void forward_as(const NormActPoolShape& s, const NormActPoolForward<T>& job, T* 
   for (int64_t n = 0; n < s.samples; ++n) {
     T* const y = job.y.data + n * job.y.stride;
     uint8_t* const gate = job.gate.data + n * job.gate.stride;
-    each_vector<T>(size, [&](int64_t i, auto at, int) METASPARSE_BODY {
+    const bool stream = !kPack && s.stream && aligned(y);
+    each_result<T>(stream, size, [&](int64_t i, auto at, int) METASPARSE_BODY {
       if constexpr (kPack) __builtin_prefetch(y + i + ahead(job.y.stride), /*write*/ 1);
       Vec<T> v = read_again(at, n, i);
       CodeVec<T> code{};
@@ -101,6 +102,7 @@ void forward_as(const NormActPoolShape& s, const NormActPoolForward<T>& job, T* 
       if constexpr (kGate != Gate::none) at.store_codes(gate + i, code);
     });
   }
+  if (s.stream) finish_streams();
 }
 
 template <class T>
@@ -109,20 +111,6 @@ void forward(const NormActPoolShape& s, const NormActPoolForward<T>& job, T* scr
 }
 
 // ---- derivatives -------------------------------------------------------------------------------
-
-// body(first, last, begin, size) for parts [begin, begin + size) of the planes [first, last) that
-// are summed in T: a few small planes, or a part of a large one.
-template <class Body>
-METASPARSE_INLINE void each_stretch(const NormActPoolShape& s, Body&& body) {
-  constexpr int64_t kValues = 1024;
-  const int64_t size = plane_size(s), planes = size < kValues ? kValues / size : 1;
-  for (int64_t n = 0; n < s.samples; n += planes) {
-    const int64_t end = n + planes < s.samples ? n + planes : s.samples;
-    for (int64_t begin = 0; begin < size; begin += kValues) {
-      body(n, end, begin, size - begin < kValues ? size - begin : kValues);
-    }
-  }
-}
 
 template <class T, Gate kGate, bool kPack, class Derivative>
 void differentiate_as(const NormActPoolShape& s, const Derivative& derivative, T* scratch) {
@@ -149,12 +137,13 @@ void differentiate_as(const NormActPoolShape& s, const Derivative& derivative, T
   };
 
   typename Derivative::Sums sums;
-  each_stretch(s, [&](int64_t first, int64_t last, int64_t begin, int64_t count) METASPARSE_BODY {
+  constexpr int64_t kValues = 1024;
+  each_section(s.samples, size, kValues, [&](const Section& section) METASPARSE_BODY {
     typename Derivative::Sums::Stretch stretch;
-    for (int64_t n = first; n < last; ++n) {
-      each_vector<T>(count, [&](int64_t i, auto at, int chain) METASPARSE_BODY {
+    for (int64_t n = section.first; n < section.last; ++n) {
+      each_vector<T>(section.size, [&](int64_t i, auto at, int chain) METASPARSE_BODY {
         Vec<T> in[Operands::kIn];
-        read(at, n, begin + i, in);
+        read(at, n, section.begin + i, in);
         stretch.add(at, chain, in, mean);
       });
     }
@@ -162,7 +151,9 @@ void differentiate_as(const NormActPoolShape& s, const Derivative& derivative, T
   });
   const auto combination = derivative.combination(sums, static_cast<double>(s.samples * size));
   for (int64_t n = 0; n < s.samples; ++n) {
-    each_vector<T>(size, [&](int64_t i, auto at, int) METASPARSE_BODY {
+    bool stream = !kPack && s.stream;
+    for (const Planes<T>& out : operands.out) stream &= aligned(out.data + n * out.stride);
+    each_result<T>(stream, size, [&](int64_t i, auto at, int) METASPARSE_BODY {
       Vec<T> in[Operands::kIn], out[Operands::kOut];
       read_again(at, n, i, in);
       combination(in, out);
@@ -175,6 +166,7 @@ void differentiate_as(const NormActPoolShape& s, const Derivative& derivative, T
       }
     });
   }
+  if (s.stream) finish_streams();
 }
 
 template <class T, class Derivative>

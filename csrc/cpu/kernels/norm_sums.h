@@ -28,23 +28,40 @@ METASPARSE_INLINE double total_of(const Vec<T>* chains) {
   return sum.total();
 }
 
-// Two passes over the planes [first, last): their mean, then distances to it, whose own mean
-// corrects for the rounding of the first. first_read(at, n, i) and read_again(at, n, i) give values
-// of plane n.
-template <class T, class FirstRead, class ReadAgain>
-METASPARSE_INLINE Moments moments_of(int64_t first, int64_t last, int64_t size,
-                                     FirstRead&& first_read, ReadAgain&& read_again) {
-  Vec<T> sum[2] = {};
-  for (int64_t n = first; n < last; ++n) {
-    each_vector<T>(size, [&](int64_t i, auto at, int chain)
-                             METASPARSE_BODY { sum[chain] += first_read(at, n, i); });
+// Values [begin, begin + size) of the planes [first, last): few enough to be summed in T, and to be
+// read again from a near cache.
+struct Section {
+  int64_t first, last, begin, size;
+};
+
+// body(section) for parts of `samples` planes: a few small planes, or a part of a large one.
+template <class Body>
+METASPARSE_INLINE void each_section(int64_t samples, int64_t plane, int64_t values, Body&& body) {
+  const int64_t planes = plane < values ? values / plane : 1;
+  for (int64_t n = 0; n < samples; n += planes) {
+    const int64_t end = n + planes < samples ? n + planes : samples;
+    for (int64_t begin = 0; begin < plane; begin += values) {
+      body(Section{n, end, begin, plane - begin < values ? plane - begin : values});
+    }
   }
-  const double count = static_cast<double>((last - first) * size);
+}
+
+// Two passes over a section: its mean, then distances to it, whose own mean corrects for the
+// rounding of the first. first_read(at, n, i) and read_again(at, n, i) give values of plane n.
+template <class T, class FirstRead, class ReadAgain>
+METASPARSE_INLINE Moments moments_of(const Section& s, FirstRead&& first_read,
+                                     ReadAgain&& read_again) {
+  Vec<T> sum[2] = {};
+  for (int64_t n = s.first; n < s.last; ++n) {
+    each_vector<T>(s.size, [&](int64_t i, auto at, int chain)
+                               METASPARSE_BODY { sum[chain] += first_read(at, n, s.begin + i); });
+  }
+  const double count = static_cast<double>((s.last - s.first) * s.size);
   const T pivot = static_cast<T>(total_of<T>(sum) / count);
   Vec<T> distances[2] = {}, squares[2] = {};
-  for (int64_t n = first; n < last; ++n) {
-    each_vector<T>(size, [&](int64_t i, auto at, int chain) METASPARSE_BODY {
-      const Vec<T> distance = at.only(read_again(at, n, i) - broadcast(pivot));
+  for (int64_t n = s.first; n < s.last; ++n) {
+    each_vector<T>(s.size, [&](int64_t i, auto at, int chain) METASPARSE_BODY {
+      const Vec<T> distance = at.only(read_again(at, n, s.begin + i) - broadcast(pivot));
       distances[chain] += distance;
       squares[chain] += distance * distance;
     });
@@ -56,13 +73,11 @@ METASPARSE_INLINE Moments moments_of(int64_t first, int64_t last, int64_t size,
 template <class T, class FirstRead, class ReadAgain>
 METASPARSE_INLINE Moments channel_moments(int64_t samples, int64_t size, FirstRead&& first_read,
                                           ReadAgain&& read_again) {
-  constexpr int64_t kGroupValues = 4096;  // read twice, the second time from a near cache
-  const int64_t group = size >= kGroupValues ? 1 : kGroupValues / size;
+  constexpr int64_t kValues = 4096;
   Moments all;
-  for (int64_t n = 0; n < samples; n += group) {
-    const int64_t end = n + group < samples ? n + group : samples;
-    all.merge(moments_of<T>(n, end, size, first_read, read_again));
-  }
+  each_section(samples, size, kValues, [&](const Section& section) METASPARSE_BODY {
+    all.merge(moments_of<T>(section, first_read, read_again));
+  });
   return all;
 }
 

@@ -22,6 +22,7 @@ inline bool packs(const NormActPoolShape& s) {
 inline NormActPoolShape packed(NormActPoolShape s) {
   s.height *= s.samples;
   s.samples = 1;
+  s.stream = false;  // to be unpacked at once
   return s;
 }
 

@@ -33,6 +33,12 @@ struct Whole {
   }
 };
 
+// A whole vector of results that go past the caches.
+template <class T>
+struct Streamed : Whole<T> {
+  METASPARSE_INLINE void store(T* p, Vec<T> v) const { store_streamed(p, v); }
+};
+
 template <class T>
 struct Part {
   int64_t count;
@@ -68,19 +74,26 @@ struct Part {
 
 // body(i, at, chain) for every vector of [0, count); the chains 0 and 1 are for sums, whose
 // additions would otherwise wait for each other.
-template <class T, class Body>
+template <class T, class At = Whole<T>, class Body>
 METASPARSE_INLINE void each_vector(int64_t count, Body&& body) {
   constexpr int kStep = kLanes<T>;
   int64_t i = 0;
   for (; i + 2 * kStep <= count; i += 2 * kStep) {
-    body(i, Whole<T>(), 0);
-    body(i + kStep, Whole<T>(), 1);
+    body(i, At(), 0);
+    body(i + kStep, At(), 1);
   }
   if (i + kStep <= count) {
-    body(i, Whole<T>(), 0);
+    body(i, At(), 0);
     i += kStep;
   }
   if (i < count) body(i, Part<T>{count - i}, 1);
+}
+
+// The same where `body` stores results with `at`: past the caches, to aligned places, or to them.
+template <class T, class Body>
+METASPARSE_INLINE void each_result(bool stream, int64_t count, Body&& body) {
+  if (stream) return each_vector<T, Streamed<T>>(count, body);
+  each_vector<T>(count, body);
 }
 
 // A sum over a channel: in T over a stretch of memory, in double over stretches.

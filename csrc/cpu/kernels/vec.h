@@ -91,6 +91,32 @@ METASPARSE_INLINE Vec<T> in_register(Vec<T> v) {
   return v;
 }
 
+// Past the caches, straight to memory; p is aligned to the vector. finish_streams makes such stores
+// visible to others in order with all that follow.
+template <class T>
+METASPARSE_INLINE void store_streamed(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#elif defined(__x86_64__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
+#else
+  store(p, v);
+#endif
+}
+
+template <class T>
+METASPARSE_INLINE bool aligned(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
+}
+
+METASPARSE_INLINE void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // ---- some lanes: bit l of a Lanes set says that lane l takes part ------------------------------
 
 using Lanes = uint32_t;
