@@ -17,8 +17,8 @@ namespace {
 template <class T>
 struct PreparedTask {
   ActiveKernels mask;
-  PairLists own_pairs;
-  const PairLists* pairs = nullptr;  // its own, or those of a term with the same mask
+  PairLists pairs;
+  const PairLists* shared_pairs = nullptr;  // its own, or those of the first with the same mask
   ScratchBuffer effective_buffer, encoded_buffer;
   const T* kernels = nullptr;
   const T* encoded = nullptr;
@@ -70,10 +70,11 @@ class Product {
   }
 
   void run() {
-    const int64_t lists = static_cast<int64_t>(list_passes_.size()) * operands_.tasks;
+    const int64_t lists = static_cast<int64_t>(list_passes_.size()) * operands_.tasks * terms_;
     parallel_units(lists, [&](int64_t unit) { build_lists(unit); });
-    const int64_t encoded = lists * terms_, parts = thread_count();
-    parallel_units(encoded * parts,
+    parallel_units(lists, [&](int64_t unit) { make_room(unit); });
+    const int64_t parts = thread_count();
+    parallel_units(lists * parts,
                    [&](int64_t unit) { encode(*prepared_[unit / parts], unit % parts, parts); });
 
     int64_t blocks = 0;
@@ -119,23 +120,21 @@ class Product {
     return x.data == y.data && x.task_stride == y.task_stride;
   }
 
+  // The task and the term whose lists serve these: the first with the same mask.
+  PreparedTask<T>& owner(int64_t lists, int64_t task, int term) const {
+    const bool shared = operands_.terms[term].mask.task_stride == 0;
+    return prepared(lists, shared ? 0 : task, term > 0 && same_mask(term, 0) ? 0 : term);
+  }
+
   void build_lists(int64_t unit) {
-    const int64_t lists = unit / operands_.tasks, task = unit % operands_.tasks;
-    for (int term = 0; term < terms_; ++term) {
-      PreparedTask<T>& mine = prepared(lists, task, term);
-      if (term > 0 && same_mask(term, 0)) {
-        const PreparedTask<T>& first = prepared(lists, task, 0);
-        mine.pairs = first.pairs;
-        mine.mask.binary = first.mask.binary;
-      } else {
-        mine.mask.assign(operands_.terms[term].mask.of(task), operands_.out_channels,
-                         operands_.in_channels, operands_.transposed);
-        const int64_t pass = list_passes_[lists];
-        mine.own_pairs.build(mine.mask, scheme_.passes[pass]->layout, chunks(pass, mine.mask));
-        mine.pairs = &mine.own_pairs;
-      }
-      make_room(mine, operands_.terms[term], task);
-    }
+    const int term = static_cast<int>(unit % terms_);
+    const int64_t task = unit / terms_ % operands_.tasks, lists = unit / terms_ / operands_.tasks;
+    PreparedTask<T>& mine = prepared(lists, task, term);
+    if (&owner(lists, task, term) != &mine) return;
+    mine.mask.assign(operands_.terms[term].mask.of(task), operands_.out_channels,
+                     operands_.in_channels, operands_.transposed);
+    const int64_t pass = list_passes_[lists];
+    mine.pairs.build(mine.mask, scheme_.passes[pass]->layout, chunks(pass, mine.mask));
   }
 
   // As many as the cache asks for, more where sums would be too long otherwise.
@@ -144,24 +143,30 @@ class Product {
     return std::max(cache_chunks_[pass], divide_up(mask.longest_row(), longest));
   }
 
-  void make_room(PreparedTask<T>& mine, const ProductTerm<T>& term, int64_t task) {
-    mine.kernels = term.weight.of(task);
-    if (!mine.mask.binary) {
-      mine.kernels = effective_kernels(mine.kernels, term.mask.of(task),
+  // Once all lists are there.
+  void make_room(int64_t unit) {
+    const int term = static_cast<int>(unit % terms_);
+    const int64_t task = unit / terms_ % operands_.tasks, lists = unit / terms_ / operands_.tasks;
+    PreparedTask<T>& mine = prepared(lists, task, term);
+    const PreparedTask<T>& from = owner(lists, task, term);
+    mine.shared_pairs = &from.pairs;
+    mine.kernels = operands_.terms[term].weight.of(task);
+    if (!from.mask.binary) {
+      mine.kernels = effective_kernels(mine.kernels, operands_.terms[term].mask.of(task),
                                        operands_.out_channels * operands_.in_channels,
                                        operands_.kernel_size, mine.effective_buffer);
     }
     mine.encoded_stride =
-        divide_up(mine.pairs->entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
+        divide_up(from.pairs.entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
     mine.encoded = mine.encoded_buffer.template get<T>(scheme_.code->weights * mine.encoded_stride);
   }
 
   void encode(PreparedTask<T>& mine, int64_t part, int64_t parts) {
-    const int64_t entries = mine.pairs->entries;
+    const int64_t entries = mine.shared_pairs->entries;
     const int64_t groups = divide_up(entries, kernels_.lanes);
     const int64_t begin = part * groups / parts * kernels_.lanes;
     const int64_t end = std::min(entries, (part + 1) * groups / parts * kernels_.lanes);
-    scheme_.code->encode(mine.kernels, mine.pairs->places.data(), begin, end,
+    scheme_.code->encode(mine.kernels, mine.shared_pairs->places.data(), begin, end,
                          const_cast<T*>(mine.encoded), mine.encoded_stride);
   }
 
@@ -205,13 +210,13 @@ class Product {
     for (int point = 0; point < pass.points; ++point) {
       const int column = pass.column_of(point);
       ProductStep<T> step;
-      step.source_rows = mine.pairs->source_rows.data();
+      step.source_rows = mine.shared_pairs->source_rows.data();
       step.weights = mine.encoded + pass.weight_of(point) * mine.encoded_stride;
       step.v = v + point * v_stride;
       step.m = m + column * m_stride;
       step.pairs = pairs;
-      for (int64_t chunk = 0; chunk < mine.pairs->chunks; ++chunk) {
-        step.runs = mine.pairs->runs.data() + chunk * all_pairs + pair;
+      for (int64_t chunk = 0; chunk < mine.shared_pairs->chunks; ++chunk) {
+        step.runs = mine.shared_pairs->runs.data() + chunk * all_pairs + pair;
         step.accumulate = started >> column & 1;
         kernels_.product[vectors](step);
         started |= uint64_t{1} << column;
