@@ -116,8 +116,13 @@ def learners(given: Budget) -> Iterator[Case]:
 
 
 BACKBONES = {
-    "conv4": {"backbone": "conv4", "iterations": 3000},
+    "conv4": {"backbone": "conv4", "iterations": 1000},
     "resnet12": {"backbone": "resnet12", "width": 8, "tasks": 4, "iterations": 1000},
+}
+# When each early search looks: as often as its share of the iterative search's cost allows.
+EARLY = {
+    "conv4": {"check_every": 25, "threshold": 0.3},
+    "resnet12": {"threshold": 0.25},
 }
 
 
@@ -126,15 +131,15 @@ def tickets(budget: Budget) -> Iterator[Case]:
     detection; every training as long as the parent's. Both prune in four rounds. The early one's
     weights go on from where they are, as those of Early-Bird tickets do."""
     ticket = {**MAML, "density": 0.2, "rounds": 4}
-    ways = {
-        "dense": ("maml", MAML),
-        "iterative": ("meta-ticket", {**ticket, "search": "iterative", "rewind": 200}),
-        "early": (
-            "meta-ticket",
-            {**ticket, "search": "early", "rewind": None, "threshold": 0.25},
-        ),
-    }
     for backbone, network in BACKBONES.items():
+        ways = {
+            "dense": ("maml", MAML),
+            "iterative": ("meta-ticket", {**ticket, "search": "iterative", "rewind": 200}),
+            "early": (
+                "meta-ticket",
+                {**ticket, "search": "early", "rewind": None, **EARLY[backbone]},
+            ),
+        }
         for way, (learner, options) in ways.items():
             fields = {**TASKS["omniglot-1shot"], **network, "options": options}
             made = budget.of(config(learner, **fields))
