@@ -330,7 +330,7 @@ def test_a_search_may_be_shorter_than_the_training(tmp_path, tiny_root):
     trainer._step = stepping
     trainer.fit()
     assert rates == [1, 0.5, 0.5, 0.75, 0.5, 0.25]
-    with pytest.raises(ValueError, match="rewind must be at most 2, the first training, got 3"):
+    with pytest.raises(ValueError, match="rewind must be at most 2, the training, got 3"):
         Trainer(course(tiny_root, rewind=3, search_length=0.5), Run(tmp_path / "late"))
 
 

@@ -251,7 +251,7 @@ class MetaTicket(MAML):
 
     def _require_reached(self, iterations: int) -> None:
         reached = self.rewind is None or self.rewind <= iterations
-        self._require(reached, "rewind", f"at most {iterations}, the first training", self.rewind)
+        self._require(reached, "rewind", f"at most {iterations}, the training", self.rewind)
 
     def _mark_start(self) -> None:
         """Notes the present weights as those that a training starts from."""
