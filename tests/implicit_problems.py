@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,6 +84,13 @@ def conv_problem(masks: str, tasks: int = 2, seed: int = 0) -> Problem:
 
 
 PROBLEMS = {"linear": mask_problem, "conv": conv_problem}
+
+
+def exact_solution(matrix: Tensor, rhs: Tensor) -> Tensor:
+    """matrix^-1 rhs, by NumPy: after torch.set_num_threads(2), the LU factors of torch's CPU build
+    (2.13, oneMKL) of some hundreds of rows are wrong on some processors."""
+    columns = np.linalg.solve(matrix.numpy(), rhs.detach().numpy()[..., None])
+    return torch.from_numpy(columns[..., 0])
 
 
 def dense_hessian(loss, params: Tensor) -> Tensor:
