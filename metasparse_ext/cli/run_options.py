@@ -59,7 +59,7 @@ run_options = _options(
     click.option("--search", type=click.Choice(["iterative", "early"]),
                  help="How meta-ticket finds its weights."),
     click.option("--density", type=float, help="Fraction of the weights that a ticket keeps."),
-    click.option("--rounds", type=int, help="Prunings of the iterative search."),
+    click.option("--rounds", type=int, help="Prunings of the search."),
     click.option("--rewind", type=int, help="Iteration that a ticket's weights return to."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                  help="Any other option of the learner; repeatable."),
