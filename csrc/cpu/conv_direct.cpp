@@ -30,8 +30,9 @@ class DirectPass final : public ConvPass<T> {
              const T* bias, T* data, ScratchBuffer& scratch) const override {
     Images<T> images = output;
     images.data = data + first * images.plane();
-    active_direct_kernels<T>().drain(block, pixels, m, bias == nullptr ? nullptr : bias + first,
-                                     count, images, scratch.get<LaneRange>(block.run_count));
+    direct_kernels_of<T>(active_isa())
+        .drain(block, pixels, m, bias == nullptr ? nullptr : bias + first, count, images,
+               scratch.get<LaneRange>(block.run_count));
   }
 
   void gather_adjoint(const TileBlock& block, const T* grad, T* d, int64_t,
@@ -46,7 +47,8 @@ class DirectPass final : public ConvPass<T> {
                           const Images<const T>& images, T* v, ScratchBuffer& scratch) {
     // A run of n lanes has at most n / lanes + 1 windows.
     const int64_t windows = int64_t{grid.taps} * (block.run_count + block.vectors);
-    active_direct_kernels<T>().gather(block, grid, images, scratch.get<LaneWindow>(windows), v);
+    direct_kernels_of<T>(active_isa())
+        .gather(block, grid, images, scratch.get<LaneWindow>(windows), v);
   }
 };
 

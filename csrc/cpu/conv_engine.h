@@ -5,13 +5,16 @@
 #include <vector>
 
 #include "conv_scheme.h"
+#include "isa.h"
 #include "masked_conv.h"
 
 namespace metasparse::cpu {
 
-// The passes together write every output; they share one code of the weights.
+// The passes together write every output; they share one code of the weights, and all run with the
+// same instruction set.
 template <class T>
 struct ConvScheme {
+  Isa isa = active_isa();
   std::vector<std::unique_ptr<ConvPass<T>>> passes;
   std::unique_ptr<WeightCode<T>> code;
 };

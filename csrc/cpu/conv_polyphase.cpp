@@ -12,11 +12,12 @@ namespace {
 template <class T>
 class PolyphasePass : public ConvPass<T> {
  public:
-  PolyphasePass(const ConvShape& s, int tile, Images<const T> source, Images<T> output)
-      : kernels_(active_polyphase_kernels<T>(tile)), tile_(tile), source_(source), output_(output) {
+  PolyphasePass(const PolyphaseKernels<T>& kernels, const ConvShape& s, int tile,
+                Images<const T> source, Images<T> output)
+      : kernels_(kernels), tile_(tile), source_(source), output_(output) {
     this->images = s.samples;
-    this->tile_rows = (s.out_height + tile - 1) / tile;
-    this->tile_columns = (s.out_width + tile - 1) / tile;
+    this->tile_rows = divide_up(s.out_height, tile);
+    this->tile_columns = divide_up(s.out_width, tile);
     this->source_channels = source.channels;
     this->output_channels = output.channels;
   }
@@ -56,8 +57,8 @@ class PolyphasePass : public ConvPass<T> {
 template <class T>
 class PolyphaseForward final : public PolyphasePass<T> {
  public:
-  PolyphaseForward(const ConvShape& s, int tile)
-      : PolyphasePass<T>(s, tile, {nullptr, s.in_channels, s.height, s.width},
+  PolyphaseForward(const PolyphaseKernels<T>& kernels, const ConvShape& s, int tile)
+      : PolyphasePass<T>(kernels, s, tile, {nullptr, s.in_channels, s.height, s.width},
                          {nullptr, s.out_channels, s.out_height, s.out_width}) {
     this->points = this->axis_points() * this->axis_points();
     this->columns = (2 * tile - 1) * (2 * tile - 1);
@@ -104,8 +105,8 @@ class PolyphaseForward final : public PolyphasePass<T> {
 template <class T>
 class PolyphaseInputGrad final : public PolyphasePass<T> {
  public:
-  PolyphaseInputGrad(const ConvShape& s, int tile, bool even)
-      : PolyphasePass<T>(s, tile, {nullptr, s.out_channels, s.out_height, s.out_width},
+  PolyphaseInputGrad(const PolyphaseKernels<T>& kernels, const ConvShape& s, int tile, bool even)
+      : PolyphasePass<T>(kernels, s, tile, {nullptr, s.out_channels, s.out_height, s.out_width},
                          {nullptr, s.in_channels, s.height, s.width}),
         even_(even) {
     this->points = this->columns = (even ? tile : tile + 1) * this->axis_points();
@@ -135,9 +136,14 @@ class PolyphaseInputGrad final : public PolyphasePass<T> {
 };
 
 template <class T>
-std::unique_ptr<WeightCode<T>> weights_of(int tile, bool flipped) {
-  return std::make_unique<TransformedWeights<T, PolyphaseKernels<T>>>(
-      active_polyphase_kernels<T>(tile), tile, flipped);
+Isa isa_for(const ConvShape& s, int tile) {
+  return isa_for_tiles<T>(s.samples * divide_up(s.out_height, tile) * divide_up(s.out_width, tile));
+}
+
+template <class T>
+std::unique_ptr<WeightCode<T>> weights_of(const PolyphaseKernels<T>& kernels, int tile,
+                                          bool flipped) {
+  return std::make_unique<TransformedWeights<T, PolyphaseKernels<T>>>(kernels, tile, flipped);
 }
 
 }  // namespace
@@ -145,17 +151,21 @@ std::unique_ptr<WeightCode<T>> weights_of(int tile, bool flipped) {
 template <class T>
 ConvScheme<T> polyphase_forward(const ConvShape& shape, int tile) {
   ConvScheme<T> scheme;
-  scheme.passes.push_back(std::make_unique<PolyphaseForward<T>>(shape, tile));
-  scheme.code = weights_of<T>(tile, false);
+  scheme.isa = isa_for<T>(shape, tile);
+  const auto& kernels = polyphase_kernels_of<T>(scheme.isa, tile);
+  scheme.passes.push_back(std::make_unique<PolyphaseForward<T>>(kernels, shape, tile));
+  scheme.code = weights_of<T>(kernels, tile, false);
   return scheme;
 }
 
 template <class T>
 ConvScheme<T> polyphase_input_grad(const ConvShape& shape, int tile) {
   ConvScheme<T> scheme;
-  scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(shape, tile, false));
-  scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(shape, tile, true));
-  scheme.code = weights_of<T>(tile, true);
+  scheme.isa = isa_for<T>(shape, tile);
+  const auto& kernels = polyphase_kernels_of<T>(scheme.isa, tile);
+  scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(kernels, shape, tile, false));
+  scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(kernels, shape, tile, true));
+  scheme.code = weights_of<T>(kernels, tile, true);
   return scheme;
 }
 

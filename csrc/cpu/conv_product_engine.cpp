@@ -55,7 +55,7 @@ class Product {
   Product(const ConvScheme<T>& scheme, const ProductOperands<T>& operands)
       : scheme_(scheme),
         operands_(operands),
-        kernels_(active_product_kernels<T>()),
+        kernels_(product_kernels_of<T>(scheme.isa)),
         prepared_(prepared_tasks<T>(static_cast<int64_t>(scheme.passes.size()) * operands.tasks *
                                     static_cast<int64_t>(operands.terms.size()))),
         terms_(static_cast<int>(operands.terms.size())) {
@@ -77,22 +77,24 @@ class Product {
     parallel_units(lists * parts,
                    [&](int64_t unit) { encode(*prepared_[unit / parts], unit % parts, parts); });
 
-    int64_t blocks = 0;
-    for (const TileBlocks& b : blocks_) blocks += operands_.tasks * b.count();
-    // Too few blocks for the threads: several take the same block and share out its channels.
+    // The passes of a block write into the same cache lines, which are still near when a thread
+    // runs all of them. Too few blocks for the threads: several share the passes out, and the
+    // channels.
+    const auto passes = static_cast<int64_t>(blocks_.size());
+    int64_t most = 0;
+    for (const TileBlocks& b : blocks_) most = std::max(most, b.count());
+    const int64_t blocks = operands_.tasks * most;
+    const int64_t pass_step = blocks < thread_count() ? passes : 1;
     const int64_t pairs = divide_up(scheme_.passes[0]->output_channels, 2);
-    const int64_t shares =
-        blocks == 0 ? 1 : std::min(pairs, std::max<int64_t>(1, thread_count() / blocks));
-    parallel_units(blocks * shares, [&](int64_t unit) {
-      int64_t block = unit / shares;
-      int64_t pass = 0;
-      while (block >= operands_.tasks * blocks_[pass].count()) {
-        block -= operands_.tasks * blocks_[pass].count();
-        ++pass;
+    const int64_t wanted = blocks == 0 ? 1 : thread_count() / (blocks * pass_step);
+    const int64_t shares = std::clamp<int64_t>(wanted, 1, pairs);
+    parallel_units(blocks * pass_step * shares, [&](int64_t unit) {
+      const int64_t share = unit % shares, block = unit / shares / pass_step;
+      for (int64_t pass = unit / shares % pass_step; pass < passes; pass += pass_step) {
+        if (block % most >= blocks_[pass].count()) continue;
+        run_block(pass, block / most, block % most, share * pairs / shares,
+                  (share + 1) * pairs / shares);
       }
-      const int64_t share = unit % shares;
-      run_block(pass, block / blocks_[pass].count(), block % blocks_[pass].count(),
-                share * pairs / shares, (share + 1) * pairs / shares);
     });
   }
 

@@ -65,7 +65,7 @@ class Sampled {
       : pass_(*scheme.passes[0]),
         code_(*scheme.code),
         operands_(operands),
-        kernels_(active_product_kernels<T>()),
+        kernels_(product_kernels_of<T>(scheme.isa)),
         dense_(active_fraction(operands) >
                dense_fraction(divide_up(pass_.tiles(), kernels_.lanes))),
         list_count_(dense_ || operands.mask.task_stride == 0 ? 1 : operands.tasks),

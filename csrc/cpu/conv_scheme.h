@@ -27,6 +27,8 @@
 
 namespace metasparse::cpu {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
 // One kind of output tiles: which sparse products they need, and their transforms. Images are those
 // of one task, in the order (image, channel, row, column).
 template <class T>

@@ -15,14 +15,12 @@ struct Padding {
 template <class T>
 class WinogradPass final : public ConvPass<T> {
  public:
-  WinogradPass(int64_t samples, Images<const T> source, Images<T> output, Padding padding, int tile)
-      : kernels_(active_winograd_kernels<T>(tile)),
-        source_(source),
-        output_(output),
-        padding_(padding) {
+  WinogradPass(const WinogradKernels<T>& kernels, int64_t samples, Images<const T> source,
+               Images<T> output, Padding padding, int tile)
+      : kernels_(kernels), source_(source), output_(output), padding_(padding) {
     this->images = samples;
-    this->tile_rows = (output.height + tile - 1) / tile;
-    this->tile_columns = (output.width + tile - 1) / tile;
+    this->tile_rows = divide_up(output.height, tile);
+    this->tile_columns = divide_up(output.width, tile);
     this->source_channels = source.channels;
     this->output_channels = output.channels;
     this->points = this->columns = (tile + 2) * (tile + 2);
@@ -66,18 +64,15 @@ class WinogradPass final : public ConvPass<T> {
 };
 
 template <class T>
-std::unique_ptr<WeightCode<T>> weights_of(int tile, bool flipped) {
-  return std::make_unique<TransformedWeights<T, WinogradKernels<T>>>(
-      active_winograd_kernels<T>(tile), tile, flipped);
-}
-
-template <class T>
 ConvScheme<T> scheme_of(int64_t samples, Images<const T> source, Images<T> output, Padding padding,
                         int tile, bool flipped) {
   ConvScheme<T> scheme;
+  scheme.isa =
+      isa_for_tiles<T>(samples * divide_up(output.height, tile) * divide_up(output.width, tile));
+  const auto& kernels = winograd_kernels_of<T>(scheme.isa, tile);
   scheme.passes.push_back(
-      std::make_unique<WinogradPass<T>>(samples, source, output, padding, tile));
-  scheme.code = weights_of<T>(tile, flipped);
+      std::make_unique<WinogradPass<T>>(kernels, samples, source, output, padding, tile));
+  scheme.code = std::make_unique<TransformedWeights<T, WinogradKernels<T>>>(kernels, tile, flipped);
   return scheme;
 }
 

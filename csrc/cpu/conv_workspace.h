@@ -18,8 +18,6 @@ inline constexpr int64_t kLineBytes = 64;
 // Output channels that go through M at once.
 inline constexpr int64_t kChannelChunk = 64;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
 template <class T>
 int64_t plane_stride(int64_t rows, int64_t width) {
   return rows * width + kLineBytes / static_cast<int64_t>(sizeof(T));

@@ -10,9 +10,14 @@ namespace {
 
 constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512};
 
+const char* named_isa() {
+  const char* name = std::getenv("METASPARSE_CPU_ISA");
+  return name == nullptr ? "" : name;
+}
+
 Isa choose_isa() {
-  const char* forced = std::getenv("METASPARSE_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') {
+  const std::string named = named_isa();
+  if (named.empty()) {
     Isa best = Isa::baseline;
     for (Isa isa : kAll) {
       if (cpu_supports(isa)) best = isa;
@@ -20,13 +25,12 @@ Isa choose_isa() {
     return best;
   }
   for (Isa isa : kAll) {
-    if (std::string(forced) != isa_name(isa)) continue;
+    if (named != isa_name(isa)) continue;
     if (cpu_supports(isa)) return isa;
-    throw std::runtime_error(std::string("METASPARSE_CPU_ISA asks for ") + forced +
+    throw std::runtime_error("METASPARSE_CPU_ISA asks for " + named +
                              ", which this CPU does not have");
   }
-  throw std::runtime_error(
-      std::string("METASPARSE_CPU_ISA must be baseline, avx2 or avx512, but is ") + forced);
+  throw std::runtime_error("METASPARSE_CPU_ISA must be baseline, avx2 or avx512, but is " + named);
 }
 
 }  // namespace
@@ -61,6 +65,11 @@ bool cpu_supports(Isa isa) {
 Isa active_isa() {
   static const Isa chosen = choose_isa();
   return chosen;
+}
+
+bool isa_is_named() {
+  static const bool named = *named_isa() != '\0';
+  return named;
 }
 
 }  // namespace metasparse::cpu

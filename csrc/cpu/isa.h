@@ -14,6 +14,9 @@ enum class Isa { baseline, avx2, avx512 };
 // "baseline", "avx2", "avx512", or names one that this CPU lacks.
 Isa active_isa();
 
+// Whether METASPARSE_CPU_ISA names it.
+bool isa_is_named();
+
 const char* isa_name(Isa isa);
 bool cpu_supports(Isa isa);
 

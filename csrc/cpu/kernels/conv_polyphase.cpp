@@ -111,7 +111,7 @@ void grad_output(const TileBlock& block, const T* m, int64_t column_stride, int6
   };
   const auto drain = [&](int64_t channel) {
     drain_strips<T, R, M>(pieces, end, strips[channel & 1], pitch, gx.data + channel * gx.plane(),
-                          2 * gx.width, down);
+                          2 * gx.width, gx.plane(), down);
   };
   for (int64_t channel = 0; channel < channels; ++channel) {
     for (int r = 0; r < R; ++r) {

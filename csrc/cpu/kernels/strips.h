@@ -82,9 +82,21 @@ StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, const I
   return out;
 }
 
+// The rows of a piece lie where no hardware looks ahead, in planes far apart, so every piece asks
+// for its like a few channels on. Memory takes longer than one channel does; the second-level cache
+// has room for several, the first has not.
+template <class T, int Rows>
+METASPARSE_INLINE void ask_ahead(const T* p, int64_t width, int64_t plane) {
+  constexpr int kChannels = 4, kSecondLevel = 2;
+  METASPARSE_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    __builtin_prefetch(p + r * width + kChannels * plane, /*write*/ 0, kSecondLevel);
+  }
+}
+
 // One channel's strips: `lines` turns the In image rows of a tile row into Out rows of strips. A
-// piece stores whole registers: the next one overwrites what it spills. Asks for the same piece of
-// the next channel, `next` values on: its rows lie where no hardware looks.
+// piece stores whole registers: the next one overwrites what it spills. `next` values on lies the
+// next channel.
 template <class T, int In, int Out, class Lines>
 METASPARSE_INLINE void fill_strips(const StripPiece* piece, const StripPiece* end, const T* plane,
                                    int64_t width, int64_t next, T* strips, int64_t pitch,
@@ -93,8 +105,7 @@ METASPARSE_INLINE void fill_strips(const StripPiece* piece, const StripPiece* en
   for (; piece != end; ++piece) {
     const T* p = plane + piece->offset;
     Vec<T> in[In], out[Out];
-    METASPARSE_UNROLL
-    for (int r = 0; r < In; ++r) __builtin_prefetch(p + r * width + next);
+    ask_ahead<T, In>(p, width, next);
     const LaneMask<T> mask = lane_mask<T>(piece->lanes);
     if (piece->rows != kAllRows) {
       METASPARSE_UNROLL
@@ -118,11 +129,13 @@ METASPARSE_INLINE void fill_strips(const StripPiece* piece, const StripPiece* en
 // written to it.
 template <class T, int In, int Out, class Lines>
 METASPARSE_INLINE void drain_strips(const StripPiece* piece, const StripPiece* end, const T* strips,
-                                    int64_t pitch, T* plane, int64_t width, Lines&& lines) {
+                                    int64_t pitch, T* plane, int64_t width, int64_t next,
+                                    Lines&& lines) {
   for (; piece != end; ++piece) {
     if (piece->rows == 0) continue;
     T* p = plane + piece->offset;
     Vec<T> in[In], out[Out];
+    ask_ahead<T, Out>(p, width, next);  // a store waits for its line, too
     METASPARSE_UNROLL
     for (int r = 0; r < In; ++r) in[r] = load_unaligned(strips + piece->place + r * pitch);
     lines(in, out);

@@ -28,7 +28,7 @@ void output_tiles(const TileBlock& block, const T* m, int64_t column_stride, con
   const auto drain = [&](int64_t channel) {
     const Vec<T> shift = broadcast(bias == nullptr ? T(0) : bias[channel]);
     drain_strips<T, A, M>(pieces, end, strips[channel & 1], pitch, y.data + channel * y.plane(),
-                          y.width, [&](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY {
+                          y.width, y.plane(), [&](const Vec<T>* in, Vec<T>* out) METASPARSE_BODY {
                             Scheme::template output_line<T>(in, 1, out, 1);
                             METASPARSE_UNROLL
                             for (int r = 0; r < M; ++r) out[r] += shift;
