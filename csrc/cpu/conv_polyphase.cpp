@@ -136,11 +136,6 @@ class PolyphaseInputGrad final : public PolyphasePass<T> {
 };
 
 template <class T>
-Isa isa_for(const ConvShape& s, int tile) {
-  return isa_for_tiles<T>(s.samples * divide_up(s.out_height, tile) * divide_up(s.out_width, tile));
-}
-
-template <class T>
 std::unique_ptr<WeightCode<T>> weights_of(const PolyphaseKernels<T>& kernels, int tile,
                                           bool flipped) {
   return std::make_unique<TransformedWeights<T, PolyphaseKernels<T>>>(kernels, tile, flipped);
@@ -151,7 +146,7 @@ std::unique_ptr<WeightCode<T>> weights_of(const PolyphaseKernels<T>& kernels, in
 template <class T>
 ConvScheme<T> polyphase_forward(const ConvShape& shape, int tile) {
   ConvScheme<T> scheme;
-  scheme.isa = isa_for<T>(shape, tile);
+  scheme.isa = isa_for_tiles<T>(shape.samples, shape.out_height, shape.out_width, tile);
   const auto& kernels = polyphase_kernels_of<T>(scheme.isa, tile);
   scheme.passes.push_back(std::make_unique<PolyphaseForward<T>>(kernels, shape, tile));
   scheme.code = weights_of<T>(kernels, tile, false);
@@ -161,7 +156,7 @@ ConvScheme<T> polyphase_forward(const ConvShape& shape, int tile) {
 template <class T>
 ConvScheme<T> polyphase_input_grad(const ConvShape& shape, int tile) {
   ConvScheme<T> scheme;
-  scheme.isa = isa_for<T>(shape, tile);
+  scheme.isa = isa_for_tiles<T>(shape.samples, shape.out_height, shape.out_width, tile);
   const auto& kernels = polyphase_kernels_of<T>(scheme.isa, tile);
   scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(kernels, shape, tile, false));
   scheme.passes.push_back(std::make_unique<PolyphaseInputGrad<T>>(kernels, shape, tile, true));

@@ -67,8 +67,7 @@ template <class T>
 ConvScheme<T> scheme_of(int64_t samples, Images<const T> source, Images<T> output, Padding padding,
                         int tile, bool flipped) {
   ConvScheme<T> scheme;
-  scheme.isa =
-      isa_for_tiles<T>(samples * divide_up(output.height, tile) * divide_up(output.width, tile));
+  scheme.isa = isa_for_tiles<T>(samples, output.height, output.width, tile);
   const auto& kernels = winograd_kernels_of<T>(scheme.isa, tile);
   scheme.passes.push_back(
       std::make_unique<WinogradPass<T>>(kernels, samples, source, output, padding, tile));
