@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CPU = ROOT / "csrc" / "cpu"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-COMMON = ["-std=c++20", "-g1", "-Wall", "-Wextra", *SANITIZE]
+COMMON = ["-std=c++20", "-g1", "-Wall", "-Wextra", "-fopenmp-simd", *SANITIZE]
 ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],

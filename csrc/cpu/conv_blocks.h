@@ -8,16 +8,12 @@
 
 namespace metasparse::cpu {
 
-// The tiles of one task in registers of `lanes`, split evenly into blocks of at most `max_vectors`.
+// The tiles of one task in registers of `lanes`, split evenly into blocks of at most `max_vectors`;
+// into a few more where that shares the blocks of all tasks evenly among the threads.
 class TileBlocks {
  public:
-  TileBlocks(int64_t images, int64_t tile_rows, int64_t tile_columns, int lanes, int max_vectors)
-      : images_(images),
-        rows_(tile_rows),
-        columns_(tile_columns),
-        lanes_(lanes),
-        vectors_((images * tile_rows * tile_columns + lanes - 1) / lanes),
-        count_((vectors_ + max_vectors - 1) / max_vectors) {}
+  TileBlocks(int64_t images, int64_t tile_rows, int64_t tile_columns, int lanes, int max_vectors,
+             int64_t tasks);
 
   int64_t count() const { return count_; }
 

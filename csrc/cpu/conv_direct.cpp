@@ -99,14 +99,14 @@ template <class T>
 ConvScheme<T> direct_forward(const ConvShape& shape) {
   ConvScheme<T> scheme;
   scheme.passes.push_back(forward_pass<T>(shape));
-  scheme.code = std::make_unique<PlainWeights<T>>();
+  scheme.code = std::make_unique<PlainWeights<T>>(shape.kernel_h * shape.kernel_w);
   return scheme;
 }
 
 template <class T>
 ConvScheme<T> direct_input_grad(const ConvShape& s) {
   ConvScheme<T> scheme;
-  scheme.code = std::make_unique<PlainWeights<T>>();
+  scheme.code = std::make_unique<PlainWeights<T>>(s.kernel_h * s.kernel_w);
   for (int64_t phase_h = 0; phase_h < s.stride_h; ++phase_h) {
     const AxisPhase rows(phase_h, s.height, s.kernel_h, s.stride_h, s.pad_h);
     for (int64_t phase_w = 0; phase_w < s.stride_w; ++phase_w) {

@@ -7,6 +7,49 @@ namespace metasparse::cpu {
 
 namespace {
 
+int64_t sum_of(const uint8_t* bytes, int64_t count) {
+  return std::accumulate(bytes, bytes + count, int64_t{0});
+}
+
+// The kernels of a mask, one row per row of the lists.
+struct KernelRows {
+  KernelRows(const ActiveKernels& kernels, bool transpose)
+      : transposed(transpose),
+        rows(transpose ? kernels.in_channels : kernels.out_channels),
+        columns(transpose ? kernels.out_channels : kernels.in_channels),
+        count(kernels.count) {
+    if (!transpose) {
+      active = kernels.active;
+      return;
+    }
+    active.resize(kernels.active.size());
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t c = 0; c < columns; ++c) {
+        active[row * columns + c] = kernels.active[c * rows + row];
+      }
+    }
+  }
+
+  const uint8_t* row(int64_t r) const { return active.data() + r * columns; }
+
+  // Index o * I + i of the kernel in row `row`, column `column`.
+  int64_t kernel(int64_t row, int64_t column) const {
+    return transposed ? column * rows + row : row * columns + column;
+  }
+
+  // As many chunks as the cache asks for, more where sums would be too long otherwise.
+  int64_t chunks(const ListPlan& plan) const {
+    int64_t longest = 0;
+    for (int64_t r = 0; r < rows; ++r) longest = std::max(longest, sum_of(row(r), columns));
+    const int64_t sums = longest / plan.longest_sum + (longest % plan.longest_sum != 0);
+    return std::max(plan.cache_chunks, sums);
+  }
+
+  bool transposed;
+  int64_t rows, columns, count;
+  std::vector<uint8_t> active;
+};
+
 // Columns begin .. end - 1 that satisfy `active`, into `kept`; returns how many. Every column is
 // written, and kept by advancing the end: a mask has no pattern that a branch predictor could
 // learn, and a missed branch costs more than the entry.
@@ -23,15 +66,15 @@ int32_t compact(int64_t begin, int64_t end, int32_t* kept, Active&& active) {
 class EntryWriter {
  public:
   EntryWriter(std::vector<int32_t>& source_rows, std::vector<int32_t>& places,
-              const ActiveKernels& mask, const ListLayout& layout)
-      : mask_(mask),
+              const KernelRows& kernels, const ListLayout& layout)
+      : kernels_(kernels),
         taps_(static_cast<int32_t>(layout.taps())),
         kernel_size_(static_cast<int32_t>(layout.kernel_size)),
         tap_place_(layout.tap_place.data()) {
     // A register's worth of slack for readers.
-    const size_t size = static_cast<size_t>(mask.rows * mask.columns * taps_ + 16);
-    if (source_rows.size() < size) source_rows.resize(size);
-    if (places.size() < size) places.resize(size);
+    const auto size = static_cast<size_t>(kernels.count * taps_ + 16);
+    source_rows.resize(size);
+    places.resize(size);
     source_rows_ = source_rows.data();
     places_ = places.data();
   }
@@ -65,10 +108,10 @@ class EntryWriter {
 
  private:
   int32_t place_of(int64_t row, int64_t column) const {
-    return static_cast<int32_t>(mask_.kernel(row, column)) * kernel_size_;
+    return static_cast<int32_t>(kernels_.kernel(row, column)) * kernel_size_;
   }
 
-  const ActiveKernels& mask_;
+  const KernelRows& kernels_;
   int32_t taps_, kernel_size_;
   const int32_t* tap_place_;
   int32_t* source_rows_;
@@ -79,52 +122,44 @@ class EntryWriter {
 }  // namespace
 
 template <class T>
-void ActiveKernels::assign(const T* mask, int64_t out_channels, int64_t in_channels,
-                           bool transpose) {
-  transposed = transpose;
-  rows = transpose ? in_channels : out_channels;
-  columns = transpose ? out_channels : in_channels;
-  active.resize(static_cast<size_t>(rows * columns));
-  binary = true;
+void ActiveKernels::assign(const T* mask, int64_t outs, int64_t ins) {
+  out_channels = outs;
+  in_channels = ins;
+  active.resize(static_cast<size_t>(outs * ins));
   if (mask == nullptr) {
     std::fill(active.begin(), active.end(), uint8_t{1});
+    count = outs * ins;
+    binary = true;
     return;
   }
-  for (int64_t k = 0; k < out_channels * in_channels; ++k) {
-    binary &= (mask[k] == T(0)) | (mask[k] == T(1));
-  }
   uint8_t* out = active.data();
-  for (int64_t o = 0; o < out_channels; ++o, mask += in_channels) {
-    for (int64_t i = 0; i < in_channels; ++i) {
-      out[transpose ? i * out_channels + o : o * in_channels + i] = mask[i] != T(0);
-    }
+  int32_t nonzeros = 0, others = 0;
+#pragma omp simd reduction(+ : nonzeros, others)
+  for (int64_t k = 0; k < outs * ins; ++k) {
+    const int32_t nonzero = mask[k] != T(0);
+    out[k] = static_cast<uint8_t>(nonzero);
+    nonzeros += nonzero;
+    others += nonzero & (mask[k] != T(1));
   }
+  count = nonzeros;
+  binary = others == 0;
 }
 
-template void ActiveKernels::assign(const float*, int64_t, int64_t, bool);
-template void ActiveKernels::assign(const double*, int64_t, int64_t, bool);
+template void ActiveKernels::assign(const float*, int64_t, int64_t);
+template void ActiveKernels::assign(const double*, int64_t, int64_t);
 
-int64_t ActiveKernels::longest_row() const {
-  int64_t longest = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    const uint8_t* of_row = active.data() + row * columns;
-    longest = std::max(longest, std::accumulate(of_row, of_row + columns, int64_t{0}));
-  }
-  return longest;
-}
-
-void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t count) {
-  chunks = count;
+PairLists::PairLists(const ActiveKernels& kernels, const ListPlan& plan) {
+  const KernelRows mask(kernels, plan.transposed);
+  chunks = mask.chunks(plan);
   const std::vector<uint8_t> none(static_cast<size_t>(mask.columns), 0);
   std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
-  runs.clear();
-  EntryWriter writer(source_rows, places, mask, layout);
+  EntryWriter writer(source_rows, places, mask, plan.layout);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = chunk * mask.columns / chunks;
     const int64_t end = (chunk + 1) * mask.columns / chunks;
     for (int64_t row = 0; row < mask.rows; row += 2) {
-      const uint8_t* a = mask.active.data() + row * mask.columns;
-      const uint8_t* b = row + 1 < mask.rows ? a + mask.columns : none.data();
+      const uint8_t* a = mask.row(row);
+      const uint8_t* b = row + 1 < mask.rows ? mask.row(row + 1) : none.data();
       PairRun run;
       run.begin = writer.end();
       int32_t count = compact(begin, end, kept.data(), [&](int64_t c) { return a[c] & b[c]; });
@@ -139,16 +174,17 @@ void PairLists::build(const ActiveKernels& mask, const ListLayout& layout, int64
   entries = writer.end();
 }
 
-void RowLists::build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunks) {
-  row_begin.clear();
+RowLists::RowLists(const ActiveKernels& kernels, const ListPlan& plan) {
+  const KernelRows mask(kernels, plan.transposed);
+  chunks = mask.chunks(plan);
   std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
-  EntryWriter writer(source_rows, places, mask, layout);
+  EntryWriter writer(source_rows, places, mask, plan.layout);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = chunk * mask.columns / chunks;
     const int64_t end = (chunk + 1) * mask.columns / chunks;
     for (int64_t row = 0; row < mask.rows; ++row) {
       row_begin.push_back(writer.end());
-      const uint8_t* a = mask.active.data() + row * mask.columns;
+      const uint8_t* a = mask.row(row);
       const int32_t count = compact(begin, end, kept.data(), [&](int64_t c) { return a[c]; });
       writer.write(row, kept.data(), count);
     }

@@ -2,31 +2,25 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "conv_types.h"
 
 namespace metasparse::cpu {
 
-// A mask (O, I) of one task as bytes, one row per output row of the product: as it is for the
-// forward pass, transposed for the input gradient.
+// The mask (O, I) of one task as bytes: 1 where its kernel is active.
 struct ActiveKernels {
-  std::vector<uint8_t> active;  // rows x columns
-  int64_t rows = 0, columns = 0;
-  bool transposed = false;
-  bool binary = true;  // every value is 0 or 1
+  std::vector<uint8_t> active;  // out_channels x in_channels
+  int64_t out_channels = 0, in_channels = 0;
+  int64_t count = 0;   // how many are active
+  bool binary = true;  // every value of the mask is 0 or 1
 
   // `mask` null: all active. The result keeps its memory from one call to the next.
   template <class T>
-  void assign(const T* mask, int64_t out_channels, int64_t in_channels, bool transpose);
+  void assign(const T* mask, int64_t outs, int64_t ins);
 
-  // Index o * I + i of the kernel in row `row`, column `column`.
-  int64_t kernel(int64_t row, int64_t column) const {
-    return transposed ? column * rows + row : row * columns + column;
-  }
-
-  // Active kernels of the row that has most.
-  int64_t longest_row() const;
+  bool all() const { return count == out_channels * in_channels; }
 };
 
 // What the entries of lists stand for. Each active kernel has one entry per tap: entry (column,
@@ -37,10 +31,21 @@ struct ListLayout {
   int64_t kernel_size = 1;
 
   int64_t taps() const { return static_cast<int64_t>(tap_place.size()); }
+  bool operator==(const ListLayout&) const = default;
 };
 
-// Both kinds of lists walk the columns in chunks of equal size, so that the rows of V that one
-// chunk reads stay in the nearest cache; every chunk has lists of its own.
+// How the kernels of a mask are listed. Rows of lists are output channels, columns are those that
+// are summed over; `transposed`, as for the input gradient, the other way round. The columns are
+// walked in chunks of equal size, so that the rows of V that one chunk reads stay in the nearest
+// cache, and no sum has more terms than `longest_sum`; every chunk has lists of its own.
+struct ListPlan {
+  ListLayout layout;
+  bool transposed = false;
+  int64_t cache_chunks = 1;
+  int64_t longest_sum = std::numeric_limits<int64_t>::max();
+
+  bool operator==(const ListPlan&) const = default;
+};
 
 // For ProductStep: entries of neighbouring rows are merged as PairRun says; a missing last row is
 // empty.
@@ -50,7 +55,7 @@ struct PairLists {
   std::vector<int32_t> places;       // per entry
   int64_t chunks = 0, entries = 0;
 
-  void build(const ActiveKernels& mask, const ListLayout& layout, int64_t count);
+  PairLists(const ActiveKernels& kernels, const ListPlan& plan);
 };
 
 // For SampledStep: rows one by one.
@@ -58,9 +63,9 @@ struct RowLists {
   std::vector<int32_t> row_begin;    // [chunk][row], and the end
   std::vector<int32_t> source_rows;  // per entry
   std::vector<int32_t> places;       // per entry
-  int64_t entries = 0;
+  int64_t chunks = 0, entries = 0;
 
-  void build(const ActiveKernels& mask, const ListLayout& layout, int64_t chunks);
+  RowLists(const ActiveKernels& kernels, const ListPlan& plan);
 };
 
 }  // namespace metasparse::cpu

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "conv_blocks.h"
+#include "conv_list_cache.h"
 #include "conv_select.h"
 #include "conv_workspace.h"
 
@@ -16,12 +17,11 @@ namespace {
 // Lists and encoded weights of one task, term and pass.
 template <class T>
 struct PreparedTask {
-  ActiveKernels mask;
-  PairLists pairs;
-  const PairLists* shared_pairs = nullptr;  // its own, or those of the first with the same mask
-  ScratchBuffer effective_buffer, encoded_buffer;
+  std::shared_ptr<const PairLists> lists;
   const T* kernels = nullptr;
-  const T* encoded = nullptr;
+  const T* mask = nullptr;  // what multiplies the kernels; null where that changes nothing
+  ScratchBuffer buffer;
+  T* encoded = nullptr;
   int64_t encoded_stride = 0;
 };
 
@@ -33,20 +33,6 @@ std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_tasks(int64_t count) {
     mine.push_back(std::make_unique<PreparedTask<T>>());
   }
   return mine;
-}
-
-// w * m where m is not 0; kernels under a zero are not read.
-template <class T>
-const T* effective_kernels(const T* weight, const T* mask, int64_t kernels, int64_t kernel_size,
-                           ScratchBuffer& buffer) {
-  T* out = buffer.get<T>(kernels * kernel_size);
-  for (int64_t k = 0; k < kernels; ++k) {
-    if (mask[k] == T(0)) continue;
-    for (int64_t tap = 0; tap < kernel_size; ++tap) {
-      out[k * kernel_size + tap] = weight[k * kernel_size + tap] * mask[k];
-    }
-  }
-  return out;
 }
 
 template <class T>
@@ -64,17 +50,19 @@ class Product {
           block_vectors(*pass, kernels_.lanes, operands.tasks, product_vectors<T>(kernels_.lanes));
       cache_chunks_.push_back(cache_chunks(*pass, kernels_.lanes, vectors));
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, kernels_.lanes,
-                           vectors);
+                           vectors, operands.tasks);
       lists_of_.push_back(find_lists(static_cast<int64_t>(lists_of_.size())));
     }
   }
 
   void run() {
-    const int64_t lists = static_cast<int64_t>(list_passes_.size()) * operands_.tasks * terms_;
-    parallel_units(lists, [&](int64_t unit) { build_lists(unit); });
-    parallel_units(lists, [&](int64_t unit) { make_room(unit); });
+    parallel_units(operands_.tasks * terms_, [&](int64_t unit) {
+      read_mask(unit / terms_, static_cast<int>(unit % terms_));
+    });
+    const int64_t units = static_cast<int64_t>(list_passes_.size()) * operands_.tasks * terms_;
+    for (int64_t unit = 0; unit < units; ++unit) make_room(*prepared_[unit]);
     const int64_t parts = thread_count();
-    parallel_units(lists * parts,
+    parallel_units(units * parts,
                    [&](int64_t unit) { encode(*prepared_[unit / parts], unit % parts, parts); });
 
     // The passes of a block write into the same cache lines, which are still near when a thread
@@ -117,59 +105,39 @@ class Product {
     return *prepared_[(lists * operands_.tasks + task) * terms_ + term];
   }
 
-  bool same_mask(int a, int b) const {
-    const PerTask<const T>&x = operands_.terms[a].mask, &y = operands_.terms[b].mask;
-    return x.data == y.data && x.task_stride == y.task_stride;
-  }
-
-  // The task and the term whose lists serve these: the first with the same mask.
-  PreparedTask<T>& owner(int64_t lists, int64_t task, int term) const {
-    const bool shared = operands_.terms[term].mask.task_stride == 0;
-    return prepared(lists, shared ? 0 : task, term > 0 && same_mask(term, 0) ? 0 : term);
-  }
-
-  void build_lists(int64_t unit) {
-    const int term = static_cast<int>(unit % terms_);
-    const int64_t task = unit / terms_ % operands_.tasks, lists = unit / terms_ / operands_.tasks;
-    PreparedTask<T>& mine = prepared(lists, task, term);
-    if (&owner(lists, task, term) != &mine) return;
-    mine.mask.assign(operands_.terms[term].mask.of(task), operands_.out_channels,
-                     operands_.in_channels, operands_.transposed);
-    const int64_t pass = list_passes_[lists];
-    mine.pairs.build(mine.mask, scheme_.passes[pass]->layout, chunks(pass, mine.mask));
-  }
-
-  // As many as the cache asks for, more where sums would be too long otherwise.
-  int64_t chunks(int64_t pass, const ActiveKernels& mask) const {
-    const int64_t longest = scheme_.passes[pass]->longest_sum;
-    return std::max(cache_chunks_[pass], divide_up(mask.longest_row(), longest));
-  }
-
-  // Once all lists are there.
-  void make_room(int64_t unit) {
-    const int term = static_cast<int>(unit % terms_);
-    const int64_t task = unit / terms_ % operands_.tasks, lists = unit / terms_ / operands_.tasks;
-    PreparedTask<T>& mine = prepared(lists, task, term);
-    const PreparedTask<T>& from = owner(lists, task, term);
-    mine.shared_pairs = &from.pairs;
-    mine.kernels = operands_.terms[term].weight.of(task);
-    if (!from.mask.binary) {
-      mine.kernels = effective_kernels(mine.kernels, operands_.terms[term].mask.of(task),
-                                       operands_.out_channels * operands_.in_channels,
-                                       operands_.kernel_size, mine.effective_buffer);
+  // The lists of one task and term, of all passes; tasks that share their mask take the first's.
+  void read_mask(int64_t task, int term) {
+    const PerTask<const T>& mask = operands_.terms[term].mask;
+    if (mask.task_stride == 0 && task > 0) return;
+    thread_local ActiveKernels kernels;
+    kernels.assign(mask.of(task), operands_.out_channels, operands_.in_channels);
+    for (size_t lists = 0; lists < list_passes_.size(); ++lists) {
+      const int64_t pass = list_passes_[lists];
+      const ListPlan plan = {scheme_.passes[pass]->layout, operands_.transposed,
+                             cache_chunks_[pass], scheme_.passes[pass]->longest_sum};
+      const auto found = lists_of<PairLists>(kernels, plan);
+      for (int64_t t = task; t < (mask.task_stride == 0 ? operands_.tasks : task + 1); ++t) {
+        PreparedTask<T>& mine = prepared(static_cast<int64_t>(lists), t, term);
+        mine.lists = found;
+        mine.kernels = operands_.terms[term].weight.of(t);
+        mine.mask = kernels.binary ? nullptr : mask.of(t);
+      }
     }
-    mine.encoded_stride =
-        divide_up(from.pairs.entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
-    mine.encoded = mine.encoded_buffer.template get<T>(scheme_.code->weights * mine.encoded_stride);
   }
 
-  void encode(PreparedTask<T>& mine, int64_t part, int64_t parts) {
-    const int64_t entries = mine.shared_pairs->entries;
+  void make_room(PreparedTask<T>& mine) {
+    mine.encoded_stride =
+        divide_up(mine.lists->entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
+    mine.encoded = mine.buffer.template get<T>(scheme_.code->weights * mine.encoded_stride);
+  }
+
+  void encode(const PreparedTask<T>& mine, int64_t part, int64_t parts) {
+    const int64_t entries = mine.lists->entries;
     const int64_t groups = divide_up(entries, kernels_.lanes);
     const int64_t begin = part * groups / parts * kernels_.lanes;
     const int64_t end = std::min(entries, (part + 1) * groups / parts * kernels_.lanes);
-    scheme_.code->encode(mine.kernels, mine.shared_pairs->places.data(), begin, end,
-                         const_cast<T*>(mine.encoded), mine.encoded_stride);
+    scheme_.code->encode({mine.lists->places.data(), begin, end}, mine.kernels, mine.mask,
+                         mine.encoded, mine.encoded_stride);
   }
 
   // The terms of a block one after the other, through one V: into the same M. Only where M cannot
@@ -212,13 +180,13 @@ class Product {
     for (int point = 0; point < pass.points; ++point) {
       const int column = pass.column_of(point);
       ProductStep<T> step;
-      step.source_rows = mine.shared_pairs->source_rows.data();
+      step.source_rows = mine.lists->source_rows.data();
       step.weights = mine.encoded + pass.weight_of(point) * mine.encoded_stride;
       step.v = v + point * v_stride;
       step.m = m + column * m_stride;
       step.pairs = pairs;
-      for (int64_t chunk = 0; chunk < mine.shared_pairs->chunks; ++chunk) {
-        step.runs = mine.shared_pairs->runs.data() + chunk * all_pairs + pair;
+      for (int64_t chunk = 0; chunk < mine.lists->chunks; ++chunk) {
+        step.runs = mine.lists->runs.data() + chunk * all_pairs + pair;
         step.accumulate = started >> column & 1;
         kernels_.product[vectors](step);
         started |= uint64_t{1} << column;

@@ -4,15 +4,13 @@
 // all tasks, in order, are cut into one contiguous part per thread; parts and the tasks they touch
 // form a staircase, on which part + task never repeats, so that sum numbers a partial sum.
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <memory>
-#include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "conv_blocks.h"
 #include "conv_engine.h"
+#include "conv_list_cache.h"
 #include "conv_select.h"
 #include "conv_workspace.h"
 
@@ -20,15 +18,10 @@ namespace metasparse::cpu {
 
 namespace {
 
-struct TaskLists {
-  ActiveKernels mask;
-  RowLists rows;
-};
-
-// The calling thread's, reused from call to call.
-std::vector<std::unique_ptr<TaskLists>>& task_lists(int64_t count) {
-  thread_local std::vector<std::unique_ptr<TaskLists>> mine;
-  while (static_cast<int64_t>(mine.size()) < count) mine.push_back(std::make_unique<TaskLists>());
+// The masks of a call: the calling thread's, reused from call to call.
+std::vector<ActiveKernels>& masks_of_call(int64_t count) {
+  thread_local std::vector<ActiveKernels> mine;
+  if (static_cast<int64_t>(mine.size()) < count) mine.resize(static_cast<size_t>(count));
   return mine;
 }
 
@@ -46,19 +39,6 @@ double dense_fraction(int64_t registers) {
 }
 
 template <class T>
-double active_fraction(const SampledOperands<T>& operands) {
-  if (operands.mask.data == nullptr) return 1;
-  const int64_t tasks = operands.mask.task_stride == 0 ? 1 : operands.tasks;
-  const int64_t kernels = operands.out_channels * operands.in_channels;
-  int64_t active = 0;
-  for (int64_t task = 0; task < tasks; ++task) {
-    const T* mask = operands.mask.of(task);
-    for (int64_t k = 0; k < kernels; ++k) active += mask[k] != T(0);
-  }
-  return static_cast<double>(active) / static_cast<double>(tasks * kernels);
-}
-
-template <class T>
 class Sampled {
  public:
   Sampled(const ConvScheme<T>& scheme, const SampledOperands<T>& operands)
@@ -66,59 +46,68 @@ class Sampled {
         code_(*scheme.code),
         operands_(operands),
         kernels_(product_kernels_of<T>(scheme.isa)),
-        dense_(active_fraction(operands) >
-               dense_fraction(divide_up(pass_.tiles(), kernels_.lanes))),
-        list_count_(dense_ || operands.mask.task_stride == 0 ? 1 : operands.tasks),
-        lists_(task_lists(list_count_)),
+        mask_count_(operands.mask.task_stride == 0 ? 1 : operands.tasks),
+        masks_(masks_of_call(mask_count_)),
+        dense_(read_masks() > dense_fraction(divide_up(pass_.tiles(), kernels_.lanes))),
         vectors_(block_vectors(pass_, kernels_.lanes, operands.tasks, 6)),
         chunks_(cache_chunks(pass_, kernels_.lanes, vectors_)),
-        blocks_(pass_.images, pass_.tile_rows, pass_.tile_columns, kernels_.lanes, vectors_),
+        blocks_(pass_.images, pass_.tile_rows, pass_.tile_columns, kernels_.lanes, vectors_,
+                operands.tasks),
         units_(operands.tasks * blocks_.count()),
         parts_(std::min(units_, thread_count())) {}
 
   void run() {
-    parallel_units(list_count_, [&](int64_t list) { build_lists(list); });
-    const int64_t size = operands_.out_channels * operands_.in_channels * operands_.kernel_size;
+    const int64_t kernels = operands_.out_channels * operands_.in_channels;
     if (!dense_ || units_ == 0) {
-      std::memset(operands_.grad_weight, 0, sizeof(T) * operands_.tasks * size);
+      std::memset(operands_.grad_weight, 0,
+                  sizeof(T) * operands_.tasks * kernels * operands_.kernel_size);
     }
     if (units_ == 0) return;
-
-    int64_t entries = 0;
-    for (int64_t list = 0; list < list_count_; ++list) {
-      entries = std::max(entries, lists_[list]->rows.entries);
+    int64_t most = kernels * pass_.layout.taps();
+    if (!dense_) {
+      find_lists();
+      most = 0;
+      for (const auto& lists : lists_) most = std::max(most, lists->entries);
     }
-    stride_ = divide_up(entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
+    stride_ = divide_up(most, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
     partial_ = partial_buffer().get<T>((parts_ + operands_.tasks) * code_.weights * stride_);
 
     parallel_units(parts_, [&](int64_t part) { run_part(part); });
     const int64_t slices = thread_count();
     parallel_units(operands_.tasks * slices,
                    [&](int64_t unit) { finish(unit / slices, unit % slices, slices); });
-    parallel_units(operands_.tasks, [&](int64_t task) { scale(task); });
   }
 
  private:
-  TaskLists& lists(int64_t task) const { return *lists_[list_count_ == 1 ? 0 : task]; }
+  // Reads the masks; returns which fraction of the kernels is active.
+  double read_masks() {
+    parallel_units(mask_count_, [&](int64_t task) {
+      masks_[task].assign(operands_.mask.of(task), operands_.out_channels, operands_.in_channels);
+    });
+    int64_t active = 0;
+    for (int64_t task = 0; task < mask_count_; ++task) active += masks_[task].count;
+    const int64_t all = mask_count_ * operands_.out_channels * operands_.in_channels;
+    return all == 0 ? 1 : static_cast<double>(active) / static_cast<double>(all);
+  }
+
+  void find_lists() {
+    lists_.resize(static_cast<size_t>(mask_count_));
+    ListPlan plan;
+    plan.layout = pass_.layout;
+    plan.cache_chunks = chunks_;
+    parallel_units(mask_count_,
+                   [&](int64_t task) { lists_[task] = lists_of<RowLists>(masks_[task], plan); });
+  }
+
+  const ActiveKernels& mask(int64_t task) const { return masks_[mask_count_ == 1 ? 0 : task]; }
+
+  const RowLists& lists(int64_t task) const { return *lists_[mask_count_ == 1 ? 0 : task]; }
 
   T* partial(int64_t part, int64_t task) const {
     return partial_ + (part + task) * code_.weights * stride_;
   }
 
   int64_t part_begin(int64_t part) const { return part * units_ / parts_; }
-
-  void build_lists(int64_t list) {
-    TaskLists& lists = *lists_[list];
-    if (dense_) {  // entry (o, row of V) is at place o * rows + row: no lists are needed
-      lists.rows.entries = operands_.out_channels * pass_.source_rows();
-      lists.rows.places.resize(static_cast<size_t>(lists.rows.entries) + 16);
-      std::iota(lists.rows.places.begin(), lists.rows.places.end(), 0);
-      return;
-    }
-    lists.mask.assign(operands_.mask.of(list), operands_.out_channels, operands_.in_channels,
-                      false);
-    lists.rows.build(lists.mask, pass_.layout, chunks_);
-  }
 
   void run_part(int64_t part) {
     Workspace& space = workspace();
@@ -153,7 +142,7 @@ class Sampled {
       kernels_.dense[vectors]({d, v, out, rows, pass_.source_rows(), accumulate});
       return;
     }
-    const RowLists& list = lists(task).rows;
+    const RowLists& list = lists(task);
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
       kernels_.sampled[vectors]({list.row_begin.data() + chunk * rows, list.source_rows.data(), d,
                                  v, out, rows, accumulate});
@@ -162,10 +151,11 @@ class Sampled {
 
   // Sums the partial sums of a slice of a task's entries and brings them back to kernels.
   void finish(int64_t task, int64_t slice, int64_t slices) {
-    const RowLists& list = lists(task).rows;
-    const int64_t groups = divide_up(list.entries, kernels_.lanes);
+    const int64_t entries = dense_ ? operands_.out_channels * pass_.source_rows()  // in order
+                                   : lists(task).entries;
+    const int64_t groups = divide_up(entries, kernels_.lanes);
     const int64_t begin = slice * groups / slices * kernels_.lanes;
-    const int64_t end = std::min(list.entries, (slice + 1) * groups / slices * kernels_.lanes);
+    const int64_t end = std::min(entries, (slice + 1) * groups / slices * kernels_.lanes);
     T* total = nullptr;
     for (int64_t part = 0; part < parts_; ++part) {
       const bool touches = part_begin(part) < (task + 1) * blocks_.count() &&
@@ -180,45 +170,23 @@ class Sampled {
         for (int64_t e = w * stride_ + begin; e < w * stride_ + end; ++e) total[e] += mine[e];
       }
     }
+    // Masks other than zeros and ones multiply what they let through; after a dense product also
+    // the zeros have something to remove.
+    const bool plain = mask(task).binary && (!dense_ || mask(task).all());
     const int64_t size = operands_.out_channels * operands_.in_channels * operands_.kernel_size;
-    code_.decode_adjoint(total, stride_, list.places.data(), begin, end,
+    code_.decode_adjoint({dense_ ? nullptr : lists(task).places.data(), begin, end}, total, stride_,
+                         plain ? nullptr : operands_.mask.of(task),
                          operands_.grad_weight + task * size);
-  }
-
-  // Masks other than zeros and ones multiply what they let through; after a dense product also the
-  // zeros have something to remove.
-  void scale(int64_t task) {
-    if (operands_.mask.data == nullptr || (!dense_ && lists(task).mask.binary)) return;
-    const T* mask = operands_.mask.of(task);
-    const int64_t count = operands_.out_channels * operands_.in_channels;
-    T* grad = operands_.grad_weight + task * count * operands_.kernel_size;
-    if (operands_.kernel_size == 9) return scale_kernels<9>(mask, count, grad);
-    if (operands_.kernel_size == 1) return scale_kernels<1>(mask, count, grad);
-    scale_kernels<0>(mask, count, grad);
-  }
-
-  // Without a branch on the mask, which has no pattern to predict. `Size` 0: known at run time
-  // only.
-  template <int Size>
-  void scale_kernels(const T* mask, int64_t count, T* grad) const {
-    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-    const int64_t size = Size > 0 ? Size : operands_.kernel_size;
-    for (int64_t k = 0; k < count; ++k, grad += size) {
-      const T value = mask[k];
-      const Bits keep = value == T(0) ? Bits{0} : ~Bits{0};  // zeros remove infinities, too
-      for (int64_t tap = 0; tap < size; ++tap) {
-        grad[tap] = std::bit_cast<T>(std::bit_cast<Bits>(grad[tap] * value) & keep);
-      }
-    }
   }
 
   const ConvPass<T>& pass_;
   const WeightCode<T>& code_;
   const SampledOperands<T>& operands_;
   const ProductKernels<T>& kernels_;
-  bool dense_;
-  int64_t list_count_;
-  std::vector<std::unique_ptr<TaskLists>>& lists_;
+  const int64_t mask_count_;
+  std::vector<ActiveKernels>& masks_;
+  const bool dense_;
+  std::vector<std::shared_ptr<const RowLists>> lists_;
   int vectors_;
   int64_t chunks_;
   TileBlocks blocks_;

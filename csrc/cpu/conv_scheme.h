@@ -76,29 +76,42 @@ class WeightCode {
 
   int weights = 1;  // stored per entry
 
-  // u[w * stride + e] for the entries begin .. end - 1, from the kernels of one task. Whole
-  // registers may be written: `stride` and `end` leave room for that.
-  virtual void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
+  // u[w * stride + e] for some entries, from the kernels of one task, each times its mask's value
+  // (null: as they are). Whole registers may be written: `stride` and the number of entries leave
+  // room for that.
+  virtual void encode(const WeightEntries& entries, const T* kernels, const T* mask, T* u,
                       int64_t stride) const = 0;
 
-  // The adjoint: the gradient of the kernels at places[e], from du.
-  virtual void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin,
-                              int64_t end, T* grad_kernels) const = 0;
+  // The adjoint: the gradient of the kernels of some entries, from du; a mask's zero makes zeros.
+  virtual void decode_adjoint(const WeightEntries& entries, const T* du, int64_t stride,
+                              const T* mask, T* grad_kernels) const = 0;
 };
 
 // Weights of the direct scheme: each entry is one weight, at its place.
 template <class T>
 class PlainWeights final : public WeightCode<T> {
  public:
-  void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
+  explicit PlainWeights(int64_t kernel_size) : kernel_size_(static_cast<int32_t>(kernel_size)) {}
+
+  void encode(const WeightEntries& entries, const T* kernels, const T* mask, T* u,
               int64_t) const override {
-    for (int64_t e = begin; e < end; ++e) u[e] = kernels[places[e]];
+    for (int64_t e = entries.begin; e < entries.end; ++e) {
+      const int32_t place = entries.places[e];
+      u[e] = mask == nullptr ? kernels[place] : kernels[place] * mask[place / kernel_size_];
+    }
   }
 
-  void decode_adjoint(const T* du, int64_t, const int32_t* places, int64_t begin, int64_t end,
+  void decode_adjoint(const WeightEntries& entries, const T* du, int64_t, const T* mask,
                       T* grad_kernels) const override {
-    for (int64_t e = begin; e < end; ++e) grad_kernels[places[e]] = du[e];
+    for (int64_t e = entries.begin; e < entries.end; ++e) {
+      const int64_t place = entries.places == nullptr ? e : entries.places[e];
+      const T factor = mask == nullptr ? T(1) : mask[place / kernel_size_];
+      grad_kernels[place] = factor == T(0) ? T(0) : du[e] * factor;
+    }
   }
+
+ private:
+  int32_t kernel_size_;
 };
 
 }  // namespace metasparse::cpu

@@ -15,14 +15,14 @@ class TransformedWeights final : public WeightCode<T> {
     this->weights = (tile + 2) * (tile + 2);
   }
 
-  void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, T* u,
+  void encode(const WeightEntries& entries, const T* kernels, const T* mask, T* u,
               int64_t stride) const override {
-    kernels_.encode(kernels, places, begin, end, flipped_, u, stride);
+    kernels_.encode(entries, kernels, mask, flipped_, u, stride);
   }
 
-  void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin,
-                      int64_t end, T* grad_kernels) const override {
-    kernels_.decode_adjoint(du, stride, places, begin, end, grad_kernels);
+  void decode_adjoint(const WeightEntries& entries, const T* du, int64_t stride, const T* mask,
+                      T* grad_kernels) const override {
+    kernels_.decode_adjoint(entries, du, stride, mask, grad_kernels);
   }
 
  private:

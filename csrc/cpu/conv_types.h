@@ -76,6 +76,13 @@ struct DenseStep {
   bool accumulate;
 };
 
+// The entries begin .. end - 1 of stored weights, entry e standing for what is at places[e], or at
+// e itself where `places` is null.
+struct WeightEntries {
+  const int32_t* places;
+  int64_t begin, end;
+};
+
 // Where the taps of a direct convolution read: output pixel (r, c) takes, for tap k, the input
 // pixel (row_step * r + row_shift[k], column_step * c + column_shift[k]), or zero outside the
 // image.

@@ -42,10 +42,10 @@ struct WinogradKernels {
   void (*adjoint)(const TileBlock&, const Images<const T>& grad, T* d, int64_t column_stride,
                   void* scratch);
   // As WeightCode; `flipped` reads the kernels rotated by half a turn.
-  void (*encode)(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped,
-                 T* u, int64_t stride);
-  void (*decode_adjoint)(const T* du, int64_t stride, const int32_t* places, int64_t begin,
-                         int64_t end, T* grad_kernels);
+  void (*encode)(const WeightEntries&, const T* kernels, const T* mask, bool flipped, T* u,
+                 int64_t stride);
+  void (*decode_adjoint)(const WeightEntries&, const T* du, int64_t stride, const T* mask,
+                         T* grad_kernels);
 };
 
 // The transforms of the polyphase scheme of stride 2, one tile size M; planes of V are numbered
@@ -64,10 +64,10 @@ struct PolyphaseKernels {
                         void* scratch);
   void (*grad_output[2])(const TileBlock&, const T* m, int64_t column_stride, int64_t channels,
                          const Images<T>&, void* scratch);
-  void (*encode)(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped,
-                 T* u, int64_t stride);
-  void (*decode_adjoint)(const T* du, int64_t stride, const int32_t* places, int64_t begin,
-                         int64_t end, T* grad_kernels);
+  void (*encode)(const WeightEntries&, const T* kernels, const T* mask, bool flipped, T* u,
+                 int64_t stride);
+  void (*decode_adjoint)(const WeightEntries&, const T* du, int64_t stride, const T* mask,
+                         T* grad_kernels);
 };
 
 namespace baseline {

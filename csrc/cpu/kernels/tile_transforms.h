@@ -11,6 +11,7 @@
 
 #include "matrix.h"
 #include "strips.h"
+#include "taps.h"
 #include "tile_lanes.h"
 #include "tile_lines.h"
 
@@ -71,21 +72,33 @@ void adjoint_tiles(const TileBlock& block, const Images<const T>& grad, T* d, in
 
 // ---- weights -----------------------------------------------------------------------------------
 
-// A register of kernels at a time, lane by lane; past the end the last kernel is repeated.
+// The kernel of entry e: that at its place, or kernel e itself where no places are given.
+METASPARSE_INLINE int64_t kernel_of(const int32_t* places, int64_t e) {
+  return places == nullptr ? e : places[e];
+}
+
+// A register of kernels at a time; past the end the last one is repeated.
 template <class T, class Scheme>
-void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end, bool flipped, T* u,
+void encode(const WeightEntries& entries, const T* kernels, const T* mask, bool flipped, T* u,
             int64_t stride) {
-  constexpr int A = Scheme::weights;
-  for (int64_t e = begin; e < end; e += kLanes<T>) {
-    alignas(64) T taps[9][kLanes<T>];
-    for (int l = 0; l < kLanes<T>; ++l) {
-      const T* kernel = kernels + static_cast<int64_t>(places[e + l < end ? e + l : end - 1]) * 9;
-      METASPARSE_UNROLL
-      for (int k = 0; k < 9; ++k) taps[k][l] = kernel[flipped ? 8 - k : k];
-    }
-    Vec<T> g[9], rows[A][3];
+  constexpr int A = Scheme::weights, L = kLanes<T>;
+  for (int64_t e = entries.begin; e < entries.end; e += L) {
+    const T* kernel[L];
+    Vec<T> factor{};
     METASPARSE_UNROLL
-    for (int k = 0; k < 9; ++k) g[k] = load(taps[k]);
+    for (int l = 0; l < L; ++l) {
+      const int64_t entry = e + l < entries.end ? e + l : entries.end - 1;
+      const int64_t k = kernel_of(entries.places, entry);
+      kernel[l] = kernels + k * kTaps;
+      if (mask != nullptr) factor[l] = mask[k];
+    }
+    Vec<T> taps[kTaps], g[kTaps], rows[A][3];
+    load_kernels<T>(kernel, taps);
+    METASPARSE_UNROLL
+    for (int k = 0; k < kTaps; ++k) {
+      g[k] = taps[flipped ? kTaps - 1 - k : k];
+      if (mask != nullptr) g[k] *= factor;
+    }
     METASPARSE_UNROLL
     for (int c = 0; c < 3; ++c) multiply<typename Scheme::Weight, T>(g + c, 3, &rows[0][c], 3);
     METASPARSE_UNROLL
@@ -99,12 +112,21 @@ void encode(const T* kernels, const int32_t* places, int64_t begin, int64_t end,
 }
 
 template <class T, class Scheme>
-void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t begin, int64_t end,
+void decode_adjoint(const WeightEntries& entries, const T* du, int64_t stride, const T* mask,
                     T* grad_kernels) {
-  constexpr int A = Scheme::weights;
+  constexpr int A = Scheme::weights, L = kLanes<T>;
   using Adjoint = Transposed<typename Scheme::Weight>;
-  for (int64_t e = begin; e < end; e += kLanes<T>) {
-    Vec<T> rows[3][A];
+  for (int64_t e = entries.begin; e < entries.end; e += L) {
+    const int count = entries.end - e < L ? static_cast<int>(entries.end - e) : L;
+    T* kernel[L];
+    Vec<T> factor{};
+    METASPARSE_UNROLL
+    for (int l = 0; l < L; ++l) {
+      const int64_t k = kernel_of(entries.places, l < count ? e + l : e);
+      kernel[l] = grad_kernels + k * kTaps;
+      if (mask != nullptr) factor[l] = mask[k];
+    }
+    Vec<T> rows[3][A], taps[kTaps];
     METASPARSE_UNROLL
     for (int c = 0; c < A; ++c) {
       Vec<T> column[A];
@@ -112,19 +134,15 @@ void decode_adjoint(const T* du, int64_t stride, const int32_t* places, int64_t 
       for (int r = 0; r < A; ++r) column[r] = load(du + (r * A + c) * stride + e);
       multiply<Adjoint, T>(column, 1, &rows[0][c], A);
     }
-    alignas(64) T taps[9][kLanes<T>];
     METASPARSE_UNROLL
-    for (int r = 0; r < 3; ++r) {
-      Vec<T> out[3];
-      multiply<Adjoint, T>(rows[r], 1, out, 1);
+    for (int r = 0; r < 3; ++r) multiply<Adjoint, T>(rows[r], 1, taps + 3 * r, 1);
+    if (mask != nullptr) {
       METASPARSE_UNROLL
-      for (int c = 0; c < 3; ++c) store(taps[r * 3 + c], out[c]);
+      for (int k = 0; k < kTaps; ++k) {  // a zero removes infinities, too
+        taps[k] = factor != Vec<T>{} ? taps[k] * factor : Vec<T>{};
+      }
     }
-    for (int l = 0; l < kLanes<T> && e + l < end; ++l) {
-      T* kernel = grad_kernels + static_cast<int64_t>(places[e + l]) * 9;
-      METASPARSE_UNROLL
-      for (int k = 0; k < 9; ++k) kernel[k] = taps[k][l];
-    }
+    store_kernels<T>(kernel, count, taps);
   }
 }
 

@@ -1,0 +1,19 @@
+// Lists of active kernels, kept from call to call.
+//
+// A mask comes back: in the next call, in the backward pass, for the next task, in the next step.
+// Listing its kernels takes as long as transforming them; looking up the bytes of the mask itself,
+// which is also what makes this safe, a twentieth of that.
+#pragma once
+
+#include <memory>
+
+#include "conv_lists.h"
+
+namespace metasparse::cpu {
+
+// The lists of these kernels under this plan, from any thread. All lists that are kept take 32 MiB
+// at most; those unused for longest go first.
+template <class Lists>
+std::shared_ptr<const Lists> lists_of(const ActiveKernels& kernels, const ListPlan& plan);
+
+}  // namespace metasparse::cpu

@@ -1,0 +1,82 @@
+"""Lists of active kernels are kept between calls: they must follow the mask, whoever changes it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from cpu_kernels import OPS
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(OPS, "set_conv_backend"), reason="the compiled library is missing"
+)
+
+X = torch.randn(2, 2, 5, 6, 6, generator=torch.Generator().manual_seed(0)).double()
+WEIGHT = torch.randn(2, 7, 5, 3, 3, generator=torch.Generator().manual_seed(1)).double()
+WINDOW = ([1, 1], [1, 1])
+
+
+def random_mask(seed: int) -> Tensor:
+    return (torch.rand(2, 7, 5, generator=torch.Generator().manual_seed(seed)) < 0.5).double()
+
+
+def results(mask: Tensor) -> list[Tensor]:
+    y = OPS.masked_conv(X, WEIGHT, mask, None, *WINDOW)
+    grads = OPS.masked_conv_input_grad(y, WEIGHT, mask, [6, 6], *WINDOW)
+    return [y, grads, OPS.masked_conv_weight_grad(y, X, mask, [3, 3], *WINDOW)]
+
+
+def expected(mask: Tensor) -> list[Tensor]:
+    x, weight = X.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    effective = weight * mask[..., None, None]
+    y = torch.stack([conv2d(*task, padding=1) for task in zip(x, effective, strict=True)])
+    return [y.detach(), *torch.autograd.grad(y, (x, weight), y.detach())]
+
+
+def check(mask: Tensor) -> None:
+    for actual, wanted in zip(results(mask), expected(mask), strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_a_mask_written_past_the_version_counter_is_seen():
+    mask = random_mask(2)
+    check(mask)
+    mask.data[0, 3, 2] = 1 - mask[0, 3, 2]
+    check(mask)
+    mask.numpy()[1] = random_mask(3)[1].numpy()
+    check(mask)
+
+
+def test_a_mask_of_other_values_multiplies_though_its_zeros_are_the_same():
+    check(random_mask(4))
+    check(random_mask(4) * 0.25)
+    check(random_mask(4))
+
+
+def test_more_masks_than_are_kept():
+    """256 x 256 kernels take half a megabyte of lists: a hundred masks overflow what is kept."""
+    generator = torch.Generator().manual_seed(5)
+    x, weight = (
+        torch.randn(1, 1, 256, 2, 2, generator=generator),
+        torch.randn(1, 256, 256, 3, 3, generator=generator),
+    )
+    for round_ in range(2):
+        for seed in range(50):
+            generator.manual_seed(seed)
+            mask = (torch.rand(1, 256, 256, generator=generator) < 0.9).float()
+            if seed % 10 != 9 - round_:
+                OPS.masked_conv(x, weight, mask, None, *WINDOW)
+                continue
+            y = OPS.masked_conv(x, weight, mask, None, *WINDOW)
+            wanted = conv2d(x[0].double(), (weight * mask[..., None, None])[0].double(), padding=1)
+            assert (y[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_threads_share_what_is_kept():
+    def work(seed: int) -> None:
+        for round_ in range(20):
+            check(random_mask(100 + (seed + round_) % 30))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
