@@ -9,7 +9,7 @@ namespace metasparse::cpu {
 
 namespace {
 
-constexpr size_t kKeepBytes = size_t{16} << 20;  // of either kind of lists
+constexpr size_t kKeepBytes = size_t{16} << 20;  // of each kind of lists
 
 struct Key {
   std::vector<uint8_t> active;
@@ -45,6 +45,8 @@ uint64_t hash_of(const ActiveKernels& kernels, const ListPlan& plan) {
   for (const uint64_t sum : sums) hash = mix(hash, sum);
   return hash;
 }
+
+size_t bytes_of(const ColumnLists& lists) { return lists.places.size() * sizeof(int32_t); }
 
 template <class Lists>
 size_t bytes_of(const Lists& lists) {
@@ -114,6 +116,7 @@ std::shared_ptr<const Lists> lists_of(const ActiveKernels& kernels, const ListPl
 }
 
 template std::shared_ptr<const PairLists> lists_of(const ActiveKernels&, const ListPlan&);
+template std::shared_ptr<const ColumnLists> lists_of(const ActiveKernels&, const ListPlan&);
 template std::shared_ptr<const RowLists> lists_of(const ActiveKernels&, const ListPlan&);
 
 }  // namespace metasparse::cpu

@@ -11,8 +11,8 @@
 
 namespace metasparse::cpu {
 
-// The lists of these kernels under this plan, from any thread. All lists that are kept take 32 MiB
-// at most; those unused for longest go first.
+// The lists of these kernels under this plan, from any thread. Each kind of lists that are
+// kept takes 16 MiB at most; those unused for longest go first.
 template <class Lists>
 std::shared_ptr<const Lists> lists_of(const ActiveKernels& kernels, const ListPlan& plan);
 

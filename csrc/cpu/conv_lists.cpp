@@ -174,6 +174,17 @@ PairLists::PairLists(const ActiveKernels& kernels, const ListPlan& plan) {
   entries = writer.end();
 }
 
+ColumnLists::ColumnLists(const ActiveKernels& kernels, const ListPlan& plan) {
+  const KernelRows mask(kernels, plan.transposed);
+  chunks = mask.chunks(plan);
+  entries = mask.rows * mask.columns;
+  for (int64_t column = 0; column < mask.columns; ++column) {
+    for (int64_t row = 0; row < mask.rows; ++row) {
+      places.push_back(static_cast<int32_t>(mask.kernel(row, column)));
+    }
+  }
+}
+
 RowLists::RowLists(const ActiveKernels& kernels, const ListPlan& plan) {
   const KernelRows mask(kernels, plan.transposed);
   chunks = mask.chunks(plan);

@@ -58,6 +58,14 @@ struct PairLists {
   PairLists(const ActiveKernels& kernels, const ListPlan& plan);
 };
 
+// For OuterStep: all kernels, pruned or not, column by column.
+struct ColumnLists {
+  std::vector<int32_t> places;  // [column][row]
+  int64_t chunks = 0, entries = 0;
+
+  ColumnLists(const ActiveKernels& kernels, const ListPlan& plan);
+};
+
 // For SampledStep: rows one by one.
 struct RowLists {
   std::vector<int32_t> row_begin;    // [chunk][row], and the end

@@ -14,15 +14,19 @@ namespace metasparse::cpu {
 
 namespace {
 
-// Lists and encoded weights of one task, term and pass.
+// Lists and encoded weights of one task, term and pass. Either kind of lists.
 template <class T>
 struct PreparedTask {
-  std::shared_ptr<const PairLists> lists;
+  std::shared_ptr<const PairLists> pairs;
+  std::shared_ptr<const ColumnLists> columns;
   const T* kernels = nullptr;
   const T* mask = nullptr;  // what multiplies the kernels; null where that changes nothing
   ScratchBuffer buffer;
   T* encoded = nullptr;
   int64_t encoded_stride = 0;
+
+  int64_t entries() const { return pairs ? pairs->entries : columns->entries; }
+  const int32_t* places() const { return (pairs ? pairs->places : columns->places).data(); }
 };
 
 // The calling thread's, reused from call to call.
@@ -35,6 +39,13 @@ std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_tasks(int64_t count) {
   return mine;
 }
 
+// From this fraction of active kernels on, all are computed, channels in the lanes, where the tiles
+// of a task fill one register at most; never where they need more. Measured on AVX2, 64 channels.
+double outer_fraction(int64_t tiles, int64_t lanes) {
+  if (tiles > lanes) return 2;
+  return 0.2 + 0.4 * static_cast<double>(tiles) / static_cast<double>(lanes);
+}
+
 template <class T>
 class Product {
  public:
@@ -42,6 +53,7 @@ class Product {
       : scheme_(scheme),
         operands_(operands),
         kernels_(product_kernels_of<T>(scheme.isa)),
+        dense_kernels_(dense_kernels_of<T>(scheme.isa)),
         prepared_(prepared_tasks<T>(static_cast<int64_t>(scheme.passes.size()) * operands.tasks *
                                     static_cast<int64_t>(operands.terms.size()))),
         terms_(static_cast<int>(operands.terms.size())) {
@@ -52,6 +64,9 @@ class Product {
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, kernels_.lanes,
                            vectors, operands.tasks);
       lists_of_.push_back(find_lists(static_cast<int64_t>(lists_of_.size())));
+      const double pays =
+          pass->layout.taps() == 1 ? outer_fraction(pass->tiles(), kernels_.lanes) : 2;
+      outer_pays_from_ = std::max(outer_pays_from_, pays);
     }
   }
 
@@ -112,32 +127,47 @@ class Product {
     thread_local ActiveKernels kernels;
     kernels.assign(mask.of(task), operands_.out_channels, operands_.in_channels);
     for (size_t lists = 0; lists < list_passes_.size(); ++lists) {
-      const int64_t pass = list_passes_[lists];
-      const ListPlan plan = {scheme_.passes[pass]->layout, operands_.transposed,
-                             cache_chunks_[pass], scheme_.passes[pass]->longest_sum};
-      const auto found = lists_of<PairLists>(kernels, plan);
+      PreparedTask<T>& mine = prepared(static_cast<int64_t>(lists), task, term);
+      list_kernels(kernels, list_passes_[lists], mine);
+      mine.mask = kernels.binary && (mine.pairs || kernels.all()) ? nullptr : mask.of(task);
       for (int64_t t = task; t < (mask.task_stride == 0 ? operands_.tasks : task + 1); ++t) {
-        PreparedTask<T>& mine = prepared(static_cast<int64_t>(lists), t, term);
-        mine.lists = found;
-        mine.kernels = operands_.terms[term].weight.of(t);
-        mine.mask = kernels.binary ? nullptr : mask.of(t);
+        PreparedTask<T>& other = prepared(static_cast<int64_t>(lists), t, term);
+        other.pairs = mine.pairs;
+        other.columns = mine.columns;
+        other.mask = mine.mask;
+        other.kernels = operands_.terms[term].weight.of(t);
       }
     }
   }
 
+  void list_kernels(const ActiveKernels& kernels, int64_t pass, PreparedTask<T>& out) const {
+    const ListPlan plan = {scheme_.passes[pass]->layout, operands_.transposed, cache_chunks_[pass],
+                           scheme_.passes[pass]->longest_sum};
+    const auto all = static_cast<double>(operands_.out_channels * operands_.in_channels);
+    out.pairs.reset();
+    out.columns.reset();
+    if (outer_pays_from_ * all > static_cast<double>(kernels.count)) {
+      out.pairs = lists_of<PairLists>(kernels, plan);
+      return;
+    }
+    thread_local ActiveKernels every;  // one list for all masks
+    every.template assign<T>(nullptr, operands_.out_channels, operands_.in_channels);
+    out.columns = lists_of<ColumnLists>(every, plan);
+  }
+
   void make_room(PreparedTask<T>& mine) {
     mine.encoded_stride =
-        divide_up(mine.lists->entries, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
+        divide_up(mine.entries(), kernels_.lanes) * kernels_.lanes + kernels_.lanes;
     mine.encoded = mine.buffer.template get<T>(scheme_.code->weights * mine.encoded_stride);
   }
 
   void encode(const PreparedTask<T>& mine, int64_t part, int64_t parts) {
-    const int64_t entries = mine.lists->entries;
+    const int64_t entries = mine.entries();
     const int64_t groups = divide_up(entries, kernels_.lanes);
     const int64_t begin = part * groups / parts * kernels_.lanes;
     const int64_t end = std::min(entries, (part + 1) * groups / parts * kernels_.lanes);
-    scheme_.code->encode({mine.lists->places.data(), begin, end}, mine.kernels, mine.mask,
-                         mine.encoded, mine.encoded_stride);
+    scheme_.code->encode({mine.places(), begin, end}, mine.kernels, mine.mask, mine.encoded,
+                         mine.encoded_stride);
   }
 
   // The terms of a block one after the other, through one V: into the same M. Only where M cannot
@@ -175,34 +205,62 @@ class Product {
                 int64_t pairs, const T* v, int64_t v_stride, T* m, int64_t m_stride,
                 bool accumulate) const {
     const ConvPass<T>& pass = *scheme_.passes[pass_index];
-    const int64_t all_pairs = divide_up(pass.output_channels, 2);
     uint64_t started = accumulate ? ~uint64_t{0} : 0;  // columns that hold something
+    const int64_t chunks = mine.pairs ? mine.pairs->chunks : mine.columns->chunks;
     for (int point = 0; point < pass.points; ++point) {
       const int column = pass.column_of(point);
-      ProductStep<T> step;
-      step.source_rows = mine.lists->source_rows.data();
-      step.weights = mine.encoded + pass.weight_of(point) * mine.encoded_stride;
-      step.v = v + point * v_stride;
-      step.m = m + column * m_stride;
-      step.pairs = pairs;
-      for (int64_t chunk = 0; chunk < mine.lists->chunks; ++chunk) {
-        step.runs = mine.lists->runs.data() + chunk * all_pairs + pair;
-        step.accumulate = started >> column & 1;
-        kernels_.product[vectors](step);
+      const T* weights = mine.encoded + pass.weight_of(point) * mine.encoded_stride;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const Rows rows = {v + point * v_stride, m + column * m_stride, pair, pairs,
+                           (started >> column & 1) != 0};
+        if (mine.pairs) {
+          multiply_pairs(pass, *mine.pairs, chunk, vectors, weights, rows);
+        } else {
+          multiply_columns(pass, *mine.columns, chunk, weights, rows);
+        }
         started |= uint64_t{1} << column;
       }
     }
   }
 
+  // Of one point: V, and the rows of M that belong to some pairs of output channels.
+  struct Rows {
+    const T* v;
+    T* m;
+    int64_t pair, pairs;
+    bool accumulate;
+  };
+
+  void multiply_pairs(const ConvPass<T>& pass, const PairLists& lists, int64_t chunk, int vectors,
+                      const T* weights, const Rows& rows) const {
+    const PairRun* runs =
+        lists.runs.data() + chunk * divide_up(pass.output_channels, 2) + rows.pair;
+    kernels_.product[vectors](
+        {runs, lists.source_rows.data(), weights, rows.v, rows.m, rows.pairs, rows.accumulate});
+  }
+
+  void multiply_columns(const ConvPass<T>& pass, const ColumnLists& lists, int64_t chunk,
+                        const T* weights, const Rows& rows) const {
+    const int64_t channels = pass.output_channels;
+    const int64_t begin = chunk * pass.source_rows() / lists.chunks;
+    const int64_t end = (chunk + 1) * pass.source_rows() / lists.chunks;
+    const int64_t first = 2 * rows.pair, count = std::min(2 * rows.pairs, channels - first);
+    dense_kernels_.outer[pass.tiles()]({weights + begin * channels + first, channels,
+                                        rows.v + begin * kernels_.lanes, rows.m, count, end - begin,
+                                        rows.accumulate});
+  }
+
   const ConvScheme<T>& scheme_;
   const ProductOperands<T>& operands_;
   const ProductKernels<T>& kernels_;
+  const DenseKernels<T>& dense_kernels_;
   std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_;
   const int terms_;
   std::vector<int64_t> cache_chunks_;  // per pass
   std::vector<int64_t> lists_of_;      // per pass
   std::vector<int64_t> list_passes_;   // per lists: the pass that they are built for
   std::vector<TileBlocks> blocks_;
+  double outer_pays_from_ = 0;  // this fraction of active kernels
 };
 
 }  // namespace

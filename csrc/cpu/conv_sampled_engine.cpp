@@ -46,6 +46,7 @@ class Sampled {
         code_(*scheme.code),
         operands_(operands),
         kernels_(product_kernels_of<T>(scheme.isa)),
+        dense_kernels_(dense_kernels_of<T>(scheme.isa)),
         mask_count_(operands.mask.task_stride == 0 ? 1 : operands.tasks),
         masks_(masks_of_call(mask_count_)),
         dense_(read_masks() > dense_fraction(divide_up(pass_.tiles(), kernels_.lanes))),
@@ -139,7 +140,7 @@ class Sampled {
   void multiply(int64_t task, int vectors, const T* d, const T* v, T* out, bool accumulate) const {
     const int64_t rows = pass_.output_channels;
     if (dense_) {
-      kernels_.dense[vectors]({d, v, out, rows, pass_.source_rows(), accumulate});
+      dense_kernels_.dense[vectors]({d, v, out, rows, pass_.source_rows(), accumulate});
       return;
     }
     const RowLists& list = lists(task);
@@ -183,6 +184,7 @@ class Sampled {
   const WeightCode<T>& code_;
   const SampledOperands<T>& operands_;
   const ProductKernels<T>& kernels_;
+  const DenseKernels<T>& dense_kernels_;
   const int64_t mask_count_;
   std::vector<ActiveKernels>& masks_;
   const bool dense_;

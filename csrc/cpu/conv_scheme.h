@@ -77,8 +77,8 @@ class WeightCode {
   int weights = 1;  // stored per entry
 
   // u[w * stride + e] for some entries, from the kernels of one task, each times its mask's value
-  // (null: as they are). Whole registers may be written: `stride` and the number of entries leave
-  // room for that.
+  // (null: as they are), of which a zero makes zeros. Whole registers may be written: `stride` and
+  // the number of entries leave room for that.
   virtual void encode(const WeightEntries& entries, const T* kernels, const T* mask, T* u,
                       int64_t stride) const = 0;
 
@@ -97,7 +97,8 @@ class PlainWeights final : public WeightCode<T> {
               int64_t) const override {
     for (int64_t e = entries.begin; e < entries.end; ++e) {
       const int32_t place = entries.places[e];
-      u[e] = mask == nullptr ? kernels[place] : kernels[place] * mask[place / kernel_size_];
+      const T factor = mask == nullptr ? T(1) : mask[place / kernel_size_];
+      u[e] = factor == T(0) ? T(0) : kernels[place] * factor;
     }
   }
 

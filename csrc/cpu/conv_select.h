@@ -25,6 +25,21 @@ const ProductKernels<T>& product_kernels_of(Isa isa) {
 }
 
 template <class T>
+const DenseKernels<T>& dense_kernels_of(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::avx512:
+      return avx512::dense_kernels<T>();
+    case Isa::avx2:
+      return avx2::dense_kernels<T>();
+    default:
+      break;
+  }
+#endif
+  return baseline::dense_kernels<T>();
+}
+
+template <class T>
 const DirectKernels<T>& direct_kernels_of(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {

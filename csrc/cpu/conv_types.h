@@ -76,6 +76,18 @@ struct DenseStep {
   bool accumulate;
 };
 
+// m[row] (+)= sum over the columns c of weights[c * stride + row] * v[c], for all rows; rows of v
+// and m are one register. Weights of a register more than there are rows are read.
+template <class T>
+struct OuterStep {
+  const T* weights;
+  int64_t stride;
+  const T* v;
+  T* m;
+  int64_t rows, columns;
+  bool accumulate;
+};
+
 // The entries begin .. end - 1 of stored weights, entry e standing for what is at places[e], or at
 // e itself where `places` is null.
 struct WeightEntries {

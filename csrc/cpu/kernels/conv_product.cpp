@@ -156,88 +156,6 @@ void sampled(const SampledStep<T>& step) {
   }
 }
 
-// The dense product has nothing to skip, so it need not sum over lanes: V is transposed, columns
-// into the lanes, and each value of d is broadcast. Rows of d times registers of columns that are
-// summed at once; AVX-512 has the registers for twice as many as the others.
-constexpr int kDenseRows = 4;
-template <class T>
-inline constexpr int kDenseVectors = sizeof(Vec<T>) == 64 ? 4 : 2;
-
-// vt[lane][C registers] = columns column .. of V, zeros past the end.
-template <class T, int N, int C>
-METASPARSE_INLINE void transpose_columns(const DenseStep<T>& step, int64_t column, T* vt) {
-  constexpr int L = kLanes<T>;
-  for (int c = 0; c < C; ++c) {
-    for (int t = 0; t < N; ++t) {
-      Vec<T> square[L];
-      for (int l = 0; l < L; ++l) {
-        const int64_t row = column + c * L + l;
-        square[l] = row < step.columns ? load(step.v + (row * N + t) * L) : Vec<T>{};
-      }
-      transpose<T>(square);
-      METASPARSE_UNROLL
-      for (int l = 0; l < L; ++l) store(vt + ((t * L + l) * C + c) * L, square[l]);
-    }
-  }
-}
-
-template <class T, int N, int C>
-void dense_columns(const DenseStep<T>& step, int64_t column) {
-  constexpr int L = kLanes<T>, kWidth = N * L;
-  alignas(64) T vt[kWidth * C * L];
-  transpose_columns<T, N, C>(step, column, vt);
-  const bool whole = column + C * L <= step.columns;
-  for (int64_t row = 0; row < step.rows; row += kDenseRows) {
-    const T* d[kDenseRows];  // past the end the last row is repeated, and not written
-    for (int r = 0; r < kDenseRows; ++r) {
-      d[r] = step.d + (row + r < step.rows ? row + r : step.rows - 1) * kWidth;
-    }
-    Vec<T> sum[kDenseRows][C] = {};
-    for (int lane = 0; lane < kWidth; ++lane) {
-      Vec<T> x[C];
-      METASPARSE_UNROLL
-      for (int c = 0; c < C; ++c) x[c] = in_register<T>(load(vt + (lane * C + c) * L));
-      METASPARSE_UNROLL
-      for (int r = 0; r < kDenseRows; ++r) {
-        const Vec<T> y = broadcast(d[r][lane]);
-        METASPARSE_UNROLL
-        for (int c = 0; c < C; ++c) sum[r][c] = y * x[c] + sum[r][c];
-      }
-    }
-    METASPARSE_UNROLL
-    for (int r = 0; r < kDenseRows; ++r) {
-      if (row + r >= step.rows) continue;
-      T* out = step.out + (row + r) * step.columns + column;
-      METASPARSE_UNROLL
-      for (int c = 0; c < C; ++c) {
-        T* place = out + c * L;
-        if (whole) {
-          store_unaligned(place, step.accumulate ? load_unaligned(place) + sum[r][c] : sum[r][c]);
-        } else {
-          const Lanes some = lanes_between(0, step.columns - column - c * L, L);
-          store_some(some, place, step.accumulate ? load_some(some, place) + sum[r][c] : sum[r][c]);
-        }
-      }
-    }
-  }
-}
-
-template <class T, int N>
-void dense(const DenseStep<T>& step) {
-  constexpr int kMost = kDenseVectors<T>;
-  int64_t column = 0;
-  for (; column + kMost * kLanes<T> <= step.columns; column += kMost * kLanes<T>) {
-    dense_columns<T, N, kMost>(step, column);
-  }
-  const int64_t rest = (step.columns - column + kLanes<T> - 1) / kLanes<T>;
-  if (rest == 1) dense_columns<T, N, 1>(step, column);
-  if (rest == 2) dense_columns<T, N, 2>(step, column);
-  if constexpr (kMost == 4) {
-    if (rest == 3) dense_columns<T, N, 3>(step, column);
-    if (rest == 4) dense_columns<T, N, 4>(step, column);
-  }
-}
-
 template <class T>
 constexpr ProductKernels<T> kTable = {
     kLanes<T>,
@@ -245,8 +163,6 @@ constexpr ProductKernels<T> kTable = {
      product<T, 6>, product<T, 7>, product<T, 8>},
     {nullptr, sampled<T, 1>, sampled<T, 2>, sampled<T, 3>, sampled<T, 4>, sampled<T, 5>,
      sampled<T, 6>, sampled<T, 7>, sampled<T, 8>},
-    {nullptr, dense<T, 1>, dense<T, 2>, dense<T, 3>, dense<T, 4>, dense<T, 5>, dense<T, 6>,
-     dense<T, 7>, dense<T, 8>},
 };
 
 }  // namespace

@@ -13,7 +13,15 @@ struct ProductKernels {
   int lanes;
   void (*product[kMaxVectors + 1])(const ProductStep<T>&);
   void (*sampled[kMaxVectors + 1])(const SampledStep<T>&);
+};
+
+// `dense` by registers, `outer` by tiles, of which one register has kMaxTiles at most.
+inline constexpr int kMaxTiles = 16;
+
+template <class T>
+struct DenseKernels {
   void (*dense[kMaxVectors + 1])(const DenseStep<T>&);
+  void (*outer[kMaxTiles + 1])(const OuterStep<T>&);
 };
 
 template <class T>
@@ -74,6 +82,8 @@ namespace baseline {
 template <class T>
 const ProductKernels<T>& product_kernels();
 template <class T>
+const DenseKernels<T>& dense_kernels();
+template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
@@ -85,6 +95,8 @@ namespace avx2 {
 template <class T>
 const ProductKernels<T>& product_kernels();
 template <class T>
+const DenseKernels<T>& dense_kernels();
+template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
@@ -95,6 +107,8 @@ const PolyphaseKernels<T>& polyphase_kernels(int tile);
 namespace avx512 {
 template <class T>
 const ProductKernels<T>& product_kernels();
+template <class T>
+const DenseKernels<T>& dense_kernels();
 template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>

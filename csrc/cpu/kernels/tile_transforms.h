@@ -77,6 +77,12 @@ METASPARSE_INLINE int64_t kernel_of(const int32_t* places, int64_t e) {
   return places == nullptr ? e : places[e];
 }
 
+// A zero removes infinities, too.
+template <class T>
+METASPARSE_INLINE Vec<T> times_mask(Vec<T> value, Vec<T> factor) {
+  return factor != Vec<T>{} ? value * factor : Vec<T>{};
+}
+
 // A register of kernels at a time; past the end the last one is repeated.
 template <class T, class Scheme>
 void encode(const WeightEntries& entries, const T* kernels, const T* mask, bool flipped, T* u,
@@ -97,7 +103,7 @@ void encode(const WeightEntries& entries, const T* kernels, const T* mask, bool 
     METASPARSE_UNROLL
     for (int k = 0; k < kTaps; ++k) {
       g[k] = taps[flipped ? kTaps - 1 - k : k];
-      if (mask != nullptr) g[k] *= factor;
+      if (mask != nullptr) g[k] = times_mask<T>(g[k], factor);
     }
     METASPARSE_UNROLL
     for (int c = 0; c < 3; ++c) multiply<typename Scheme::Weight, T>(g + c, 3, &rows[0][c], 3);
@@ -138,9 +144,7 @@ void decode_adjoint(const WeightEntries& entries, const T* du, int64_t stride, c
     for (int r = 0; r < 3; ++r) multiply<Adjoint, T>(rows[r], 1, taps + 3 * r, 1);
     if (mask != nullptr) {
       METASPARSE_UNROLL
-      for (int k = 0; k < kTaps; ++k) {  // a zero removes infinities, too
-        taps[k] = factor != Vec<T>{} ? taps[k] * factor : Vec<T>{};
-      }
+      for (int k = 0; k < kTaps; ++k) taps[k] = times_mask<T>(taps[k], factor);
     }
     store_kernels<T>(kernel, count, taps);
   }
