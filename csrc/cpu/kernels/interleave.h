@@ -66,16 +66,23 @@ template <class T, int M>
 METASPARSE_INLINE void deinterleave(const Vec<T>* in, Vec<T>* out) {
   if constexpr (M == 1) {
     out[0] = in[0];
-  } else if constexpr (M == 4) {  // twice by two: 8 shuffles instead of 12
-    Vec<T> even[2], odd[2], pair[2];
-    deinterleave<T, 2>(in, pair);
-    even[0] = pair[0], odd[0] = pair[1];
-    deinterleave<T, 2>(in + 2, pair);
-    even[1] = pair[0], odd[1] = pair[1];
-    deinterleave<T, 2>(even, pair);
-    out[0] = pair[0], out[2] = pair[1];
-    deinterleave<T, 2>(odd, pair);
-    out[1] = pair[0], out[3] = pair[1];
+  } else if constexpr (M > 2 &&
+                       M % 2 == 0) {  // by two, then either half: M = 4 has 8 shuffles for 12
+    constexpr int H = M / 2;
+    Vec<T> even[H], odd[H], half[H];
+    METASPARSE_UNROLL
+    for (int h = 0; h < H; ++h) {
+      Vec<T> pair[2];
+      deinterleave<T, 2>(in + 2 * h, pair);
+      even[h] = pair[0];
+      odd[h] = pair[1];
+    }
+    deinterleave<T, H>(even, half);
+    METASPARSE_UNROLL
+    for (int h = 0; h < H; ++h) out[2 * h] = half[h];
+    deinterleave<T, H>(odd, half);
+    METASPARSE_UNROLL
+    for (int h = 0; h < H; ++h) out[2 * h + 1] = half[h];
   } else {
     deinterleave_all<T, M>(in, out, std::make_index_sequence<M>());
   }
@@ -86,15 +93,20 @@ template <class T, int M>
 METASPARSE_INLINE void interleave(const Vec<T>* in, Vec<T>* out) {
   if constexpr (M == 1) {
     out[0] = in[0];
-  } else if constexpr (M == 4) {
-    Vec<T> pair[2] = {in[0], in[2]}, even[2], odd[2];
-    interleave<T, 2>(pair, even);
-    pair[0] = in[1], pair[1] = in[3];
-    interleave<T, 2>(pair, odd);
-    pair[0] = even[0], pair[1] = odd[0];
-    interleave<T, 2>(pair, out);
-    pair[0] = even[1], pair[1] = odd[1];
-    interleave<T, 2>(pair, out + 2);
+  } else if constexpr (M > 2 && M % 2 == 0) {
+    constexpr int H = M / 2;
+    Vec<T> even[H], odd[H], half[H];
+    METASPARSE_UNROLL
+    for (int h = 0; h < H; ++h) half[h] = in[2 * h];
+    interleave<T, H>(half, even);
+    METASPARSE_UNROLL
+    for (int h = 0; h < H; ++h) half[h] = in[2 * h + 1];
+    interleave<T, H>(half, odd);
+    METASPARSE_UNROLL
+    for (int h = 0; h < H; ++h) {
+      const Vec<T> pair[2] = {even[h], odd[h]};
+      interleave<T, 2>(pair, out + 2 * h);
+    }
   } else {
     interleave_all<T, M>(in, out, std::make_index_sequence<M>());
   }
