@@ -1,8 +1,8 @@
 // Lists of active kernels, kept from call to call.
 //
 // A mask comes back: in the next call, in the backward pass, for the next task, in the next step.
-// Listing its kernels takes as long as transforming them; looking up the bytes of the mask itself,
-// which is also what makes this safe, a twentieth of that.
+// Listing its kernels takes as long as transforming them. They are found by the bytes of the mask
+// itself, so a mask that was written to, however it was, is never taken for what it had been.
 #pragma once
 
 #include <memory>
