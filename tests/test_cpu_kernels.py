@@ -41,19 +41,20 @@ def test_backend_matches_the_definition(name, poisoned_memory, one_thread):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("tasks", "threads"), [(3, 8), (1, 2), (4, 2), (2, 3)])
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("name", ["direct", "winograd3", "winograd4"])
-def test_threads_share_the_work(name, dtype, bound, backend):
-    """More threads than blocks of tiles: also channels are shared out.
+def test_threads_share_the_work(name, density, tasks, threads, dtype, bound, backend):
+    """Few tiles for the threads: channels are shared out too, or instead.
 
     Blocks are smaller then, and sum in another order: equal to rounding, of which F(4) has more.
     """
     backend(name)
     bound = 1.2 * bound if name == "winograd4" else bound
-    x, grad = torch.randn(3, 2, 16, 9, 9, dtype=dtype), torch.randn(3, 2, 30, 9, 9, dtype=dtype)
-    weight, mask = (
-        torch.randn(3, 30, 16, 3, 3, dtype=dtype),
-        (torch.rand(3, 30, 16) < 0.5).to(dtype),
-    )
+    x = torch.randn(tasks, 2, 16, 9, 9, dtype=dtype)
+    grad = torch.randn(tasks, 2, 30, 9, 9, dtype=dtype)
+    weight = torch.randn(tasks, 30, 16, 3, 3, dtype=dtype)
+    mask = (torch.rand(tasks, 30, 16) < density).to(dtype)
     window = ([1, 1], [1, 1])
 
     def results(threads: int) -> list[torch.Tensor]:
@@ -68,7 +69,7 @@ def test_threads_share_the_work(name, dtype, bound, backend):
         finally:
             torch.set_num_threads(before)
 
-    for one, many in zip(results(1), results(8), strict=True):
+    for one, many in zip(results(1), results(threads), strict=True):
         torch.testing.assert_close(many, one, rtol=0, atol=bound)
 
 
@@ -141,6 +142,15 @@ def test_default_error_bound_on_a_layer(channels, size):
     assert max(found.values()) < cpu_kernels.BOUND
     precise = cpu_kernels.errors("precise", case, "none", torch.float32)
     assert max(precise.values()) < cpu_kernels.EXACT
+
+
+def test_default_error_bound_of_many_draws():
+    """Of each of 120 layers on its own, tiles of 5: a bound that few draws exceed is none."""
+    x, weight = torch.randn(120, 25, 44, 5, 5), torch.randn(120, 50, 44, 3, 3)
+    found = OPS.masked_conv(x, weight, None, None, [1, 1], [1, 1])
+    for one, *operands in zip(found, x.double(), weight.double(), strict=True):
+        expected = torch.nn.functional.conv2d(*operands, padding=1)
+        assert cpu_kernels.relative_error(one, expected) < cpu_kernels.BOUND
 
 
 def test_default_error_bound_on_a_pruned_layer():

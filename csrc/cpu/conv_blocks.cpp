@@ -3,31 +3,28 @@
 #include <algorithm>
 #include <numeric>
 
-#include "parallel.h"
-
 namespace metasparse::cpu {
 
 namespace {
 
-// Blocks of a task, from `least` on, so that the threads' shares differ by one in eight at most;
+// Blocks of a task, from `least` on, so that the workers' shares differ by one in eight at most;
 // as many as there are registers to split.
-int64_t balanced(int64_t least, int64_t most, int64_t tasks) {
-  const int64_t threads = thread_count();
-  if (tasks * least >= 8 * threads) return least;
-  const int64_t step = threads / std::gcd(tasks, threads);
+int64_t balanced(int64_t least, int64_t most, int64_t tasks, int64_t workers) {
+  if (tasks * least >= 8 * workers) return least;
+  const int64_t step = workers / std::gcd(tasks, workers);
   return std::max(least, std::min((least + step - 1) / step * step, most));
 }
 
 }  // namespace
 
 TileBlocks::TileBlocks(int64_t images, int64_t tile_rows, int64_t tile_columns, int lanes,
-                       int max_vectors, int64_t tasks)
+                       int max_vectors, int64_t tasks, int64_t workers)
     : images_(images),
       rows_(tile_rows),
       columns_(tile_columns),
       lanes_(lanes),
       vectors_((images * tile_rows * tile_columns + lanes - 1) / lanes),
-      count_(balanced((vectors_ + max_vectors - 1) / max_vectors, vectors_, tasks)) {}
+      count_(balanced((vectors_ + max_vectors - 1) / max_vectors, vectors_, tasks, workers)) {}
 
 TileBlock TileBlocks::block(int64_t b, std::vector<TileRun>& runs) const {
   const int64_t first_vector = b * vectors_ / count_;

@@ -9,11 +9,11 @@
 namespace metasparse::cpu {
 
 // The tiles of one task in registers of `lanes`, split evenly into blocks of at most `max_vectors`;
-// into a few more where that shares the blocks of all tasks evenly among the threads.
+// into a few more where that shares the blocks of all tasks evenly among the workers.
 class TileBlocks {
  public:
   TileBlocks(int64_t images, int64_t tile_rows, int64_t tile_columns, int lanes, int max_vectors,
-             int64_t tasks);
+             int64_t tasks, int64_t workers);
 
   int64_t count() const { return count_; }
 

@@ -35,11 +35,11 @@ class DirectPass final : public ConvPass<T> {
                scratch.get<LaneRange>(block.run_count));
   }
 
-  void gather_adjoint(const TileBlock& block, const T* grad, T* d, int64_t,
-                      ScratchBuffer& scratch) const override {
+  void gather_adjoint(const TileBlock& block, const T* grad, int64_t first, int64_t count, T* d,
+                      int64_t, ScratchBuffer& scratch) const override {
     const int32_t zero = 0;
     const Images<const T> images = {grad, output.channels, output.height, output.width};
-    gather_taps(block, {&zero, &zero, 1, 1, 1}, images, d, scratch);
+    gather_taps(block, {&zero, &zero, 1, 1, 1}, images.some_channels(first, count), d, scratch);
   }
 
  private:

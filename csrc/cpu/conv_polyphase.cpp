@@ -84,11 +84,12 @@ class PolyphaseForward final : public PolyphasePass<T> {
                           this->output_at(data, first), this->room(block, scratch));
   }
 
-  void gather_adjoint(const TileBlock& block, const T* grad, T* d, int64_t column_stride,
-                      ScratchBuffer& scratch) const override {
+  void gather_adjoint(const TileBlock& block, const T* grad, int64_t first, int64_t count, T* d,
+                      int64_t column_stride, ScratchBuffer& scratch) const override {
     const Images<T>& shape = this->output_;
-    this->kernels_.adjoint(block, {grad, shape.channels, shape.height, shape.width}, d,
-                           column_stride, this->room(block, scratch));
+    const Images<const T> images = {grad, shape.channels, shape.height, shape.width};
+    this->kernels_.adjoint(block, images.some_channels(first, count), d, column_stride,
+                           this->room(block, scratch));
   }
 
  private:

@@ -56,13 +56,14 @@ class Product {
         dense_kernels_(dense_kernels_of<T>(scheme.isa)),
         prepared_(prepared_tasks<T>(static_cast<int64_t>(scheme.passes.size()) * operands.tasks *
                                     static_cast<int64_t>(operands.terms.size()))),
-        terms_(static_cast<int>(operands.terms.size())) {
+        terms_(static_cast<int>(operands.terms.size())),
+        split_(split_work(*scheme.passes[0], operands.tasks)) {
     for (const auto& pass : scheme.passes) {
-      const int vectors =
-          block_vectors(*pass, kernels_.lanes, operands.tasks, product_vectors<T>(kernels_.lanes));
+      const int vectors = block_vectors(*pass, kernels_.lanes, operands.tasks, split_.parts,
+                                        product_vectors<T>(kernels_.lanes));
       cache_chunks_.push_back(cache_chunks(*pass, kernels_.lanes, vectors));
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, kernels_.lanes,
-                           vectors, operands.tasks);
+                           vectors, operands.tasks, split_.parts);
       lists_of_.push_back(find_lists(static_cast<int64_t>(lists_of_.size())));
       const double pays =
           pass->layout.taps() == 1 ? outer_fraction(pass->tiles(), kernels_.lanes) : 2;
@@ -82,18 +83,18 @@ class Product {
 
     // The passes of a block write into the same cache lines, which are still near when a thread
     // runs all of them. Too few blocks for the threads: several share the passes out, and the
-    // channels.
+    // channels. A thread's units are of one share, so that it reads few weights.
     const auto passes = static_cast<int64_t>(blocks_.size());
     int64_t most = 0;
     for (const TileBlocks& b : blocks_) most = std::max(most, b.count());
     const int64_t blocks = operands_.tasks * most;
     const int64_t pass_step = blocks < thread_count() ? passes : 1;
     const int64_t pairs = divide_up(scheme_.passes[0]->output_channels, 2);
-    const int64_t wanted = blocks == 0 ? 1 : thread_count() / (blocks * pass_step);
-    const int64_t shares = std::clamp<int64_t>(wanted, 1, pairs);
-    parallel_units(blocks * pass_step * shares, [&](int64_t unit) {
-      const int64_t share = unit % shares, block = unit / shares / pass_step;
-      for (int64_t pass = unit / shares % pass_step; pass < passes; pass += pass_step) {
+    const int64_t idle = blocks == 0 ? 1 : thread_count() / (blocks * pass_step);
+    const int64_t shares = std::clamp<int64_t>(std::max(idle, split_.shares), 1, pairs);
+    parallel_units(shares * blocks * pass_step, [&](int64_t unit) {
+      const int64_t share = unit / pass_step / blocks, block = unit / pass_step % blocks;
+      for (int64_t pass = unit % pass_step; pass < passes; pass += pass_step) {
         if (block % most >= blocks_[pass].count()) continue;
         run_block(pass, block / most, block % most, share * pairs / shares,
                   (share + 1) * pairs / shares);
@@ -256,6 +257,7 @@ class Product {
   const DenseKernels<T>& dense_kernels_;
   std::vector<std::unique_ptr<PreparedTask<T>>>& prepared_;
   const int terms_;
+  const WorkSplit split_;
   std::vector<int64_t> cache_chunks_;  // per pass
   std::vector<int64_t> lists_of_;      // per pass
   std::vector<int64_t> list_passes_;   // per lists: the pass that they are built for

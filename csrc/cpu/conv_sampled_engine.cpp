@@ -1,8 +1,9 @@
 // The sampled half of the engine: weight gradients.
 //
-// Blocks of tiles add into one sum per kernel, so threads own private partial sums. The blocks of
-// all tasks, in order, are cut into one contiguous part per thread; parts and the tasks they touch
-// form a staircase, on which part + task never repeats, so that sum numbers a partial sum.
+// Blocks of tiles add into one sum per kernel. The blocks of all tasks, in order, are cut into
+// contiguous parts with private partial sums; parts and the tasks they touch form a staircase, on
+// which part + task never repeats, so that sum numbers a partial sum. Each part is cut again, into
+// shares of the output channels.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -50,12 +51,13 @@ class Sampled {
         mask_count_(operands.mask.task_stride == 0 ? 1 : operands.tasks),
         masks_(masks_of_call(mask_count_)),
         dense_(read_masks() > dense_fraction(divide_up(pass_.tiles(), kernels_.lanes))),
-        vectors_(block_vectors(pass_, kernels_.lanes, operands.tasks, 6)),
+        split_(split_work(pass_, operands.tasks)),
+        vectors_(block_vectors(pass_, kernels_.lanes, operands.tasks, split_.parts, 6)),
         chunks_(cache_chunks(pass_, kernels_.lanes, vectors_)),
         blocks_(pass_.images, pass_.tile_rows, pass_.tile_columns, kernels_.lanes, vectors_,
-                operands.tasks),
+                operands.tasks, split_.parts),
         units_(operands.tasks * blocks_.count()),
-        parts_(std::min(units_, thread_count())) {}
+        parts_(std::min(units_, split_.parts)) {}
 
   void run() {
     const int64_t kernels = operands_.out_channels * operands_.in_channels;
@@ -73,10 +75,20 @@ class Sampled {
     stride_ = divide_up(most, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
     partial_ = partial_buffer().get<T>((parts_ + operands_.tasks) * code_.weights * stride_);
 
-    parallel_units(parts_, [&](int64_t part) { run_part(part); });
-    const int64_t slices = thread_count();
-    parallel_units(operands_.tasks * slices,
-                   [&](int64_t unit) { finish(unit / slices, unit % slices, slices); });
+    parallel_units(parts_ * split_.shares, [&](int64_t unit) {
+      const int64_t share = unit % split_.shares, channels = operands_.out_channels;
+      run_part(unit / split_.shares, share * channels / split_.shares,
+               (share + 1) * channels / split_.shares);
+    });
+    // In the order that lets a thread finish what it began.
+    const int64_t slices = thread_count(), tasks = operands_.tasks;
+    parallel_units(tasks * slices, [&](int64_t unit) {
+      if (split_.shares > 1) {
+        finish(unit % tasks, unit / tasks, slices);
+      } else {
+        finish(unit / slices, unit % slices, slices);
+      }
+    });
   }
 
  private:
@@ -110,7 +122,8 @@ class Sampled {
 
   int64_t part_begin(int64_t part) const { return part * units_ / parts_; }
 
-  void run_part(int64_t part) {
+  // Of the output channels first .. last - 1.
+  void run_part(int64_t part, int64_t first, int64_t last) {
     Workspace& space = workspace();
     int64_t current = -1;
     uint64_t started = 0;  // weights whose partial sum holds something
@@ -121,32 +134,35 @@ class Sampled {
       const TileBlock block = blocks_.block(unit % blocks_.count(), space.runs);
       const int64_t width = int64_t{block.vectors} * kernels_.lanes;
       const int64_t v_stride = plane_stride<T>(pass_.source_rows(), width);
-      const int64_t d_stride = plane_stride<T>(pass_.output_channels, width);
+      const int64_t d_stride = plane_stride<T>(last - first, width);
       T* v = space.v.template get<T>(pass_.points * v_stride + kernels_.lanes);
       T* d = space.m.template get<T>(pass_.columns * d_stride + kernels_.lanes);
       for (const SampledTerm<T>& term : operands_.terms) {
         pass_.gather(block, term.source.of(task), v, v_stride, space.transform);
-        pass_.gather_adjoint(block, term.grad.of(task), d, d_stride, space.transform);
+        pass_.gather_adjoint(block, term.grad.of(task), first, last - first, d, d_stride,
+                             space.transform);
         for (int point = 0; point < pass_.points; ++point) {
           const int weight = pass_.weight_of(point);
-          multiply(task, block.vectors, d + pass_.column_of(point) * d_stride, v + point * v_stride,
-                   partial(part, task) + weight * stride_, started >> weight & 1);
+          multiply(task, block.vectors, first, last - first, d + pass_.column_of(point) * d_stride,
+                   v + point * v_stride, partial(part, task) + weight * stride_,
+                   started >> weight & 1);
           started |= uint64_t{1} << weight;
         }
       }
     }
   }
 
-  void multiply(int64_t task, int vectors, const T* d, const T* v, T* out, bool accumulate) const {
-    const int64_t rows = pass_.output_channels;
+  void multiply(int64_t task, int vectors, int64_t first, int64_t rows, const T* d, const T* v,
+                T* out, bool accumulate) const {
     if (dense_) {
-      dense_kernels_.dense[vectors]({d, v, out, rows, pass_.source_rows(), accumulate});
+      const int64_t columns = pass_.source_rows();
+      dense_kernels_.dense[vectors]({d, v, out + first * columns, rows, columns, accumulate});
       return;
     }
     const RowLists& list = lists(task);
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      kernels_.sampled[vectors]({list.row_begin.data() + chunk * rows, list.source_rows.data(), d,
-                                 v, out, rows, accumulate});
+      const int32_t* row_begin = list.row_begin.data() + chunk * pass_.output_channels + first;
+      kernels_.sampled[vectors]({row_begin, list.source_rows.data(), d, v, out, rows, accumulate});
     }
   }
 
@@ -189,6 +205,7 @@ class Sampled {
   std::vector<ActiveKernels>& masks_;
   const bool dense_;
   std::vector<std::shared_ptr<const RowLists>> lists_;
+  WorkSplit split_;
   int vectors_;
   int64_t chunks_;
   TileBlocks blocks_;

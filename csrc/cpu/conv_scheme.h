@@ -60,10 +60,11 @@ class ConvPass {
   virtual void drain(const TileBlock& block, const T* m, int64_t column_stride, int64_t first,
                      int64_t count, const T* bias, T* output, ScratchBuffer& scratch) const = 0;
 
-  // The adjoint of drain: d[column * column_stride + channel * width + lane] from the gradient of
-  // the output images. Only passes that serve a weight gradient have it.
-  virtual void gather_adjoint(const TileBlock& /*block*/, const T* /*grad*/, T* /*d*/,
-                              int64_t /*column_stride*/, ScratchBuffer& /*scratch*/) const {
+  // The adjoint of drain: d[column * column_stride + (channel - first) * width + lane] from these
+  // channels of the gradient of the output. Only passes that serve a weight gradient have it.
+  virtual void gather_adjoint(const TileBlock& /*block*/, const T* /*grad*/, int64_t /*first*/,
+                              int64_t /*count*/, T* /*d*/, int64_t /*column_stride*/,
+                              ScratchBuffer& /*scratch*/) const {
     throw std::logic_error("this pass serves no weight gradient");
   }
 };

@@ -26,13 +26,18 @@ struct TileBlock {
   int32_t vectors;
 };
 
-// The images of one task: (N, C, H, W).
+// The images of one task: (N, C, H, W), or some neighbouring channels of them.
 template <class T>
 struct Images {
   T* data;
   int64_t channels, height, width;
+  int64_t image_channels = channels;  // of a whole image
 
   int64_t plane() const { return height * width; }
+
+  Images some_channels(int64_t first, int64_t count) const {
+    return {data + first * plane(), count, height, width, image_channels};
+  }
 };
 
 // The list of active kernels of two neighbouring output rows a and b, in three parts: kernels

@@ -51,7 +51,7 @@ LaneWindow* tap_windows(const TileBlock& block, const TapGrid& grid, int tap,
     const TileRun& run = block.runs[r];
     const int64_t row = static_cast<int64_t>(grid.row_step) * run.row + grid.row_shift[tap];
     const bool inside = run.image >= 0 && row >= 0 && row < x.height;
-    const int64_t line = (run.image * x.channels * x.height + row) * x.width + shift;
+    const int64_t line = (run.image * x.image_channels * x.height + row) * x.width + shift;
     int64_t count = run.count, end = last;
     for (; rows_join<Step>(grid) && r + 1 < block.run_count && block.runs[r + 1].image == run.image;
          ++r) {
@@ -167,7 +167,7 @@ LaneRange* output_ranges(const TileBlock& block, const PixelGrid& grid, const Im
     if (run.image < 0) continue;
     const int64_t row = static_cast<int64_t>(grid.row_step) * run.row + grid.row_offset;
     const int64_t column = static_cast<int64_t>(grid.column_step) * run.column + grid.column_offset;
-    const int64_t offset = (run.image * y.channels * y.height + row) * y.width + column;
+    const int64_t offset = (run.image * y.image_channels * y.height + row) * y.width + column;
     if (out != first && grid.column_step == 1 && out[-1].offset + out[-1].count == offset) {
       out[-1].count += run.count;
     } else {

@@ -64,7 +64,7 @@ StripPiece* cut_run(const TileRun& run, const StripShape& shape, const Images<T>
     if (rows == 0 || lanes == 0) {
       *out++ = {0, place + done, 0, 0};
     } else {
-      const int64_t offset = run.image * x.channels * x.plane() + row * x.width + column;
+      const int64_t offset = run.image * x.image_channels * x.plane() + row * x.width + column;
       *out++ = {offset, place + done, lanes, rows};
     }
   }
