@@ -61,6 +61,7 @@ BACKENDS = {
     "winograd5": STRIDE1,
     "polyphase2": STRIDE2,
     "polyphase3": STRIDE2,
+    "narrow": STRIDE1 + STRIDE2 + GENERAL,
     "automatic": STRIDE1 + STRIDE2 + GENERAL,
     "precise": STRIDE1 + STRIDE2,
 }

@@ -46,9 +46,12 @@ class DirectPass final : public ConvPass<T> {
   static void gather_taps(const TileBlock& block, const TapGrid& grid,
                           const Images<const T>& images, T* v, ScratchBuffer& scratch) {
     // A run of n lanes has at most n / lanes + 1 windows.
-    const int64_t windows = int64_t{grid.taps} * (block.run_count + block.vectors);
-    direct_kernels_of<T>(active_isa())
-        .gather(block, grid, images, scratch.get<LaneWindow>(windows), v);
+    const DirectKernels<T>& kernels = direct_kernels_of<T>(active_isa());
+    LaneWindow* windows =
+        scratch.get<LaneWindow>(int64_t{grid.taps} * (block.run_count + block.vectors));
+    const int64_t per_tap = kernels.windows(block, grid, images, windows);
+    const int64_t width = block.vectors * product_kernels_of<T>(active_isa()).lanes;
+    kernels.gather(grid, images, windows, per_tap, {1, 0, 0}, width, v);
   }
 };
 

@@ -55,6 +55,21 @@ const DirectKernels<T>& direct_kernels_of(Isa isa) {
 }
 
 template <class T>
+const NarrowKernels<T>& narrow_kernels_of(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::avx512:
+      return avx512::narrow_kernels<T>();
+    case Isa::avx2:
+      return avx2::narrow_kernels<T>();
+    default:
+      break;
+  }
+#endif
+  return baseline::narrow_kernels<T>();
+}
+
+template <class T>
 const WinogradKernels<T>& winograd_kernels_of(Isa isa, int tile) {
 #if defined(__x86_64__)
   switch (isa) {

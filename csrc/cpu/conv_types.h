@@ -93,6 +93,48 @@ struct OuterStep {
   bool accumulate;
 };
 
+// Of a strip of `pixels` neighbouring output pixels of an image, whose channels lie `plane` values
+// apart; rows of V are `width` apart, whole registers, zeros past the last pixel.
+//
+// y[channel] = bias[channel] + sum over k of weights[channel * rows + k] * v[k]
+template <class T>
+struct NarrowStep {
+  const T* weights;
+  int64_t rows;
+  const T* v;
+  int64_t width;
+  const T* bias;  // null: none
+  T* y;
+  int64_t plane, channels, pixels;
+  bool stream;  // outputs are larger than the caches: write past them
+};
+
+// out[position of (channel, k)] += <grad[channel], v[k]>, over `images` strips that lie image_size
+// apart in the gradient and image_width in a row of V.
+template <class T>
+struct NarrowSampledStep {
+  const T* grad;
+  int64_t plane, channels, pixels;
+  int64_t images, image_size, image_width;
+  const T* v;
+  int64_t width, rows;
+  T* out;
+};
+
+// The order of these sums: groups of channels, in them chunks of rows, `apart` values apart.
+struct NarrowSums {
+  int64_t group, chunk, apart;
+
+  int64_t chunks(int64_t rows) const { return (rows + chunk - 1) / chunk; }
+  int64_t count(int64_t channels, int64_t rows) const {
+    return (channels + group - 1) / group * chunks(rows) * apart;
+  }
+  int64_t position(int64_t channel, int64_t row, int64_t rows) const {
+    return (channel / group * chunks(rows) + row / chunk) * apart + channel % group * chunk +
+           row % chunk;
+  }
+};
+
 // The entries begin .. end - 1 of stored weights, entry e standing for what is at places[e], or at
 // e itself where `places` is null.
 struct WeightEntries {
@@ -123,6 +165,11 @@ struct LaneWindow {
   int64_t offset;
   int32_t lane;
   uint32_t lanes;
+};
+
+// The same windows of `count` images that lie `image` values apart, `lanes` apart in a row of V.
+struct Repeats {
+  int64_t count, image, lanes;
 };
 
 // Lanes whose values go to neighbouring (or evenly spread) places in memory.

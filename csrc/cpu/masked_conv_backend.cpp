@@ -16,9 +16,10 @@ struct NamedBackend {
 constexpr NamedBackend kNames[] = {
     {Backend::automatic, "automatic"},   {Backend::precise, "precise"},
     {Backend::library, "library"},       {Backend::direct, "direct"},
-    {Backend::winograd2, "winograd2"},   {Backend::winograd3, "winograd3"},
-    {Backend::winograd4, "winograd4"},   {Backend::winograd5, "winograd5"},
-    {Backend::polyphase2, "polyphase2"}, {Backend::polyphase3, "polyphase3"},
+    {Backend::narrow, "narrow"},         {Backend::winograd2, "winograd2"},
+    {Backend::winograd3, "winograd3"},   {Backend::winograd4, "winograd4"},
+    {Backend::winograd5, "winograd5"},   {Backend::polyphase2, "polyphase2"},
+    {Backend::polyphase3, "polyphase3"},
 };
 
 // ---- the rule ----------------------------------------------------------------------------------
@@ -36,9 +37,11 @@ constexpr NamedBackend kNames[] = {
 //                                      2, F2       1.0/1.1/1.3   1.4/1.3/1.5   1.6/1.7/1.9
 //     128 channels                    16, F4       2.3/2.4/2.5   3.8/3.6/3.4   5.7/5.5/5.0
 //     dense weight gradient, 84 to 7               1.4 .. 2.1
-//     3 channels in, 84: F4 forward 1.0 to 1.5, direct 1.2 1.3 1.4, direct weight gradient .7 1.0
-//     1.2; F4 input gradient 3.2
-//     1 channel in, 28: direct forward 1.7
+//     3 channels in, 84: F4 input gradient 3.2; forward, T=4, N=5, 32 channels out: narrow 1.7 1.8
+//     1.8, F4 1.7 2.2 2.2; N=25, 64 out: narrow 1.0, F4 .9; narrow weight gradient 1.2 to 1.5
+//     5 channels in, 28: F4 forward 1.4, narrow 1.0; weight gradient: narrow 1.3
+//     1 and 2 channels in, 28, T=4: narrow forward 1.8 to 2.4, direct 1.2 to 1.4; narrow weight
+//     gradient 1.5 to 2.5, direct .7 to 1.8
 //   3x3, stride 2, 64 channels, map 84, M=3        1.8/2.2/1.9   2.4/2.7/2.5   3.2/2.9/3.5
 //                                   42, M=3        1.3/1.8/1.1   1.8/2.2/1.4   2.5/4.8/2.0
 //                                   32, M=2        1.4/2.3/1.1   2.0/2.1/1.6   3.1/3.4/2.4
@@ -48,14 +51,12 @@ constexpr NamedBackend kNames[] = {
 //                         T=4, N=5,  7, M=2        1.5/1.8/1.5   2.5/2.5/1.9
 //                                    4, M=2        1.6/1.9/1.5   2.5/2.7/2.1
 //     128 channels                  32, M=2        1.2/1.8/1.2   2.0/2.5/1.8   3.4/5.6/2.7
-//     3 channels in, 32, M=2                       1.1/2.4/ .6   1.1/2.8/ .6   1.2/2.9/ .7
-//     1 channel in, 28: direct forward 1.5 to 2.5, direct weight gradient 1.1 (N=25) to 1.7 (N=5)
-//
-// On AVX2 (Zen 3), where the order of the rows for few channels comes from, all kernels in use:
-//     3 channels in, stride 2, 32: direct forward 1.2 of M=2; stride 1, weight gradient: direct 1.0
-//     to 1.2 of F4; the library is up to 1.3 of direct there, but off by 1.7e-5 at N=25, 84
+//     3 channels in, 32, narrow, forward / weight gradient    1.1/.96       1.1/.96       1.1/.97
+//                        direct                               .9 / .6       1.2/ .8       1.5/ .8
+//     4 and 7 channels in: narrow 1.0/.93, direct .85/.7
+//     1 channel in, 28: narrow 1.8/1.3, direct 1.1/ .6
 
-enum Family { kDirect, kWinograd, kPolyphase };
+enum Family { kDirect, kNarrow, kWinograd, kPolyphase };
 
 constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
 constexpr unsigned kForward = 1, kInputGrad = 2, kWeightGrad = 4;
@@ -74,14 +75,14 @@ struct Rule {
 
 constexpr Rule kRules[] = {
     {kWinograd, kForward | kInputGrad | kWeightGrad, 1, 8, kAny, 2, 1, 1.0},
-    {kWinograd, kForward, 1, 3, 7, 8, 16, 1.0},
-    {kDirect, kForward, 1, 1, 2, 8, 16, 1.0},
-    {kDirect, kWeightGrad, 1, 1, 7, 8, 16, 1.0},
+    {kWinograd, kForward, 1, 3, 3, 8, 16, 0.75},
+    {kNarrow, kForward, 1, 1, 3, 2, 1, 1.0},
+    {kWinograd, kForward, 1, 4, 7, 8, 16, 1.0},
+    {kNarrow, kWeightGrad, 1, 1, 7, 2, 1, 1.0},
     {kPolyphase, kForward | kInputGrad, 2, 8, kAny, 2, 1, 1.0},
     {kPolyphase, kWeightGrad, 2, 8, kAny, 2, 2, 1.0},
-    {kDirect, kForward, 2, 1, 7, 8, 16, 1.0},
-    {kPolyphase, kForward, 2, 3, 7, 2, 24, 1.0},
-    {kDirect, kWeightGrad, 2, 1, 2, 8, 16, 1.0},
+    {kDirect, kForward, 2, 3, 7, 8, 16, 0.6},
+    {kNarrow, kForward | kWeightGrad, 2, 1, 7, 2, 1, 1.0},
     {kDirect, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 2, 16, 0.45},
 };
 
@@ -138,7 +139,9 @@ Backend polyphase_for(const ConvShape& s) {
 }  // namespace
 
 bool backend_supports(Backend backend, const ConvShape& s) {
-  if (backend == Backend::library || backend == Backend::direct) return true;
+  if (backend == Backend::library || backend == Backend::direct || backend == Backend::narrow) {
+    return true;
+  }
   const bool kernel3 = s.kernel_h == 3 && s.kernel_w == 3;
   if (winograd_tile(backend) != 0) return kernel3 && s.stride_h == 1 && s.stride_w == 1;
   return kernel3 && s.stride_h == 2 && s.stride_w == 2 && s.pad_h == 1 && s.pad_w == 1;
@@ -176,6 +179,7 @@ Backend choose_backend(Backend requested, ConvOp op, const ConvShape& shape,
   for (const Rule& rule : kRules) {
     if (!satisfies(shape, op, density, rule)) continue;
     if (rule.family == kDirect) return Backend::direct;
+    if (rule.family == kNarrow) return Backend::narrow;
     if (rule.family == kPolyphase) return polyphase_for(shape);
     return precise ? Backend::winograd2 : winograd_for(shape, op);
   }

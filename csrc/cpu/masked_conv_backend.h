@@ -18,6 +18,8 @@ enum class Backend {
   precise,     // the rule, restricted to schemes as exact as a direct sum
   library,     // a dense convolution of the premultiplied weight, by torch
   direct,      // skips pruned kernels, any shape
+  narrow,      // few input channels, any shape: all kernels, outputs where they lie in memory; the
+               // input gradient is direct's
   winograd2,   // 3x3, stride 1: tiles of 2x2 outputs, 16 products for 36
   winograd3,   //                3x3,             25 for 81
   winograd4,   //                4x4,             36 for 144

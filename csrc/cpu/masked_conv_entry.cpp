@@ -5,6 +5,7 @@
 
 #include "conv_direct.h"
 #include "conv_engine.h"
+#include "conv_narrow.h"
 #include "conv_polyphase.h"
 #include "conv_winograd.h"
 #include "masked_conv.h"
@@ -63,6 +64,7 @@ template <class T>
 ConvScheme<T> input_grad_scheme(const ConvShape& shape, Backend backend) {
   switch (backend) {
     case Backend::direct:
+    case Backend::narrow:
       return direct_input_grad<T>(shape);
     case Backend::winograd2:
     case Backend::winograd3:
@@ -111,6 +113,7 @@ void masked_conv_forward(const ConvShape& original, const std::vector<ProductTer
   operands.bias = bias;
   operands.output = {y, s.samples * s.out_channels * s.out_height * s.out_width};
   operands.transposed = false;
+  if (backend == Backend::narrow) return run_narrow_forward<T>(s, operands);
   run_product<T>(forward_scheme<T>(s, backend), operands);
 }
 
@@ -133,9 +136,10 @@ void masked_conv_input_grad(const ConvShape& original, const std::vector<Product
 template <class T>
 void masked_conv_weight_grad(const ConvShape& s, const std::vector<SampledTerm<T>>& terms,
                              PerTask<const T> mask, T* grad_weight, Backend backend) {
-  run_sampled<T>(
-      weight_grad_scheme<T>(s, backend),
-      {s.tasks, s.out_channels, s.in_channels, s.kernel_h * s.kernel_w, terms, mask, grad_weight});
+  const SampledOperands<T> operands = {
+      s.tasks, s.out_channels, s.in_channels, s.kernel_h * s.kernel_w, terms, mask, grad_weight};
+  if (backend == Backend::narrow) return run_narrow_weight_grad<T>(s, operands);
+  run_sampled<T>(weight_grad_scheme<T>(s, backend), operands);
 }
 
 template void masked_conv_forward(const ConvShape&, const std::vector<ProductTerm<float>>&,

@@ -126,34 +126,53 @@ void replay(const LaneWindow* begin, const LaneWindow* end, int64_t step, const 
 }
 
 template <class T, int Step>
-void gather_steps(const TileBlock& block, const TapGrid& grid, const Images<const T>& x,
-                  LaneWindow* windows, T* v) {
-  const int64_t width = static_cast<int64_t>(block.vectors) * kLanes<T>;
-  LaneWindow* end = windows;
+int64_t windows_at(const TileBlock& block, const TapGrid& grid, const Images<const T>& x,
+                   LaneWindow* out) {
+  LaneWindow* end = out;
   for (int32_t tap = 0; tap < grid.taps; ++tap) {
     end = tap_windows<T, Step>(block, grid, tap, x, end);
   }
-  const int64_t per_tap = grid.taps == 0 ? 0 : (end - windows) / grid.taps;
+  return grid.taps == 0 ? 0 : (end - out) / grid.taps;
+}
+
+template <class T>
+int64_t windows(const TileBlock& block, const TapGrid& grid, const Images<const T>& x,
+                LaneWindow* out) {
+  switch (grid.column_step) {
+    case 1:
+      return windows_at<T, 1>(block, grid, x, out);
+    case 2:
+      return windows_at<T, 2>(block, grid, x, out);
+    default:
+      return windows_at<T, 0>(block, grid, x, out);
+  }
+}
+
+template <class T, int Step>
+void gather_at(const TapGrid& grid, const Images<const T>& x, const LaneWindow* windows,
+               int64_t per_tap, const Repeats& repeats, int64_t width, T* v) {
   for (int64_t channel = 0; channel < x.channels; ++channel) {
     const T* plane = x.data + channel * x.plane();
     const LaneWindow* w = windows;
     for (int32_t tap = 0; tap < grid.taps; ++tap, w += per_tap, v += width) {
-      replay<T, Step>(w, w + per_tap, grid.column_step, plane, kAhead * x.plane(),
-                      width * grid.column_step, v);
+      for (int64_t n = 0; n < repeats.count; ++n) {
+        replay<T, Step>(w, w + per_tap, grid.column_step, plane + n * repeats.image,
+                        kAhead * x.plane(), width * grid.column_step, v + n * repeats.lanes);
+      }
     }
   }
 }
 
 template <class T>
-void gather(const TileBlock& block, const TapGrid& grid, const Images<const T>& x,
-            LaneWindow* windows, T* v) {
+void gather(const TapGrid& grid, const Images<const T>& x, const LaneWindow* windows,
+            int64_t per_tap, const Repeats& repeats, int64_t width, T* v) {
   switch (grid.column_step) {
     case 1:
-      return gather_steps<T, 1>(block, grid, x, windows, v);
+      return gather_at<T, 1>(grid, x, windows, per_tap, repeats, width, v);
     case 2:
-      return gather_steps<T, 2>(block, grid, x, windows, v);
+      return gather_at<T, 2>(grid, x, windows, per_tap, repeats, width, v);
     default:
-      return gather_steps<T, 0>(block, grid, x, windows, v);
+      return gather_at<T, 0>(grid, x, windows, per_tap, repeats, width, v);
   }
 }
 
@@ -207,7 +226,7 @@ void drain(const TileBlock& block, const PixelGrid& grid, const T* m, const T* b
 }
 
 template <class T>
-constexpr DirectKernels<T> kTable = {gather<T>, drain<T>};
+constexpr DirectKernels<T> kTable = {windows<T>, gather<T>, drain<T>};
 
 }  // namespace
 

@@ -26,14 +26,25 @@ struct DenseKernels {
 
 template <class T>
 struct DirectKernels {
-  // v[channel * taps + tap][lanes] from the images; `windows` has room for one entry per tap, run
-  // and register.
-  void (*gather)(const TileBlock&, const TapGrid&, const Images<const T>&, LaneWindow* windows,
-                 T* v);
+  // Where a block's pixels read: equally many windows for each tap, whose number is returned;
+  // `out` has room for one per tap, run and register.
+  int64_t (*windows)(const TileBlock&, const TapGrid&, const Images<const T>&, LaneWindow* out);
+  // v[channel * taps + tap][lanes] from the images; a register more may be written.
+  void (*gather)(const TapGrid&, const Images<const T>&, const LaneWindow* windows, int64_t per_tap,
+                 const Repeats&, int64_t width, T* v);
   // channels [0, channels) of m[channel][lanes] + bias to the images, whose data points at the
   // first channel wanted and whose channel count is the images' own.
   void (*drain)(const TileBlock&, const PixelGrid&, const T* m, const T* bias, int64_t channels,
                 const Images<T>&, LaneRange* ranges);
+};
+
+// Few input channels: `product` and `sampled` over one strip.
+template <class T>
+struct NarrowKernels {
+  int lanes;
+  void (*product)(const NarrowStep<T>&);
+  void (*sampled)(const NarrowSampledStep<T>&);
+  NarrowSums sums;
 };
 
 // The transforms of one tile size M; planes of V, M and D are numbered row * (M + 2) + column of
@@ -86,6 +97,8 @@ const DenseKernels<T>& dense_kernels();
 template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>
+const NarrowKernels<T>& narrow_kernels();
+template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
 template <class T>
 const PolyphaseKernels<T>& polyphase_kernels(int tile);
@@ -99,6 +112,8 @@ const DenseKernels<T>& dense_kernels();
 template <class T>
 const DirectKernels<T>& direct_kernels();
 template <class T>
+const NarrowKernels<T>& narrow_kernels();
+template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
 template <class T>
 const PolyphaseKernels<T>& polyphase_kernels(int tile);
@@ -111,6 +126,8 @@ template <class T>
 const DenseKernels<T>& dense_kernels();
 template <class T>
 const DirectKernels<T>& direct_kernels();
+template <class T>
+const NarrowKernels<T>& narrow_kernels();
 template <class T>
 const WinogradKernels<T>& winograd_kernels(int tile);
 template <class T>
