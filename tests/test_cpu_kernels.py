@@ -133,6 +133,17 @@ def test_results_do_not_depend_on_what_else_is_in_the_batch(name, backend):
     torch.testing.assert_close(polluted[clean], together[clean], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("size", [84, 85], ids=["whole registers", "odd planes"])
+def test_outputs_larger_than_the_caches(size, backend):
+    """A first layer writes these past the caches where its planes allow that."""
+    backend("narrow")
+    x, weight, bias = torch.randn(1, 10, 3, size, size), torch.randn(1, 66, 3, 3, 3), torch.ones(66)
+    found = OPS.masked_conv(x, weight, None, bias[None], [1, 1], [1, 1])
+    assert found.nbytes >= 16 << 20
+    expected = torch.nn.functional.conv2d(x[0].double(), weight[0].double(), bias.double(), 1, 1)
+    assert cpu_kernels.relative_error(found[0], expected) < cpu_kernels.EXACT
+
+
 @pytest.mark.parametrize("size", [28, 10], ids=["tiles of 4", "tiles of 5"])
 @pytest.mark.parametrize("channels", [64, 256])
 def test_default_error_bound_on_a_layer(channels, size):

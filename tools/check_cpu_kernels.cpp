@@ -226,9 +226,9 @@ int run_all() {
       shape(1, 2, 4, 3, 13, 10, 5, 2, 3, 1, 2, 0), shape(2, 2, 3, 2, 6, 17, 2, 5, 1, 3, 0, 2),
       shape(2, 2, 3, 2, 6, 7, 1, 1, 3, 2, 1, 1),
   };
-  const Backend backends[] = {Backend::direct,    Backend::winograd2, Backend::winograd3,
-                              Backend::winograd4, Backend::winograd5, Backend::polyphase2,
-                              Backend::polyphase3};
+  const Backend backends[] = {Backend::direct,     Backend::narrow,    Backend::winograd2,
+                              Backend::winograd3,  Backend::winograd4, Backend::winograd5,
+                              Backend::polyphase2, Backend::polyphase3};
   int cases = 0, failures = 0;
   for (const ConvShape& s : shapes) {
     for (Backend backend : backends) {
