@@ -6,7 +6,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +25,13 @@ class Group:
 
 
 def run_benchmark(
-    name: str, description: str, groups: dict[str, Group], *, seconds: float, quick_seconds: float
+    name: str,
+    description: str,
+    groups: dict[str, Group],
+    *,
+    seconds: float,
+    quick_seconds: float,
+    passes: int = 1,
 ) -> None:
     """Measures the groups that are asked for, prints a table of each and saves its raw rows.
 
@@ -35,6 +41,9 @@ def run_benchmark(
     Args:
         name: Of the benchmark; a group's rows go to ``results/NAME-GROUP-N-threads.json``.
         seconds: For the timing of one case; ``quick_seconds`` with ``--quick``, which saves none.
+        passes: Through all cases of a group, which share the seconds: a machine that is slow for a
+            minute, for one side more than for the other, spoils one pass of a case. The pass of
+            median speed-up counts. One with ``--quick``.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a sample of the cases, not saved")
@@ -42,25 +51,35 @@ def run_benchmark(
     parser.add_argument("--only", choices=tuple(groups), help="one group of cases")
     options = parser.parse_args()
     fair_process(options.threads)
-    budget = quick_seconds if options.quick else seconds
+    if options.quick:
+        seconds, passes = quick_seconds, 1
     console, wrong = Console(width=140), []
     for label, group in groups.items():
         if options.only not in (None, label):
             continue
-        rows = []
-        for case in group.grid(options.quick):
+        cases = list(group.grid(options.quick))
+        found: list[list[Row]] = [[] for _ in cases]
+        for case, rows_of_case in [*zip(cases, found, strict=True)] * passes:
             try:
-                rows.append(group.run(case, budget))
+                rows_of_case.append(group.run(case, seconds / passes))
             except WrongResult as error:
                 wrong.append(str(error))
             print(".", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
+        rows = [_median_pass(rows_of_case) for rows_of_case in found if rows_of_case]
         console.print(table(label, rows))
         console.print(_summary(rows))
         if not options.quick:
             console.print(f"raw results: {save(f'{name}-{label}-{options.threads}-threads', rows)}")
     if wrong:
         sys.exit("\n".join(["wrong results:", *wrong]))
+
+
+def _median_pass(rows: list[Row]) -> Row:
+    """The row of median speed-up (the lower of two), which also names those of all passes."""
+    speedups = [row.speedup for row in rows]
+    row = sorted(rows, key=lambda row: row.speedup)[(len(rows) - 1) // 2]
+    return replace(row, more={**row.more, "speedups_of_passes": speedups})
 
 
 def table(title: str, rows: list[Row]) -> Table:

@@ -235,4 +235,6 @@ GROUPS = {
 }
 
 if __name__ == "__main__":
-    run_benchmark("ops", __doc__.splitlines()[0], GROUPS, seconds=0.6, quick_seconds=0.15)
+    run_benchmark(
+        "ops", __doc__.splitlines()[0], GROUPS, seconds=0.75, quick_seconds=0.15, passes=3
+    )
