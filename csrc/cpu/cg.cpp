@@ -25,13 +25,7 @@ constexpr int64_t kChunk = 1 << 14;
 // The values of implicit/cg.py's CGStatus.
 enum Status : int64_t { kConverged = 0, kRunning = 1, kNotPositive = 2, kNotFinite = 3 };
 
-const CgTable& table() {
-#ifdef __x86_64__
-  if (active_isa() == Isa::avx512) return avx512::cg;
-  if (active_isa() == Isa::avx2) return avx2::cg;
-#endif
-  return baseline::cg;
-}
+const CgTable& table() { return copy_for(active_isa(), baseline::cg, avx2::cg, avx512::cg); }
 
 template <class F>
 const CgKernels<F>& kernels() {

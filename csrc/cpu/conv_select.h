@@ -11,92 +11,38 @@ namespace metasparse::cpu {
 
 template <class T>
 const ProductKernels<T>& product_kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::avx512:
-      return avx512::product_kernels<T>();
-    case Isa::avx2:
-      return avx2::product_kernels<T>();
-    default:
-      break;
-  }
-#endif
-  return baseline::product_kernels<T>();
+  return copy_for(isa, baseline::product_kernels<T>, avx2::product_kernels<T>,
+                  avx512::product_kernels<T>)();
 }
 
 template <class T>
 const DenseKernels<T>& dense_kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::avx512:
-      return avx512::dense_kernels<T>();
-    case Isa::avx2:
-      return avx2::dense_kernels<T>();
-    default:
-      break;
-  }
-#endif
-  return baseline::dense_kernels<T>();
+  return copy_for(isa, baseline::dense_kernels<T>, avx2::dense_kernels<T>,
+                  avx512::dense_kernels<T>)();
 }
 
 template <class T>
 const DirectKernels<T>& direct_kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::avx512:
-      return avx512::direct_kernels<T>();
-    case Isa::avx2:
-      return avx2::direct_kernels<T>();
-    default:
-      break;
-  }
-#endif
-  return baseline::direct_kernels<T>();
+  return copy_for(isa, baseline::direct_kernels<T>, avx2::direct_kernels<T>,
+                  avx512::direct_kernels<T>)();
 }
 
 template <class T>
 const NarrowKernels<T>& narrow_kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::avx512:
-      return avx512::narrow_kernels<T>();
-    case Isa::avx2:
-      return avx2::narrow_kernels<T>();
-    default:
-      break;
-  }
-#endif
-  return baseline::narrow_kernels<T>();
+  return copy_for(isa, baseline::narrow_kernels<T>, avx2::narrow_kernels<T>,
+                  avx512::narrow_kernels<T>)();
 }
 
 template <class T>
 const WinogradKernels<T>& winograd_kernels_of(Isa isa, int tile) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::avx512:
-      return avx512::winograd_kernels<T>(tile);
-    case Isa::avx2:
-      return avx2::winograd_kernels<T>(tile);
-    default:
-      break;
-  }
-#endif
-  return baseline::winograd_kernels<T>(tile);
+  return copy_for(isa, baseline::winograd_kernels<T>, avx2::winograd_kernels<T>,
+                  avx512::winograd_kernels<T>)(tile);
 }
 
 template <class T>
 const PolyphaseKernels<T>& polyphase_kernels_of(Isa isa, int tile) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::avx512:
-      return avx512::polyphase_kernels<T>(tile);
-    case Isa::avx2:
-      return avx2::polyphase_kernels<T>(tile);
-    default:
-      break;
-  }
-#endif
-  return baseline::polyphase_kernels<T>(tile);
+  return copy_for(isa, baseline::polyphase_kernels<T>, avx2::polyphase_kernels<T>,
+                  avx512::polyphase_kernels<T>)(tile);
 }
 
 // The set for a task whose images are cut into tiles of so many outputs. Where the tiles fill at

@@ -20,4 +20,17 @@ bool isa_is_named();
 const char* isa_name(Isa isa);
 bool cpu_supports(Isa isa);
 
+// Elsewhere than on x86 there is one copy, which goes by all three names.
+namespace baseline {}
+#if !defined(__x86_64__)
+namespace avx2 = baseline;
+namespace avx512 = baseline;
+#endif
+
+// The copy for an instruction set, of a table or of a function that returns one.
+template <class Copy>
+const Copy& copy_for(Isa isa, const Copy& baseline, const Copy& avx2, const Copy& avx512) {
+  return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : baseline;
+}
+
 }  // namespace metasparse::cpu

@@ -16,31 +16,13 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 template <class T>
-const NormActPoolKernels<T>& choose(const NormActPoolKernels<T>& of_baseline,
-                                    const NormActPoolKernels<T>& of_avx2,
-                                    const NormActPoolKernels<T>& of_avx512) {
-  switch (active_isa()) {
-    case Isa::avx512:
-      return of_avx512;
-    case Isa::avx2:
-      return of_avx2;
-    default:
-      return of_baseline;
-  }
-}
-
-template <class T>
 const NormActPoolKernels<T>& kernels() {
-#if !defined(__x86_64__)
-  namespace avx2 = baseline;
-  namespace avx512 = baseline;
-#endif
   if constexpr (std::is_same_v<T, float>) {
-    return choose(baseline::norm_act_pool_float, avx2::norm_act_pool_float,
-                  avx512::norm_act_pool_float);
+    return copy_for(active_isa(), baseline::norm_act_pool_float, avx2::norm_act_pool_float,
+                    avx512::norm_act_pool_float);
   } else {
-    return choose(baseline::norm_act_pool_double, avx2::norm_act_pool_double,
-                  avx512::norm_act_pool_double);
+    return copy_for(active_isa(), baseline::norm_act_pool_double, avx2::norm_act_pool_double,
+                    avx512::norm_act_pool_double);
   }
 }
 

@@ -21,19 +21,11 @@ namespace {
 using at::Tensor;
 
 const HeadKernels& kernels() {
-#ifdef __x86_64__
-  if (active_isa() == Isa::avx512) return avx512::softmax_head;
-  if (active_isa() == Isa::avx2) return avx2::softmax_head;
-#endif
-  return baseline::softmax_head;
+  return copy_for(active_isa(), baseline::softmax_head, avx2::softmax_head, avx512::softmax_head);
 }
 
 const RowProductsTable& row_products() {
-#ifdef __x86_64__
-  if (active_isa() == Isa::avx512) return avx512::row_products;
-  if (active_isa() == Isa::avx2) return avx2::row_products;
-#endif
-  return baseline::row_products;
+  return copy_for(active_isa(), baseline::row_products, avx2::row_products, avx512::row_products);
 }
 
 template <class F>

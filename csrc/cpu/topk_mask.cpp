@@ -32,11 +32,7 @@ void for_chunks(int64_t n, const Function& f) {
 }
 
 const TopkMaskTable& table() {
-#ifdef __x86_64__
-  if (active_isa() == Isa::avx512) return avx512::topk_mask;
-  if (active_isa() == Isa::avx2) return avx2::topk_mask;
-#endif
-  return baseline::topk_mask;
+  return copy_for(active_isa(), baseline::topk_mask, avx2::topk_mask, avx512::topk_mask);
 }
 
 const TopkMaskKernels<float>& kernels_for(float) { return table().f32; }

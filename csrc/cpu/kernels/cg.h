@@ -32,11 +32,13 @@ struct CgTable {
 namespace baseline {
 extern const CgTable cg;
 }
+#if defined(__x86_64__)
 namespace avx2 {
 extern const CgTable cg;
 }
 namespace avx512 {
 extern const CgTable cg;
 }
+#endif
 
 }  // namespace metasparse::cpu

@@ -104,6 +104,7 @@ template <class T>
 const PolyphaseKernels<T>& polyphase_kernels(int tile);
 }  // namespace baseline
 
+#if defined(__x86_64__)
 namespace avx2 {
 template <class T>
 const ProductKernels<T>& product_kernels();
@@ -133,5 +134,6 @@ const WinogradKernels<T>& winograd_kernels(int tile);
 template <class T>
 const PolyphaseKernels<T>& polyphase_kernels(int tile);
 }  // namespace avx512
+#endif
 
 }  // namespace metasparse::cpu

@@ -27,11 +27,13 @@ struct RowProductsTable {
 namespace baseline {
 extern const RowProductsTable row_products;
 }
+#if defined(__x86_64__)
 namespace avx2 {
 extern const RowProductsTable row_products;
 }
 namespace avx512 {
 extern const RowProductsTable row_products;
 }
+#endif
 
 }  // namespace metasparse::cpu

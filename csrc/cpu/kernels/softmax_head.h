@@ -44,11 +44,13 @@ struct HeadKernels {
 namespace baseline {
 extern const HeadKernels softmax_head;
 }
+#if defined(__x86_64__)
 namespace avx2 {
 extern const HeadKernels softmax_head;
 }
 namespace avx512 {
 extern const HeadKernels softmax_head;
 }
+#endif
 
 }  // namespace metasparse::cpu

@@ -66,11 +66,13 @@ struct TopkMaskTable {
 namespace baseline {
 extern const TopkMaskTable topk_mask;
 }
+#if defined(__x86_64__)
 namespace avx2 {
 extern const TopkMaskTable topk_mask;
 }
 namespace avx512 {
 extern const TopkMaskTable topk_mask;
 }
+#endif
 
 }  // namespace metasparse::cpu
