@@ -43,7 +43,7 @@ def test_backend_matches_the_definition(name, poisoned_memory, one_thread):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize(("tasks", "threads"), [(3, 8), (1, 2), (4, 2), (2, 3)])
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize("name", ["direct", "winograd3", "winograd4"])
+@pytest.mark.parametrize("name", ["direct", "narrow", "winograd3", "winograd4"])
 def test_threads_share_the_work(name, density, tasks, threads, dtype, bound, backend):
     """Few tiles for the threads: channels are shared out too, or instead.
 

@@ -8,6 +8,7 @@
 #include "conv_select.h"
 #include "conv_workspace.h"
 #include "parallel.h"
+#include "streaming.h"
 
 namespace metasparse::cpu {
 
@@ -15,9 +16,6 @@ namespace {
 
 // A row of V of a strip: those of three channels fit the first-level cache.
 constexpr int64_t kRowBytes = 1024;
-
-// Outputs of this size, which no cache holds until they are read, are written past the caches.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 // Neighbouring output pixels of an image, or all of several images.
 struct Strip {
@@ -150,28 +148,26 @@ class NarrowSampled {
         strips_(shape),
         kernels_(narrow_kernels_of<T>(active_isa())),
         sums_count_(kernels_.sums.count(shape.out_channels, strips_.rows())),
-        units_(shape.tasks * strips_.per_task()),
-        parts_(std::min(units_, thread_count())) {}
+        parts_{shape.tasks * strips_.per_task(),
+               std::min(shape.tasks * strips_.per_task(), thread_count())} {}
 
-  // The strips of all tasks are cut into parts with sums of their own; parts and the tasks they
-  // touch form a staircase, on which part + task never repeats.
+  // The strips of all tasks are cut into parts with sums of their own.
   void run() {
-    const int64_t size = (parts_ + shape_.tasks) * sums_count_;
+    const int64_t size = (parts_.count + shape_.tasks) * sums_count_;
     sums_ = weights_buffer().template get<T>(size);
     std::memset(sums_, 0, sizeof(T) * static_cast<size_t>(size));
-    parallel_units(parts_, [&](int64_t part) { run_part(part); });
+    parallel_units(parts_.count, [&](int64_t part) { run_part(part); });
     for (int64_t task = 0; task < shape_.tasks; ++task) finish(task);
   }
 
  private:
   T* sums(int64_t part, int64_t task) const { return sums_ + (part + task) * sums_count_; }
-  int64_t part_of(int64_t unit) const { return ((unit + 1) * parts_ - 1) / units_; }
 
   void run_part(int64_t part) {
     Workspace& space = workspace();
     const int64_t rows = strips_.rows(), plane = strips_.plane(), size = strips_.image_size();
     T* v = space.v.template get<T>(rows * strips_.width() + kernels_.lanes);
-    for (int64_t unit = part * units_ / parts_; unit < (part + 1) * units_ / parts_; ++unit) {
+    for (int64_t unit = parts_.begin(part); unit < parts_.begin(part + 1); ++unit) {
       const Strip strip = strips_[unit];
       for (const SampledTerm<T>& term : operands_.terms) {
         strips_.gather(strip, term.source.of(strip.task), v);
@@ -184,9 +180,9 @@ class NarrowSampled {
 
   void finish(int64_t task) {
     const int64_t rows = strips_.rows(), first = task * strips_.per_task();
-    T* total = sums(part_of(first), task);
-    for (int64_t part = part_of(first) + 1; part <= part_of(first + strips_.per_task() - 1);
-         ++part) {
+    const int64_t last = parts_.of(first + strips_.per_task() - 1);
+    T* total = sums(parts_.of(first), task);
+    for (int64_t part = parts_.of(first) + 1; part <= last; ++part) {
       for (int64_t i = 0; i < sums_count_; ++i) total[i] += sums(part, task)[i];
     }
     const T* mask = operands_.mask.of(task);
@@ -204,7 +200,8 @@ class NarrowSampled {
   const SampledOperands<T>& operands_;
   const Strips<T> strips_;
   const NarrowKernels<T>& kernels_;
-  const int64_t sums_count_, units_, parts_;
+  const int64_t sums_count_;
+  const Parts parts_;
   T* sums_ = nullptr;
 };
 
@@ -220,7 +217,7 @@ void run_narrow_forward(const ConvShape& s, const ProductOperands<T>& operands) 
   for (int64_t task = 0; task < s.tasks; ++task) {
     effective_weights(operands, task, weights + task * task_weights);
   }
-  const int64_t bytes = s.tasks * s.samples * strips.image_size() * int64_t{sizeof(T)};
+  const auto bytes = static_cast<size_t>(s.tasks * s.samples * strips.image_size()) * sizeof(T);
   parallel_units(s.tasks * strips.per_task(), [&](int64_t unit) {
     const Strip strip = strips[unit];
     Workspace& space = workspace();
@@ -233,7 +230,7 @@ void run_narrow_forward(const ConvShape& s, const ProductOperands<T>& operands) 
       T* y = operands.output.of(strip.task) + (strip.image + n) * strips.image_size();
       kernels.product({weights + strip.task * task_weights, rows, v + n * strips.image_width(),
                        strips.width(), operands.bias.of(strip.task), y + strip.first,
-                       strips.plane(), s.out_channels, strip.pixels, bytes >= kStreamBytes});
+                       strips.plane(), s.out_channels, strip.pixels, bytes >= kStreamedBytes});
     }
   });
 }

@@ -1,9 +1,7 @@
 // The sampled half of the engine: weight gradients.
 //
 // Blocks of tiles add into one sum per kernel. The blocks of all tasks, in order, are cut into
-// contiguous parts with private partial sums; parts and the tasks they touch form a staircase, on
-// which part + task never repeats, so that sum numbers a partial sum. Each part is cut again, into
-// shares of the output channels.
+// parts with private partial sums, and each part again, into shares of the output channels.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -57,7 +55,7 @@ class Sampled {
         blocks_(pass_.images, pass_.tile_rows, pass_.tile_columns, kernels_.lanes, vectors_,
                 operands.tasks, split_.parts),
         units_(operands.tasks * blocks_.count()),
-        parts_(std::min(units_, split_.parts)) {}
+        parts_{units_, std::min(units_, split_.parts)} {}
 
   void run() {
     const int64_t kernels = operands_.out_channels * operands_.in_channels;
@@ -73,9 +71,9 @@ class Sampled {
       for (const auto& lists : lists_) most = std::max(most, lists->entries);
     }
     stride_ = divide_up(most, kernels_.lanes) * kernels_.lanes + kernels_.lanes;
-    partial_ = partial_buffer().get<T>((parts_ + operands_.tasks) * code_.weights * stride_);
+    partial_ = partial_buffer().get<T>((parts_.count + operands_.tasks) * code_.weights * stride_);
 
-    parallel_units(parts_ * split_.shares, [&](int64_t unit) {
+    parallel_units(parts_.count * split_.shares, [&](int64_t unit) {
       const int64_t share = unit % split_.shares, channels = operands_.out_channels;
       run_part(unit / split_.shares, share * channels / split_.shares,
                (share + 1) * channels / split_.shares);
@@ -120,14 +118,12 @@ class Sampled {
     return partial_ + (part + task) * code_.weights * stride_;
   }
 
-  int64_t part_begin(int64_t part) const { return part * units_ / parts_; }
-
   // Of the output channels first .. last - 1.
   void run_part(int64_t part, int64_t first, int64_t last) {
     Workspace& space = workspace();
     int64_t current = -1;
     uint64_t started = 0;  // weights whose partial sum holds something
-    for (int64_t unit = part_begin(part); unit < part_begin(part + 1); ++unit) {
+    for (int64_t unit = parts_.begin(part); unit < parts_.begin(part + 1); ++unit) {
       const int64_t task = unit / blocks_.count();
       if (task != current) started = 0;
       current = task;
@@ -173,16 +169,11 @@ class Sampled {
     const int64_t groups = divide_up(entries, kernels_.lanes);
     const int64_t begin = slice * groups / slices * kernels_.lanes;
     const int64_t end = std::min(entries, (slice + 1) * groups / slices * kernels_.lanes);
-    T* total = nullptr;
-    for (int64_t part = 0; part < parts_; ++part) {
-      const bool touches = part_begin(part) < (task + 1) * blocks_.count() &&
-                           part_begin(part + 1) > task * blocks_.count();
-      if (!touches) continue;
-      T* mine = partial(part, task);
-      if (total == nullptr) {
-        total = mine;
-        continue;
-      }
+    const int64_t first = parts_.of(task * blocks_.count());
+    const int64_t last = parts_.of((task + 1) * blocks_.count() - 1);
+    T* total = partial(first, task);
+    for (int64_t part = first + 1; part <= last; ++part) {
+      const T* mine = partial(part, task);
       for (int w = 0; w < code_.weights; ++w) {
         for (int64_t e = w * stride_ + begin; e < w * stride_ + end; ++e) total[e] += mine[e];
       }
@@ -209,7 +200,8 @@ class Sampled {
   int vectors_;
   int64_t chunks_;
   TileBlocks blocks_;
-  int64_t units_, parts_;
+  int64_t units_;
+  Parts parts_;
   int64_t stride_ = 0;
   T* partial_ = nullptr;
 };

@@ -30,6 +30,15 @@ struct WorkSplit {
   int64_t parts, shares;
 };
 
+// Units in order, cut into contiguous parts. Parts and the tasks that their units belong to form a
+// staircase, on which part + task never repeats: that sum numbers what a part has of a task.
+struct Parts {
+  int64_t units, count;
+
+  int64_t begin(int64_t part) const { return part * units / count; }
+  int64_t of(int64_t unit) const { return ((unit + 1) * count - 1) / units; }
+};
+
 // For torch's threads. A further part of a task costs weights or partial sums that travel from one
 // core's cache to another's, a further share gathers V again: parts are whole tasks, therefore, or
 // have this many cache lines of tiles. Measured on Zen 4, two threads, 64 channels: shares are 1.05

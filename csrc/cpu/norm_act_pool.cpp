@@ -8,6 +8,7 @@
 #include "huge_pages.h"
 #include "isa.h"
 #include "kernels/norm_act_pool.h"
+#include "streaming.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -32,10 +33,6 @@ Tensor with_whole_planes(const Tensor& t) {
   const bool planes_whole = t.stride(3) == t.size(4) || t.size(3) == 1;
   return rows_whole && planes_whole ? t : t.contiguous();
 }
-
-// From this size of a result on it leaves the caches before anyone reads it, and so has no business
-// there: half of what a large last-level cache holds.
-constexpr size_t kStreamedBytes = size_t{16} << 20;
 
 NormActPoolShape shape_of(const Tensor& x, bool relu, bool pool, bool norm_first) {
   return {x.size(1), x.size(3), x.size(4), relu, pool, norm_first, x.nbytes() >= kStreamedBytes};
