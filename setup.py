@@ -31,7 +31,7 @@ RECORD = "_build.json"  # lies beside the library
 # The oldest Python whose stable ABI the library uses.
 ABI3 = (3, 11)
 
-# One kernel source is compiled once per instruction set and chosen at run time (csrc/cpu/isa.cpp).
+# One kernel source is compiled once per instruction set and chosen at run time (csrc/cpu/runtime/isa.cpp).
 ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -67,14 +67,15 @@ def make_build_ext():
             self.write_build_record()
 
         def compile_isa_kernels(self) -> list[str]:
-            kernels = sources("csrc/cpu/kernels/*.cpp")
+            kernels = sources("csrc/cpu/kernels/**/*.cpp")
             newest_header = max(
                 (path.stat().st_mtime for path in ROOT.glob("csrc/cpu/**/*.h")), default=0.0
             )
             jobs = []
             for isa, flags in isa_flags().items():
                 for kernel in kernels:
-                    target = Path(self.build_temp) / "isa" / f"{Path(kernel).stem}_{isa}.o"
+                    name = Path(kernel).relative_to("csrc/cpu/kernels").with_suffix(f".{isa}.o")
+                    target = Path(self.build_temp) / "isa" / name
                     jobs.append((kernel, target, isa, flags))
 
             def compile_one(job) -> str:
@@ -127,7 +128,8 @@ KERNEL_FLAGS = [
 
 def make_extension():
     kind = cpp_extension.CUDAExtension if CUDA.build else cpp_extension.CppExtension
-    files = ["*.cpp", "autograd/*.cpp", "cpu/*.cpp", "dense/*.cpp"]
+    files = ["*.cpp", "autograd/*.cpp", "cpu/*.cpp", "cpu/conv/*.cpp", "cpu/runtime/*.cpp"]
+    files += ["dense/*.cpp"]
     if CUDA.build:
         files += ["cuda/*.cpp", "cuda/*.cu"]
     return kind(

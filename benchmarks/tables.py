@@ -20,6 +20,7 @@ from metasparse_ext.training import metrics, results
 from metasparse_ext.training.run import Run
 
 README = RESULTS.parents[1] / "README.md"
+BENCHMARKS = RESULTS.parents[1] / "docs" / "benchmarks.md"
 STUDIES = RESULTS.parents[1] / "docs" / "studies.md"
 _BLOCK = re.compile(r"(<!-- tables -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 DENSITIES = (1.0, 0.5, 0.2, 0.1)
@@ -176,7 +177,8 @@ def _measured(what: str, document: dict[str, Any]) -> str:
 
 
 DOCUMENTS: dict[Path, tuple[Callable[[], Iterator[str]], ...]] = {
-    README: (training, meta_steps, implicit, ops),
+    README: (meta_steps, training),
+    BENCHMARKS: (implicit, ops),
     STUDIES: (study_tables.learners, study_tables.tickets, study_tables.mixtures),
 }
 

@@ -17,6 +17,7 @@ TORCH_LIBRARY(metasparse, m) {
   // The instruction set of the CPU kernels in use, and the backend of CPU convolutions: automatic,
   // or one that is forced for tests and benchmarks (as METASPARSE_CONV_BACKEND does from outside).
   m.def("cpu_isa() -> str");
+  m.def("explain_conv(str op, int[] sizes, float density) -> str[]");
   m.def("conv_backend() -> str");
   m.def("set_conv_backend(str backend) -> ()");
 

@@ -237,7 +237,7 @@ def test_winograd_is_a_backend_of_the_calls_that_it_takes():
     assert names == ["dense", "cuda", "winograd"]
     names = [choice.backend for choice in cuda.candidates("masked_conv", strided)]
     assert names == ["dense", "cuda"]
-    with backend.forced_backend("cuda", "winograd"):
+    with backend.backend("winograd", "cuda"):
         assert cuda.choose("masked_conv", taken).backend == "winograd"
         assert cuda.choose("masked_conv", strided).backend == "dense"
         result = cuda.run("masked_conv", *taken)

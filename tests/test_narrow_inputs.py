@@ -36,7 +36,7 @@ def listed(results):
 @pytest.mark.parametrize("op", NARROW_OPS)
 def test_results_are_those_of_float64_rounded(op, dtype):
     args = cast(calls()[op], dtype)
-    with backend.forced_backend("cuda", "triton"):
+    with backend.backend("triton", "cuda"):
         choice = cuda.choose(op, tuple(args))
     assert choice.backend == "triton"
     results = listed(cuda.run_choice(op, choice, on_device(*args)))

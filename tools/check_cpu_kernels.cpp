@@ -1,6 +1,7 @@
-// Runs every CPU convolution kernel over odd shapes and compares it with a naive sum, with operands
-// and results that lie between inaccessible pages. tools/check_cpu_kernels.py compiles it with
-// AddressSanitizer and UndefinedBehaviorSanitizer and runs it once per instruction set.
+// Runs every CPU convolution kernel over odd and drawn shapes and compares it with a naive sum,
+// with operands and results that lie between inaccessible pages. tools/check_cpu_kernels.py
+// compiles it with AddressSanitizer and UndefinedBehaviorSanitizer and runs it once per instruction
+// set.
 //
 // The pages are there for what a sanitizer cannot see: masked loads and stores are intrinsics. Each
 // case runs twice, with all buffers ending at the page after them and with all beginning after the
@@ -11,6 +12,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -19,9 +21,10 @@
 #include <thread>
 #include <vector>
 
-#include "../csrc/cpu/isa.h"
-#include "../csrc/cpu/masked_conv.h"
-#include "../csrc/cpu/parallel.h"
+#include "../csrc/cpu/conv/algorithm.h"
+#include "../csrc/cpu/conv/conv.h"
+#include "../csrc/cpu/runtime/isa.h"
+#include "../csrc/cpu/runtime/parallel.h"
 
 namespace metasparse::cpu {
 
@@ -147,7 +150,7 @@ bool close(const char* what, const std::string& name, const Array<T>& got,
 }
 
 template <class T>
-bool run_case(const ConvShape& s, Backend backend, double density, bool at_end) {
+bool run_case(const ConvShape& s, ConvAlgorithm algorithm, double density, bool at_end) {
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
   std::uniform_real_distribution<double> uniform;
@@ -169,18 +172,25 @@ bool run_case(const ConvShape& s, Backend backend, double density, bool at_end) 
     return PerTask<const T>{a.data(), a.size() / s.tasks};
   };
   masked_conv_forward<T>(s, {{per_task(x), per_task(w), per_task(m)}}, per_task(bias), y.data(),
-                         backend);
-  masked_conv_input_grad<T>(s, {{per_task(g), per_task(w), per_task(m)}}, grad_x.data(), backend);
-  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, per_task(m), grad_w.data(), backend);
+                         algorithm);
+  const bool has_input_grad = unsupported(algorithm, ConvOp::input_grad, s) == nullptr;
+  if (has_input_grad) {
+    masked_conv_input_grad<T>(s, {{per_task(g), per_task(w), per_task(m)}}, grad_x.data(),
+                              algorithm);
+  }
+  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, per_task(m), grad_w.data(),
+                             algorithm);
   const Result expected = naive(s, x, w, m, bias, g);
 
-  char name[160];
-  std::snprintf(name, sizeof name, "%s, T=%d N=%d %d>%d %dx%d stride %dx%d padding %dx%d, %s",
-                backend_name(backend), int(s.tasks), int(s.samples), int(s.in_channels),
-                int(s.out_channels), int(s.height), int(s.width), int(s.stride_h), int(s.stride_w),
-                int(s.pad_h), int(s.pad_w), sizeof(T) == 8 ? "double" : "float");
+  char name[200];
+  std::snprintf(name, sizeof name,
+                "%s, T=%d N=%d %d>%d %dx%d kernel %dx%d stride %dx%d padding %dx%d, %s",
+                algorithm_name(algorithm).c_str(), int(s.tasks), int(s.samples), int(s.in_channels),
+                int(s.out_channels), int(s.height), int(s.width), int(s.kernel_h), int(s.kernel_w),
+                int(s.stride_h), int(s.stride_w), int(s.pad_h), int(s.pad_w),
+                sizeof(T) == 8 ? "double" : "float");
   bool good = close("forward", name, y, expected.y);
-  good &= close("input gradient", name, grad_x, expected.grad_x);
+  if (has_input_grad) good &= close("input gradient", name, grad_x, expected.grad_x);
   good &= close("weight gradient", name, grad_w, expected.grad_w);
 
   // Sums of two: the same images under two masks, and the same pairs of images twice.
@@ -189,22 +199,22 @@ bool run_case(const ConvShape& s, Backend backend, double density, bool at_end) 
   nothing.fill([] { return 0.0; });
   for (const Array<T>* a : {&y, &grad_x, &grad_w}) a->fill([] { return NAN; });
   const auto terms = [&](const Array<T>& source) {
-    return std::vector<ProductTerm<T>>{{per_task(source), per_task(w), per_task(m)},
-                                       {per_task(source), per_task(w), per_task(other)}};
+    return std::vector<SpmmTerm<T>>{{per_task(source), per_task(w), per_task(m)},
+                                    {per_task(source), per_task(w), per_task(other)}};
   };
-  masked_conv_forward<T>(s, terms(x), per_task(bias), y.data(), backend);
-  masked_conv_input_grad<T>(s, terms(g), grad_x.data(), backend);
+  masked_conv_forward<T>(s, terms(x), per_task(bias), y.data(), algorithm);
+  if (has_input_grad) masked_conv_input_grad<T>(s, terms(g), grad_x.data(), algorithm);
   masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}, {per_task(g), per_task(x)}},
-                             per_task(m), grad_w.data(), backend);
+                             per_task(m), grad_w.data(), algorithm);
   const Result both = sum(expected, naive(s, x, w, other, nothing, g));
   good &= close("forward of two", name, y, both.y);
-  good &= close("input gradient of two", name, grad_x, both.grad_x);
+  if (has_input_grad) good &= close("input gradient of two", name, grad_x, both.grad_x);
   good &= close("weight gradient of two", name, grad_w, sum(expected, expected).grad_w);
 
   m.fill([] { return 1.0; });
   for (int64_t e = 0; e < w.size(); ++e) w[e] = T(0);
   grad_w.fill([] { return NAN; });
-  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, {}, grad_w.data(), backend);
+  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, {}, grad_w.data(), algorithm);
   return good & close("dense weight gradient", name, grad_w, naive(s, x, w, m, bias, g).grad_w);
 }
 
@@ -215,7 +225,54 @@ ConvShape shape(int64_t t, int64_t n, int64_t i, int64_t o, int64_t h, int64_t w
           kh, kw, sh, sw, ph, pw};
 }
 
-int run_all() {
+// Shapes beyond any list: channels past a register and a block, maps from one pixel, kernels up to
+// 7, strides up to 4 and paddings up to 6, in each direction its own.
+ConvShape drawn_shape(std::mt19937& random) {
+  const auto draw = [&](int64_t least, int64_t most) {
+    return std::uniform_int_distribution<int64_t>(least, most)(random);
+  };
+  const auto channels = [&] { return draw(0, 3) == 0 ? draw(1, 70) : draw(1, 9); };
+  while (true) {
+    const bool square = draw(0, 2) == 0;  // what Winograd and polyphase take comes often
+    const int64_t kh = square ? 3 : draw(1, 7), kw = square ? 3 : draw(1, 7);
+    const int64_t sh = draw(1, square ? 2 : 4), sw = square ? sh : draw(1, 4);
+    const int64_t ph = square ? draw(0, 2) : draw(0, 6), pw = square ? ph : draw(0, 6);
+    const ConvShape s = shape(draw(1, 3), draw(1, 5), channels(), channels(), draw(1, 20),
+                              draw(1, 20), kh, kw, sh, sw, ph, pw);
+    const bool some_output = s.height + 2 * ph >= kh && s.width + 2 * pw >= kw;
+    const int64_t work =
+        s.tasks * s.samples * s.in_channels * s.out_channels * s.out_height * s.out_width * kh * kw;
+    if (some_output && work < 4'000'000) return s;
+  }
+}
+
+constexpr ConvAlgorithm kAlgorithms[] = {{ConvKind::direct, 0},    {ConvKind::few_channels, 0},
+                                         {ConvKind::winograd, 2},  {ConvKind::winograd, 3},
+                                         {ConvKind::winograd, 4},  {ConvKind::winograd, 5},
+                                         {ConvKind::polyphase, 2}, {ConvKind::polyphase, 3}};
+
+struct Count {
+  int cases = 0, failures = 0;
+
+  void add(bool good) {
+    ++cases;
+    failures += !good;
+  }
+};
+
+void run_shape(const ConvShape& s, Count& count) {
+  for (const ConvAlgorithm algorithm : kAlgorithms) {
+    if (unsupported(algorithm, ConvOp::forward, s) != nullptr) continue;
+    for (const double density : {1.0, 0.5, 0.0}) {
+      for (const bool at_end : {true, false}) {
+        count.add(run_case<float>(s, algorithm, density, at_end));
+        count.add(run_case<double>(s, algorithm, density, at_end));
+      }
+    }
+  }
+}
+
+int run_all(int draws, unsigned seed) {
   const ConvShape shapes[] = {
       shape(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0),   shape(2, 3, 5, 7, 9, 11, 3, 3, 1, 1, 1, 1),
       shape(1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1),   shape(3, 2, 3, 2, 2, 5, 3, 3, 1, 1, 1, 1),
@@ -224,29 +281,24 @@ int run_all() {
       shape(1, 1, 3, 2, 1, 1, 3, 3, 2, 2, 1, 1),   shape(1, 2, 3, 2, 2, 1, 3, 3, 2, 2, 1, 1),
       shape(2, 5, 3, 3, 4, 4, 3, 3, 2, 2, 1, 1),   shape(1, 1, 2, 3, 38, 41, 3, 3, 2, 2, 1, 1),
       shape(1, 2, 4, 3, 13, 10, 5, 2, 3, 1, 2, 0), shape(2, 2, 3, 2, 6, 17, 2, 5, 1, 3, 0, 2),
-      shape(2, 2, 3, 2, 6, 7, 1, 1, 3, 2, 1, 1),
+      shape(2, 2, 3, 2, 6, 7, 1, 1, 3, 2, 1, 1),   shape(1, 4, 16, 12, 9, 9, 2, 2, 2, 2, 0, 0),
+      shape(1, 1, 4, 4, 9, 6, 3, 3, 3, 3, 1, 1),
   };
-  const Backend backends[] = {Backend::direct,     Backend::narrow,    Backend::winograd2,
-                              Backend::winograd3,  Backend::winograd4, Backend::winograd5,
-                              Backend::polyphase2, Backend::polyphase3};
-  int cases = 0, failures = 0;
-  for (const ConvShape& s : shapes) {
-    for (Backend backend : backends) {
-      if (!backend_supports(backend, s)) continue;
-      for (double density : {1.0, 0.5, 0.0}) {
-        for (bool at_end : {true, false}) {
-          failures += !run_case<float>(s, backend, density, at_end);
-          failures += !run_case<double>(s, backend, density, at_end);
-          cases += 2;
-        }
-      }
-    }
-  }
-  std::printf("%s: %d cases, %d failures\n", isa_name(active_isa()), cases, failures);
-  return failures == 0 ? 0 : 1;
+  Count count;
+  for (const ConvShape& s : shapes) run_shape(s, count);
+  std::mt19937 random(seed);
+  for (int draw = 0; draw < draws; ++draw) run_shape(drawn_shape(random), count);
+  std::printf("%s: %d cases, %d failures (%d drawn shapes, seed %u)\n", isa_name(active_isa()),
+              count.cases, count.failures, draws, seed);
+  return count.failures == 0 ? 0 : 1;
 }
 
 }  // namespace
 }  // namespace metasparse::cpu
 
-int main() { return metasparse::cpu::run_all(); }
+// check_cpu_kernels [draws] [seed]
+int main(int count, char** arguments) {
+  const int draws = count > 1 ? std::atoi(arguments[1]) : 30;
+  const unsigned seed = count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 0;
+  return metasparse::cpu::run_all(draws, seed);
+}

@@ -1,11 +1,12 @@
-"""Compiles the CPU convolution kernels with sanitizers and runs them over odd shapes.
+"""Compiles the CPU convolution kernels with sanitizers and runs them over odd and drawn shapes.
 
-    python tools/check_cpu_kernels.py [build folder]
+    python tools/check_cpu_kernels.py [--build FOLDER] [--draws N] [--seed S]
 
 Needs a C++ compiler and no torch, of which the kernels know nothing. Every instruction set this CPU
 has is run. Exit status 0 means: no invalid access, no undefined behaviour, and every result right.
 """
 
+import argparse
 import os
 import platform
 import subprocess
@@ -27,7 +28,7 @@ ISA_FLAGS = {
 
 def drivers() -> list[Path]:
     """The convolution's sources that need no torch."""
-    names = [*CPU.glob("conv_*.cpp"), *CPU.glob("masked_conv_*.cpp"), CPU / "isa.cpp"]
+    names = [*CPU.glob("conv/*.cpp"), CPU / "runtime/isa.cpp", CPU / "runtime/memory.cpp"]
     return [*sorted(names), ROOT / "tools" / "check_cpu_kernels.cpp"]
 
 
@@ -38,9 +39,9 @@ def compile_all(build: Path) -> Path:
     for isa, flags in ISA_FLAGS.items():
         if isa != "baseline" and not x86:
             continue
-        for kernel in sorted((CPU / "kernels").glob("conv_*.cpp")):
+        for kernel in sorted((CPU / "kernels" / "conv").glob("*.cpp")):
             options = ["-O1", *flags, f"-DMETASPARSE_ISA={isa}"]
-            jobs.append((kernel, build / f"{kernel.stem}_{isa}.o", options))
+            jobs.append((kernel, build / f"kernel_{kernel.stem}_{isa}.o", options))
 
     def run(job):
         source, target, options = job
@@ -62,14 +63,21 @@ def supported() -> list[str]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=Path, help="keep what is compiled in this folder")
+    parser.add_argument("--draws", type=int, default=30, help="drawn shapes beside the fixed ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn shapes")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        build = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch)
+        build = arguments.build or Path(scratch)
         build.mkdir(parents=True, exist_ok=True)
         program = compile_all(build)
         status = 0
         for isa in supported():
             environment = {**os.environ, "METASPARSE_CPU_ISA": isa}
-            status |= subprocess.run([program], env=environment, check=False).returncode
+            status |= subprocess.run(
+                [program, str(arguments.draws), str(arguments.seed)], env=environment, check=False
+            ).returncode
     return status
 
 

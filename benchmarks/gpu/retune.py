@@ -26,7 +26,7 @@ from benchmarks.gpu.timing import PRECISIONS, Clock, precision
 from benchmarks.harness import WrongResult, verify
 from metasparse_ext.ops import cuda as backends
 from metasparse_ext.ops import cuda_table
-from metasparse_ext.ops.backend import forced_backend
+from metasparse_ext.ops.backend import backend
 
 Call = tuple[str, tuple[tuple[str, int | str], ...]]
 
@@ -114,7 +114,7 @@ def near(op: str, args: tuple, candidates: Iterable[backends.Choice]) -> list[ba
     candidates = list(candidates)
     if not any(choice.backend == "triton" for choice in candidates):
         return candidates
-    with forced_backend("cuda", "triton"):
+    with backend("triton", "cuda"):
         present = backends.choose(op, args).options
     first = {name: values[0] for name, values in backends.OPS[op].grid.items()}
     cut = {**first, **present}

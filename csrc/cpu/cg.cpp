@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "../cg_checks.h"
-#include "isa.h"
 #include "kernels/cg.h"
+#include "runtime/isa.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -25,7 +25,7 @@ constexpr int64_t kChunk = 1 << 14;
 // The values of implicit/cg.py's CGStatus.
 enum Status : int64_t { kConverged = 0, kRunning = 1, kNotPositive = 2, kNotFinite = 3 };
 
-const CgTable& table() { return copy_for(active_isa(), baseline::cg, avx2::cg, avx512::cg); }
+const CgTable& table() { return METASPARSE_COPY_FOR(active_isa(), cg); }
 
 template <class F>
 const CgKernels<F>& kernels() {

@@ -1,7 +1,5 @@
-// The masked convolution family on the CPU: checks, layout and the choice of a backend, then either
-// the kernels of this folder or a dense convolution.
-#include "masked_conv.h"
-
+// The masked convolution family on the CPU: checks, layout and the choice of an algorithm, then
+// either one of csrc/cpu/conv or a dense convolution.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -14,7 +12,9 @@
 #include "../dense/masked_conv_sums.h"
 #include "../masked_conv_checks.h"
 #include "../task_operand.h"
-#include "isa.h"
+#include "conv/algorithm.h"
+#include "conv/conv.h"
+#include "runtime/isa.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -23,23 +23,50 @@ using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// ---- the backend that the process asked for ----------------------------------------------------
+// ---- the algorithm that the process asked for --------------------------------------------------
 
-Backend backend_from_environment() {
+ConvRequest request_from_environment() {
   const char* name = std::getenv("METASPARSE_CONV_BACKEND");
-  return name == nullptr || *name == '\0' ? Backend::automatic : backend_named(name);
+  return name == nullptr || *name == '\0' ? ConvRequest{} : request_named(name);
 }
 
-std::atomic<Backend>& requested_backend() {
-  static std::atomic<Backend> requested{backend_from_environment()};
-  return requested;
+std::atomic<ConvRequest>& requested() {
+  static std::atomic<ConvRequest> request{request_from_environment()};
+  return request;
 }
 
-void set_conv_backend(const std::string& name) { requested_backend() = backend_named(name); }
+void set_conv_backend(const std::string& name) { requested() = request_named(name); }
 
-std::string conv_backend() { return backend_name(requested_backend()); }
+std::string conv_backend() { return request_name(requested()); }
 
 std::string cpu_isa() { return isa_name(active_isa()); }
+
+ConvOp op_named(const std::string& name) {
+  if (name == "masked_conv") return ConvOp::forward;
+  if (name == "masked_conv_input_grad") return ConvOp::input_grad;
+  TORCH_CHECK_VALUE(name == "masked_conv_weight_grad",
+                    "explain_conv: op must be masked_conv, masked_conv_input_grad or "
+                    "masked_conv_weight_grad, got ",
+                    name);
+  return ConvOp::weight_grad;
+}
+
+// The algorithms that were considered for a call, and after each what became of it; the last one
+// serves it. `sizes` are the numbers of ConvShape, in its order.
+std::vector<std::string> explain_conv(const std::string& op, IntArrayRef sizes, double density) {
+  TORCH_CHECK_VALUE(sizes.size() == 14, "explain_conv: sizes must have 14 numbers, got ",
+                    sizes.size());
+  const ConvShape shape = {sizes[0],  sizes[1],  sizes[2],  sizes[3], sizes[4],
+                           sizes[5],  sizes[6],  sizes[7],  sizes[8], sizes[9],
+                           sizes[10], sizes[11], sizes[12], sizes[13]};
+  std::vector<std::string> lines;
+  for (const Candidate& c :
+       explain_choice(requested(), op_named(op), shape, [density] { return density; })) {
+    lines.push_back(algorithm_name(c.algorithm));
+    lines.push_back(c.verdict);
+  }
+  return lines;
+}
 
 // ---- operands ----------------------------------------------------------------------------------
 
@@ -62,12 +89,12 @@ ConvShape shape_of(IntArrayRef x, IntArrayRef y, IntArrayRef kernel, IntArrayRef
 
 using Masks = std::initializer_list<std::reference_wrapper<const OptionalTensor>>;
 
-// The backend for a call, of one term or several; library for what the kernels do not serve.
-Backend backend_for(ConvOp op, const ConvShape& shape, at::ScalarType dtype, Masks masks) {
+// The algorithm for a call, of one term or several; library for what the kernels do not serve.
+ConvAlgorithm algorithm_for(ConvOp op, const ConvShape& shape, at::ScalarType dtype, Masks masks) {
   const bool served = dtype == at::kFloat || dtype == at::kDouble;
   const bool empty = shape.tasks * shape.samples * shape.in_channels * shape.out_channels == 0;
-  if (!served || empty) return Backend::library;
-  return choose_backend(requested_backend(), op, shape, [masks] {
+  if (!served || empty) return {ConvKind::library};
+  return choose_algorithm(requested(), op, shape, [masks] {
     double sum = 0;
     for (const OptionalTensor& mask : masks) sum += density(mask);
     return sum / static_cast<double>(masks.size());
@@ -75,7 +102,7 @@ Backend backend_for(ConvOp op, const ConvShape& shape, at::ScalarType dtype, Mas
 }
 
 // ---- the operations ----------------------------------------------------------------------------
-// Each takes one term or two; the backend is chosen for both together.
+// Each takes one term or two; the algorithm is chosen for both together.
 
 // Images and their kernels, as the ops have them.
 struct Factors {
@@ -94,8 +121,8 @@ class ProductOperandsOf {
   }
 
   template <class T>
-  std::vector<ProductTerm<T>> terms() const {
-    std::vector<ProductTerm<T>> terms;
+  std::vector<SpmmTerm<T>> terms() const {
+    std::vector<SpmmTerm<T>> terms;
     for (const Held& h : held_) {
       terms.push_back({per_task<T>(h.source), per_task<T>(h.weight), per_task<T>(h.mask)});
     }
@@ -125,7 +152,7 @@ ConvShape input_grad_shape(const Tensor& grad, const Tensor& weight, IntArrayRef
 }
 
 Tensor forward_sum(const ConvShape& s, std::initializer_list<Factors> factors,
-                   const OptionalTensor& bias, Backend backend) {
+                   const OptionalTensor& bias, ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor y =
       at::empty({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
@@ -133,19 +160,20 @@ Tensor forward_sum(const ConvShape& s, std::initializer_list<Factors> factors,
   const TaskOperand biases(bias);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv", [&] {
     masked_conv_forward<scalar_t>(s, operands.terms<scalar_t>(), per_task<scalar_t>(biases),
-                                  y.mutable_data_ptr<scalar_t>(), backend);
+                                  y.mutable_data_ptr<scalar_t>(), algorithm);
   });
   return y;
 }
 
-Tensor input_grad_sum(const ConvShape& s, std::initializer_list<Factors> factors, Backend backend) {
+Tensor input_grad_sum(const ConvShape& s, std::initializer_list<Factors> factors,
+                      ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor grad_x =
       at::empty({s.tasks, s.samples, s.in_channels, s.height, s.width}, like.options());
   const ProductOperandsOf operands(factors);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_input_grad", [&] {
     masked_conv_input_grad<scalar_t>(s, operands.terms<scalar_t>(),
-                                     grad_x.mutable_data_ptr<scalar_t>(), backend);
+                                     grad_x.mutable_data_ptr<scalar_t>(), algorithm);
   });
   return grad_x;
 }
@@ -156,7 +184,7 @@ struct Samples {
 };
 
 Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<Samples> samples,
-                       const OptionalTensor& mask, Backend backend) {
+                       const OptionalTensor& mask, ConvAlgorithm algorithm) {
   const auto& like = samples.begin()->x;
   const Tensor grad_weight =
       at::empty({s.tasks, s.out_channels, s.in_channels, s.kernel_h, s.kernel_w}, like.options());
@@ -164,12 +192,12 @@ Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<Samples> sample
   for (const Samples& of : samples) operands.emplace_back(of.grad, of.x);
   const TaskOperand masks(mask);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_weight_grad", [&] {
-    std::vector<SampledTerm<scalar_t>> terms;
+    std::vector<SddmmTerm<scalar_t>> terms;
     for (const auto& of : operands) {
       terms.push_back({per_task<scalar_t>(of.first), per_task<scalar_t>(of.second)});
     }
     masked_conv_weight_grad<scalar_t>(s, terms, per_task<scalar_t>(masks),
-                                      grad_weight.mutable_data_ptr<scalar_t>(), backend);
+                                      grad_weight.mutable_data_ptr<scalar_t>(), algorithm);
   });
   return grad_weight;
 }
@@ -178,11 +206,11 @@ Tensor forward_op(const Tensor& x, const Tensor& weight, const OptionalTensor& m
                   const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv(x, weight, mask, bias, stride, padding);
   const auto shape = forward_shape(x, weight, stride, padding);
-  const auto backend = backend_for(ConvOp::forward, shape, x.scalar_type(), {mask});
-  if (backend == Backend::library) {
+  const auto algorithm = algorithm_for(ConvOp::forward, shape, x.scalar_type(), {mask});
+  if (algorithm.kind == ConvKind::library) {
     return dense::masked_conv(x, weight, mask, bias, stride, padding);
   }
-  return forward_sum(shape, {{x, weight, mask}}, bias, backend);
+  return forward_sum(shape, {{x, weight, mask}}, bias, algorithm);
 }
 
 Tensor pair_op(const Tensor& x1, const Tensor& weight1, const OptionalTensor& mask1,
@@ -190,22 +218,22 @@ Tensor pair_op(const Tensor& x1, const Tensor& weight1, const OptionalTensor& ma
                const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding);
   const auto shape = forward_shape(x1, weight1, stride, padding);
-  const auto backend = backend_for(ConvOp::forward, shape, x1.scalar_type(), {mask1, mask2});
-  if (backend == Backend::library) {
+  const auto algorithm = algorithm_for(ConvOp::forward, shape, x1.scalar_type(), {mask1, mask2});
+  if (algorithm.kind == ConvKind::library) {
     return dense::masked_conv_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding);
   }
-  return forward_sum(shape, {{x1, weight1, mask1}, {x2, weight2, mask2}}, bias, backend);
+  return forward_sum(shape, {{x1, weight1, mask1}, {x2, weight2, mask2}}, bias, algorithm);
 }
 
 Tensor input_grad_op(const Tensor& grad, const Tensor& weight, const OptionalTensor& mask,
                      IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
   const auto shape = input_grad_shape(grad, weight, input_size, stride, padding);
-  const auto backend = backend_for(ConvOp::input_grad, shape, grad.scalar_type(), {mask});
-  if (backend == Backend::library) {
+  const auto algorithm = algorithm_for(ConvOp::input_grad, shape, grad.scalar_type(), {mask});
+  if (algorithm.kind == ConvKind::library) {
     return dense::masked_conv_input_grad(grad, weight, mask, input_size, stride, padding);
   }
-  return input_grad_sum(shape, {{grad, weight, mask}}, backend);
+  return input_grad_sum(shape, {{grad, weight, mask}}, algorithm);
 }
 
 Tensor input_grad_pair_op(const Tensor& grad1, const Tensor& weight1, const OptionalTensor& mask1,
@@ -214,23 +242,24 @@ Tensor input_grad_pair_op(const Tensor& grad1, const Tensor& weight1, const Opti
   check_masked_conv_input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2, input_size,
                                     stride, padding);
   const auto shape = input_grad_shape(grad1, weight1, input_size, stride, padding);
-  const auto backend = backend_for(ConvOp::input_grad, shape, grad1.scalar_type(), {mask1, mask2});
-  if (backend == Backend::library) {
+  const auto algorithm =
+      algorithm_for(ConvOp::input_grad, shape, grad1.scalar_type(), {mask1, mask2});
+  if (algorithm.kind == ConvKind::library) {
     return dense::masked_conv_input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2,
                                               input_size, stride, padding);
   }
-  return input_grad_sum(shape, {{grad1, weight1, mask1}, {grad2, weight2, mask2}}, backend);
+  return input_grad_sum(shape, {{grad1, weight1, mask1}, {grad2, weight2, mask2}}, algorithm);
 }
 
 Tensor weight_grad_op(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
                       IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
   const auto shape = shape_of(x.sizes(), grad.sizes(), kernel_size, stride, padding);
-  const auto backend = backend_for(ConvOp::weight_grad, shape, x.scalar_type(), {mask});
-  if (backend == Backend::library) {
+  const auto algorithm = algorithm_for(ConvOp::weight_grad, shape, x.scalar_type(), {mask});
+  if (algorithm.kind == ConvKind::library) {
     return dense::masked_conv_weight_grad(grad, x, mask, kernel_size, stride, padding);
   }
-  return weight_grad_sum(shape, {{grad, x}}, mask, backend);
+  return weight_grad_sum(shape, {{grad, x}}, mask, algorithm);
 }
 
 Tensor weight_grad_pair_op(const Tensor& grad1, const Tensor& x1, const Tensor& grad2,
@@ -238,12 +267,12 @@ Tensor weight_grad_pair_op(const Tensor& grad1, const Tensor& x1, const Tensor& 
                            IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride, padding);
   const auto shape = shape_of(x1.sizes(), grad1.sizes(), kernel_size, stride, padding);
-  const auto backend = backend_for(ConvOp::weight_grad, shape, x1.scalar_type(), {mask});
-  if (backend == Backend::library) {
+  const auto algorithm = algorithm_for(ConvOp::weight_grad, shape, x1.scalar_type(), {mask});
+  if (algorithm.kind == ConvKind::library) {
     return dense::masked_conv_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride,
                                                padding);
   }
-  return weight_grad_sum(shape, {{grad1, x1}, {grad2, x2}}, mask, backend);
+  return weight_grad_sum(shape, {{grad1, x1}, {grad2, x2}}, mask, algorithm);
 }
 
 // The mask is wanted dense: what a pruned kernel would have gained by being active.
@@ -271,4 +300,5 @@ TORCH_LIBRARY_IMPL(metasparse, CatchAll, m) {
   m.impl("set_conv_backend", metasparse::cpu::set_conv_backend);
   m.impl("conv_backend", metasparse::cpu::conv_backend);
   m.impl("cpu_isa", metasparse::cpu::cpu_isa);
+  m.impl("explain_conv", metasparse::cpu::explain_conv);
 }

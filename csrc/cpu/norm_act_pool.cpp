@@ -5,10 +5,9 @@
 #include <torch/library.h>
 
 #include "../norm_act_pool_checks.h"
-#include "huge_pages.h"
-#include "isa.h"
-#include "kernels/norm_act_pool.h"
-#include "streaming.h"
+#include "kernels/norm/norm_act_pool.h"
+#include "runtime/isa.h"
+#include "runtime/memory.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -19,11 +18,9 @@ using OptionalTensor = std::optional<Tensor>;
 template <class T>
 const NormActPoolKernels<T>& kernels() {
   if constexpr (std::is_same_v<T, float>) {
-    return copy_for(active_isa(), baseline::norm_act_pool_float, avx2::norm_act_pool_float,
-                    avx512::norm_act_pool_float);
+    return METASPARSE_COPY_FOR(active_isa(), norm_act_pool_float);
   } else {
-    return copy_for(active_isa(), baseline::norm_act_pool_double, avx2::norm_act_pool_double,
-                    avx512::norm_act_pool_double);
+    return METASPARSE_COPY_FOR(active_isa(), norm_act_pool_double);
   }
 }
 

@@ -11,22 +11,18 @@
 
 #include "../checks.h"
 #include "../softmax_head_checks.h"
-#include "isa.h"
 #include "kernels/row_products.h"
 #include "kernels/softmax_head.h"
+#include "runtime/isa.h"
 
 namespace metasparse::cpu {
 namespace {
 
 using at::Tensor;
 
-const HeadKernels& kernels() {
-  return copy_for(active_isa(), baseline::softmax_head, avx2::softmax_head, avx512::softmax_head);
-}
+const HeadKernels& kernels() { return METASPARSE_COPY_FOR(active_isa(), softmax_head); }
 
-const RowProductsTable& row_products() {
-  return copy_for(active_isa(), baseline::row_products, avx2::row_products, avx512::row_products);
-}
+const RowProductsTable& row_products() { return METASPARSE_COPY_FOR(active_isa(), row_products); }
 
 template <class F>
 const RowProducts<F>& row_products_for() {

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "../topk_mask_checks.h"
-#include "huge_pages.h"
-#include "isa.h"
 #include "kernels/topk_mask.h"
-#include "scratch.h"
+#include "runtime/isa.h"
+#include "runtime/memory.h"
+#include "runtime/scratch.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -31,9 +31,7 @@ void for_chunks(int64_t n, const Function& f) {
   });
 }
 
-const TopkMaskTable& table() {
-  return copy_for(active_isa(), baseline::topk_mask, avx2::topk_mask, avx512::topk_mask);
-}
+const TopkMaskTable& table() { return METASPARSE_COPY_FOR(active_isa(), topk_mask); }
 
 const TopkMaskKernels<float>& kernels_for(float) { return table().f32; }
 const TopkMaskKernels<double>& kernels_for(double) { return table().f64; }

@@ -1,9 +1,21 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
 from metasparse_ext.ops import cuda
+from metasparse_ext.ops.backend import backend, get_backend, set_backend
 from metasparse_ext.ops.binary_mask import binary_mask
+from metasparse_ext.ops.explain import explain
 from metasparse_ext.ops.masked_conv import masked_conv2d
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
 from metasparse_ext.ops.topk_mask import topk_mask
 
-__all__ = ["binary_mask", "cuda", "masked_conv2d", "norm_act_pool", "topk_mask"]
+__all__ = [
+    "backend",
+    "binary_mask",
+    "cuda",
+    "explain",
+    "get_backend",
+    "masked_conv2d",
+    "norm_act_pool",
+    "set_backend",
+    "topk_mask",
+]

@@ -22,21 +22,21 @@ CUDA_BACKENDS = ("dense", "triton", "cuda", "winograd")
 _cuda = AUTOMATIC
 
 
-def backend(device: str) -> str:
+def get_backend(device: str = "cpu") -> str:
     """The backend forced on ``"cpu"`` or ``"cuda"``, or ``"automatic"``."""
     _check_device(device)
     return torch.ops.metasparse.conv_backend() if device == "cpu" else _cuda
 
 
-def set_backend(device: str, name: str) -> None:
+def set_backend(name: str, device: str = "cpu") -> None:
     """Forces a backend on a device, or with ``"automatic"`` leaves the choice to the table.
 
     Args:
-        device: ``"cpu"`` or ``"cuda"``.
         name: On CUDA ``"dense"`` (PyTorch's own operators), ``"triton"``, ``"cuda"`` (CUDA C++) or
             ``"winograd"`` (convolutions in CUDA C++ by Winograd's filtering); a call that it
-            cannot serve goes by the table. On the CPU one of the convolution schemes
+            cannot serve goes by the table. On the CPU one of the convolution algorithms
             of docs/kernels.md; a call that it cannot serve is an error.
+        device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         ValueError: An unknown device or name.
@@ -53,14 +53,18 @@ def set_backend(device: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def forced_backend(device: str, name: str) -> Iterator[None]:
-    """:func:`set_backend` for the duration of a ``with`` block."""
-    before = backend(device)
-    set_backend(device, name)
+def backend(name: str, device: str = "cpu") -> Iterator[None]:
+    """:func:`set_backend` for the duration of a ``with`` block::
+
+    with ms.backend("direct"):
+        y = ms.masked_conv2d(x, weight, mask)
+    """
+    before = get_backend(device)
+    set_backend(name, device)
     try:
         yield
     finally:
-        set_backend(device, before)
+        set_backend(before, device)
 
 
 def _check_device(device: str) -> None:

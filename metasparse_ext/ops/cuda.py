@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metasparse_ext import _library
 from metasparse_ext.ops import cuda_table
-from metasparse_ext.ops.backend import AUTOMATIC, backend
+from metasparse_ext.ops.backend import AUTOMATIC, get_backend
 from metasparse_ext.reference import cg as reference_cg
 from metasparse_ext.reference import softmax_head as reference_head
 
@@ -265,7 +265,7 @@ def choose(op: str, args: tuple) -> Choice:
     features = OPS[op].features(*args)
     if any(size == 0 for size in features.values()):
         return Choice("dense")
-    forced = backend("cuda")
+    forced = get_backend("cuda")
     if problem(forced) is not None:
         raise ValueError(
             f"{op}: expected the forced backend {forced!r} to be there, got: {problem(forced)}"

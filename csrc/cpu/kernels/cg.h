@@ -4,6 +4,8 @@
 // on the number of threads.
 #include <cstdint>
 
+#include "../runtime/isa.h"
+
 namespace metasparse::cpu {
 
 struct CurvatureDots {
@@ -29,16 +31,6 @@ struct CgTable {
   CgKernels<double> f64;
 };
 
-namespace baseline {
-extern const CgTable cg;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const CgTable cg;
-}
-namespace avx512 {
-extern const CgTable cg;
-}
-#endif
-
 }  // namespace metasparse::cpu
+
+METASPARSE_PER_ISA(extern const CgTable cg;)

@@ -3,6 +3,8 @@
 // only half of it when b is a.
 #include <cstdint>
 
+#include "../runtime/isa.h"
+
 namespace metasparse::cpu {
 
 // Rows of a are taken in blocks of this many.
@@ -24,16 +26,6 @@ struct RowProductsTable {
   RowProducts<double> f64;
 };
 
-namespace baseline {
-extern const RowProductsTable row_products;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const RowProductsTable row_products;
-}
-namespace avx512 {
-extern const RowProductsTable row_products;
-}
-#endif
-
 }  // namespace metasparse::cpu
+
+METASPARSE_PER_ISA(extern const RowProductsTable row_products;)

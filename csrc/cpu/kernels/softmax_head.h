@@ -7,6 +7,8 @@
 // kHeadLanes, with zeros beyond the N samples; K is (N, stride).
 #include <cstdint>
 
+#include "../runtime/isa.h"
+
 namespace metasparse::cpu {
 
 constexpr int64_t kHeadLanes = 8;
@@ -41,16 +43,6 @@ struct HeadKernels {
                    double* solution, double* scratch);
 };
 
-namespace baseline {
-extern const HeadKernels softmax_head;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const HeadKernels softmax_head;
-}
-namespace avx512 {
-extern const HeadKernels softmax_head;
-}
-#endif
-
 }  // namespace metasparse::cpu
+
+METASPARSE_PER_ISA(extern const HeadKernels softmax_head;)

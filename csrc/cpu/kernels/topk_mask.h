@@ -8,6 +8,8 @@
 // is exact. A second pass writes.
 #include <cstdint>
 
+#include "../runtime/isa.h"
+
 namespace metasparse::cpu {
 
 // Unsigned integers ordered like the floats they stand for; -0.0 and +0.0 share one key.
@@ -63,16 +65,6 @@ struct TopkMaskTable {
   TopkMaskKernels<double> f64;
 };
 
-namespace baseline {
-extern const TopkMaskTable topk_mask;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const TopkMaskTable topk_mask;
-}
-namespace avx512 {
-extern const TopkMaskTable topk_mask;
-}
-#endif
-
 }  // namespace metasparse::cpu
+
+METASPARSE_PER_ISA(extern const TopkMaskTable topk_mask;)

@@ -1,0 +1,220 @@
+#include "algorithm.h"
+
+#include <algorithm>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+
+#include "heuristics.h"
+
+namespace metasparse::cpu {
+
+namespace {
+
+using heuristics::Rule;
+
+struct Named {
+  const char* name;
+  ConvRequest request;
+};
+
+constexpr ConvRequest forced(ConvKind kind, int tile = 0) {
+  return {ConvMode::forced, {kind, tile}};
+}
+
+constexpr Named kNames[] = {
+    {"automatic", {ConvMode::automatic, {}}},
+    {"precise", {ConvMode::precise, {}}},
+    {"library", forced(ConvKind::library)},
+    {"direct", forced(ConvKind::direct)},
+    {"few_channels", forced(ConvKind::few_channels)},
+    {"winograd2", forced(ConvKind::winograd, 2)},
+    {"winograd3", forced(ConvKind::winograd, 3)},
+    {"winograd4", forced(ConvKind::winograd, 4)},
+    {"winograd5", forced(ConvKind::winograd, 5)},
+    {"polyphase2", forced(ConvKind::polyphase, 2)},
+    {"polyphase3", forced(ConvKind::polyphase, 3)},
+};
+
+bool kernel_is_3x3(const ConvShape& s) { return s.kernel_h == 3 && s.kernel_w == 3; }
+
+bool strides_are(const ConvShape& s, int64_t stride) {
+  return s.stride_h == stride && s.stride_w == stride;
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tiles cost their products, whether or not the map fills them.
+int winograd_tile(ConvOp op, const ConvShape& s) {
+  const bool input_grad = op == ConvOp::input_grad;
+  const int64_t height = input_grad ? s.height : s.out_height;
+  const int64_t width = input_grad ? s.width : s.out_width;
+  int best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (const auto& [tile, product, weight_grad] : heuristics::kWinogradCosts) {
+    const int64_t products =
+        divide_up(height, tile) * divide_up(width, tile) * (tile + 2) * (tile + 2);
+    const double cost =
+        static_cast<double>(products) * (op == ConvOp::weight_grad ? weight_grad : product);
+    if (cost < least) {
+      least = cost;
+      best = tile;
+    }
+  }
+  return best;
+}
+
+int polyphase_tile(const ConvShape& s) {
+  const auto products = [&](int64_t m) {
+    return divide_up(s.out_height, m) * divide_up(s.out_width, m) * (2 * m + 1) * (2 * m + 1);
+  };
+  return products(3) < products(2) ? 3 : 2;
+}
+
+ConvAlgorithm with_best_tile(ConvKind kind, ConvOp op, const ConvShape& shape, bool precise) {
+  switch (kind) {
+    case ConvKind::winograd:
+      return {kind, precise ? 2 : winograd_tile(op, shape)};
+    case ConvKind::polyphase:
+      return {kind, polyphase_tile(shape)};
+    default:
+      return {kind};
+  }
+}
+
+const char* op_name(ConvOp op) {
+  switch (op) {
+    case ConvOp::forward:
+      return "forward pass";
+    case ConvOp::input_grad:
+      return "input gradient";
+    default:
+      return "weight gradient";
+  }
+}
+
+// Which condition of a rule a call misses.
+enum class Miss { none, support, op, window, few_channels, many_channels, map, tiles, density };
+
+Miss miss(const Rule& rule, ConvOp op, const ConvShape& s, const Density& density) {
+  if (unsupported({rule.kind, 2}, op, s) != nullptr) return Miss::support;
+  if ((rule.ops >> static_cast<int>(op) & 1) == 0) return Miss::op;
+  if (rule.stride != 0 && !(kernel_is_3x3(s) && strides_are(s, rule.stride))) return Miss::window;
+  const int64_t sources = op == ConvOp::input_grad ? s.out_channels : s.in_channels;
+  if (sources < rule.min_sources) return Miss::few_channels;
+  if (sources > rule.max_sources) return Miss::many_channels;
+  if (std::min(s.out_height, s.out_width) < rule.min_side) return Miss::map;
+  const int64_t tiles = s.samples * divide_up(s.out_height, 2) * divide_up(s.out_width, 2);
+  if (tiles < rule.min_tiles) return Miss::tiles;
+  return rule.max_density >= 1 || density() <= rule.max_density ? Miss::none : Miss::density;
+}
+
+template <class... Parts>
+std::string words(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+std::string verdict(Miss miss, const Rule& rule, ConvOp op, const ConvShape& s,
+                    const Density& density) {
+  const char* channels = op == ConvOp::input_grad ? " output channels" : " input channels";
+  switch (miss) {
+    case Miss::none:
+      return "fastest of all where this was measured";
+    case Miss::support:
+      return unsupported({rule.kind, 2}, op, s);
+    case Miss::op:
+      return words("not measured fastest for the ", op_name(op));
+    case Miss::window:
+      return words("measured fastest for 3x3 kernels at stride ", rule.stride);
+    case Miss::few_channels:
+      return words("needs ", rule.min_sources, channels, " or more");
+    case Miss::many_channels:
+      return words("for ", rule.max_sources, channels, " or fewer");
+    case Miss::map:
+      return words("needs output maps of ", rule.min_side, " or more");
+    case Miss::tiles:
+      return words("needs ", rule.min_tiles, " tiles of 2x2 outputs or more");
+    default:
+      return words("density ", density(), " is above ", rule.max_density);
+  }
+}
+
+}  // namespace
+
+const char* unsupported(ConvAlgorithm algorithm, ConvOp op, const ConvShape& s) {
+  switch (algorithm.kind) {
+    case ConvKind::few_channels:
+      if (op == ConvOp::input_grad) return "it has no input gradient";
+      return nullptr;
+    case ConvKind::winograd:
+      if (kernel_is_3x3(s) && strides_are(s, 1)) return nullptr;
+      return "it takes 3x3 kernels at stride 1";
+    case ConvKind::polyphase:
+      if (kernel_is_3x3(s) && strides_are(s, 2) && s.pad_h == 1 && s.pad_w == 1) {
+        return nullptr;
+      }
+      return "it takes 3x3 kernels at stride 2 and padding 1";
+    default:
+      return nullptr;
+  }
+}
+
+ConvAlgorithm choose_algorithm(const ConvRequest& request, ConvOp op, const ConvShape& shape,
+                               const Density& density) {
+  if (request.mode == ConvMode::forced) {
+    const char* const reason = unsupported(request.algorithm, op, shape);
+    if (reason == nullptr) return request.algorithm;
+    throw std::invalid_argument(words("convolution backend ", request_name(request),
+                                      " does not support this ", op_name(op), ": ", reason));
+  }
+  for (const Rule& rule : heuristics::kRules) {
+    if (miss(rule, op, shape, density) != Miss::none) continue;
+    return with_best_tile(rule.kind, op, shape, request.mode == ConvMode::precise);
+  }
+  return {ConvKind::library};
+}
+
+std::vector<Candidate> explain_choice(const ConvRequest& request, ConvOp op, const ConvShape& shape,
+                                      const Density& density) {
+  std::vector<Candidate> considered;
+  if (request.mode == ConvMode::forced) {
+    const char* const reason = unsupported(request.algorithm, op, shape);
+    return {{request.algorithm, reason == nullptr ? "forced" : words("forced, but ", reason)}};
+  }
+  const bool precise = request.mode == ConvMode::precise;
+  for (const Rule& rule : heuristics::kRules) {
+    const ConvAlgorithm algorithm = with_best_tile(rule.kind, op, shape, precise);
+    const Miss missed = miss(rule, op, shape, density);
+    considered.push_back({algorithm, verdict(missed, rule, op, shape, density)});
+    if (missed == Miss::none) return considered;
+  }
+  considered.push_back({{ConvKind::library}, "nothing else was measured to be faster"});
+  return considered;
+}
+
+std::string algorithm_name(ConvAlgorithm algorithm) {
+  return request_name({ConvMode::forced, algorithm});
+}
+
+std::string request_name(const ConvRequest& request) {
+  for (const Named& entry : kNames) {
+    const bool same =
+        entry.request.mode == request.mode &&
+        (request.mode != ConvMode::forced || entry.request.algorithm == request.algorithm);
+    if (same) return entry.name;
+  }
+  throw std::logic_error("a convolution algorithm without a name");
+}
+
+ConvRequest request_named(const std::string& name) {
+  std::string known;
+  for (const Named& entry : kNames) {
+    if (name == entry.name) return entry.request;
+    known += known.empty() ? entry.name : std::string(", ") + entry.name;
+  }
+  throw std::invalid_argument("convolution backend must be one of " + known + ", but is " + name);
+}
+
+}  // namespace metasparse::cpu

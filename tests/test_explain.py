@@ -1,0 +1,58 @@
+"""What ``ms.explain`` says must be what happens."""
+
+import pytest
+import torch
+
+import metasparse_ext as ms
+from metasparse_ext import _library
+
+pytestmark = pytest.mark.skipif(
+    _library.problem is not None, reason="the compiled library is missing"
+)
+
+
+def layer(channels: int, side: int, kernel: int = 3, outputs: int = 64):
+    return torch.randn(25, channels, side, side), torch.randn(outputs, channels, kernel, kernel)
+
+
+def chosen(*args, **keywords) -> list[str]:
+    return [explanation.algorithm for explanation in ms.explain(*args, **keywords)]
+
+
+def test_each_row_of_the_rule_is_named():
+    assert chosen(*layer(64, 28), padding=1) == ["winograd4"] * 3
+    assert chosen(*layer(64, 28), stride=2, padding=1) == ["polyphase2"] * 3
+    assert chosen(*layer(3, 28), padding=1)[0] == "few_channels"
+    assert chosen(*layer(64, 28, kernel=5), padding=2) == ["library"] * 3
+
+
+def test_why_a_row_was_passed_over():
+    forward, *_ = ms.explain(*layer(64, 28, kernel=5), padding=2)
+    verdicts = dict(forward.candidates)
+    assert verdicts["direct"] == "density 1 is above 0.45"
+    assert verdicts["polyphase2"] == "it takes 3x3 kernels at stride 2 and padding 1"
+    assert "needs 8 input channels or more" in str(ms.explain(*layer(1, 28)))
+
+
+def test_the_density_of_the_mask_decides():
+    x, weight = layer(64, 28, kernel=5)
+    sparse = (torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    assert chosen(x, weight, sparse, padding=2) == ["direct"] * 3
+
+
+def test_a_forced_backend_and_what_it_lacks():
+    with ms.backend("few_channels"):
+        assert ms.get_backend() == "few_channels"
+        forward, input_gradient, _ = ms.explain(*layer(3, 28))
+    assert forward.candidates == (("few_channels", "forced"),)
+    assert input_gradient.candidates[0].verdict == "forced, but it has no input gradient"
+    assert ms.get_backend() == "automatic"
+
+
+def test_other_dtypes_and_bad_shapes():
+    x, weight = layer(64, 28)
+    assert "not in torch.bfloat16" in str(ms.explain(x.bfloat16(), weight.bfloat16()))
+    with pytest.raises(ValueError, match="expected x with 64 channels like weight, got 3"):
+        ms.explain(x[:, :3], weight)
+    with pytest.raises(ValueError, match="expected weight of 4 dimensions"):
+        ms.explain(x, weight[0])
