@@ -118,6 +118,53 @@ def test_strided_and_expanded_operands(name, backend):
     assert cpu_kernels.relative_error(expected, reference) < 1e-5
 
 
+# Strides whose phases, the input pixels that one tap reads, form another grid than the output map.
+PHASES = [
+    Case(4, 1, 16, 12, 9, 9, (2, 2), (2, 2), (0, 0)),
+    Case(1, 4, 16, 12, 10, 10, (3, 3), (2, 2), (0, 0)),
+    Case(1, 4, 16, 12, 8, 9, (2, 2), (2, 2), (1, 1)),
+    Case(2, 3, 9, 12, 13, 11, (4, 4), (3, 3), (0, 1)),
+    Case(2, 3, 9, 12, 14, 14, (5, 5), (3, 3), (1, 1)),
+    Case(2, 3, 9, 12, 6, 12, (1, 2), (1, 2), (0, 1)),
+]
+
+
+@pytest.mark.parametrize("case", PHASES, ids=str)
+@pytest.mark.parametrize("name", ["automatic", "direct"])
+def test_input_gradient_of_strides_whose_phases_are_not_the_output_map(
+    name, case, poisoned_memory, one_thread
+):
+    found = cpu_kernels.errors(name, case, "half", torch.float64)
+    assert max(found.values()) < 1e-12
+
+
+def test_input_gradient_reads_nothing_past_the_gradient():
+    """2x2 at stride 2 leaves the last row and column of an odd map unused: they get zeros."""
+    weight, mask = torch.randn(1, 12, 16, 2, 2), torch.zeros(1, 12, 16)
+    mask[0, 11] = 1
+    room = torch.full((4 * 12 * 4 * 4 + 64,), float("nan"))
+    grad = room[: 4 * 12 * 4 * 4].view(1, 4, 12, 4, 4).normal_()
+    found = OPS.masked_conv_input_grad(grad, weight, mask, [9, 9], [2, 2], [0, 0])
+    masked = (weight * mask[..., None, None])[0].double()
+    expected = torch.nn.functional.conv_transpose2d(
+        grad[0].double(), masked, stride=2, output_padding=1
+    )
+    assert cpu_kernels.relative_error(found[0], expected) < cpu_kernels.EXACT
+    assert not found[..., 8].any()
+    assert not found[..., 8, :].any()
+
+
+@pytest.mark.parametrize("size", [(9, 6), (6, 6), (3, 3)], ids=str)
+@pytest.mark.parametrize("channels", [(4, 4), (16, 12)], ids=str)
+@pytest.mark.parametrize("name", ["direct", "narrow"])
+def test_one_tap_a_phase_on_few_pixels(name, channels, size, poisoned_memory, one_thread):
+    """Kernel and stride are equal: channels go into the lanes, and each pass has a tap of its own."""
+    for padding in ((0, 0), (1, 1)):
+        case = Case(1, 1, *channels, *size, (3, 3), (3, 3), padding)
+        for mask in ("none", "half", "weighted"):
+            assert max(cpu_kernels.errors(name, case, mask, torch.float64).values()) < 1e-12
+
+
 @pytest.mark.parametrize("name", ["direct", "winograd4"])
 def test_results_do_not_depend_on_what_else_is_in_the_batch(name, backend):
     """Tiles of other images share registers with an image's own and must not change it."""

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
 namespace metasparse::cpu {
 
@@ -65,7 +66,7 @@ int32_t compact(int64_t begin, int64_t end, int32_t* kept, Active&& active) {
 
 class EntryWriter {
  public:
-  EntryWriter(std::vector<int32_t>& source_rows, std::vector<int32_t>& places,
+  EntryWriter(KeptVector<int32_t>& source_rows, KeptVector<int32_t>& places,
               const KernelRows& kernels, const ListLayout& layout)
       : kernels_(kernels),
         taps_(static_cast<int32_t>(layout.taps())),
@@ -154,6 +155,7 @@ PairLists::PairLists(const ActiveKernels& kernels, const ListPlan& plan) {
   const std::vector<uint8_t> none(static_cast<size_t>(mask.columns), 0);
   std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
   EntryWriter writer(source_rows, places, mask, plan.layout);
+  runs.reserve(static_cast<size_t>(chunks * ((mask.rows + 1) / 2)));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = chunk * mask.columns / chunks;
     const int64_t end = (chunk + 1) * mask.columns / chunks;
@@ -176,11 +178,14 @@ PairLists::PairLists(const ActiveKernels& kernels, const ListPlan& plan) {
 
 ColumnLists::ColumnLists(const ActiveKernels& kernels, const ListPlan& plan) {
   const KernelRows mask(kernels, plan.transposed);
+  if (plan.layout.taps() != 1) throw std::logic_error("ColumnLists need a layout of one tap");
   chunks = mask.chunks(plan);
   entries = mask.rows * mask.columns;
+  places.reserve(static_cast<size_t>(entries));
   for (int64_t column = 0; column < mask.columns; ++column) {
     for (int64_t row = 0; row < mask.rows; ++row) {
-      places.push_back(static_cast<int32_t>(mask.kernel(row, column)));
+      places.push_back(static_cast<int32_t>(mask.kernel(row, column) * plan.layout.kernel_size) +
+                       plan.layout.tap_place[0]);
     }
   }
 }
@@ -190,6 +195,7 @@ RowLists::RowLists(const ActiveKernels& kernels, const ListPlan& plan) {
   chunks = mask.chunks(plan);
   std::vector<int32_t> kept(static_cast<size_t>(mask.columns) + 1);
   EntryWriter writer(source_rows, places, mask, plan.layout);
+  row_begin.reserve(static_cast<size_t>(chunks * mask.rows + 1));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = chunk * mask.columns / chunks;
     const int64_t end = (chunk + 1) * mask.columns / chunks;

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory_resource>
 #include <vector>
 
 #include "conv_types.h"
+#include "list_memory.h"
 
 namespace metasparse::cpu {
 
@@ -47,12 +49,18 @@ struct ListPlan {
   bool operator==(const ListPlan&) const = default;
 };
 
+// Lists are kept from call to call.
+template <class Entry>
+struct KeptVector : std::pmr::vector<Entry> {
+  KeptVector() : std::pmr::vector<Entry>(&list_memory()) {}
+};
+
 // For ProductStep: entries of neighbouring rows are merged as PairRun says; a missing last row is
 // empty.
 struct PairLists {
-  std::vector<PairRun> runs;         // [chunk][pair]
-  std::vector<int32_t> source_rows;  // per entry
-  std::vector<int32_t> places;       // per entry
+  KeptVector<PairRun> runs;         // [chunk][pair]
+  KeptVector<int32_t> source_rows;  // per entry
+  KeptVector<int32_t> places;       // per entry
   int64_t chunks = 0, entries = 0;
 
   PairLists(const ActiveKernels& kernels, const ListPlan& plan);
@@ -60,7 +68,7 @@ struct PairLists {
 
 // For OuterStep: all kernels, pruned or not, column by column.
 struct ColumnLists {
-  std::vector<int32_t> places;  // [column][row]
+  KeptVector<int32_t> places;  // [column][row]
   int64_t chunks = 0, entries = 0;
 
   ColumnLists(const ActiveKernels& kernels, const ListPlan& plan);
@@ -68,9 +76,9 @@ struct ColumnLists {
 
 // For SampledStep: rows one by one.
 struct RowLists {
-  std::vector<int32_t> row_begin;    // [chunk][row], and the end
-  std::vector<int32_t> source_rows;  // per entry
-  std::vector<int32_t> places;       // per entry
+  KeptVector<int32_t> row_begin;    // [chunk][row], and the end
+  KeptVector<int32_t> source_rows;  // per entry
+  KeptVector<int32_t> places;       // per entry
   int64_t chunks = 0, entries = 0;
 
   RowLists(const ActiveKernels& kernels, const ListPlan& plan);

@@ -33,11 +33,14 @@ METASPARSE_INLINE uint32_t spread(Lanes lanes) {
   return (lanes | lanes << 1) & 0x55555555u;
 }
 
-// Whether rows of the grid follow each other in memory wherever its tiles do.
-template <int Step>
-bool rows_join(const TapGrid& grid) {
+// Whether the pixels of the next run follow this run's in memory: both rows of tiles are whole rows
+// of the image, which one tap copies as they are.
+template <class T, int Step>
+bool rows_join(const TapGrid& grid, const Images<const T>& x, const TileRun& run,
+               const TileRun& next) {
   return Step == 1 && grid.taps == 1 && grid.row_step == 1 && grid.row_shift[0] == 0 &&
-         grid.column_shift[0] == 0;
+         grid.column_shift[0] == 0 && next.image == run.image && next.row < x.height &&
+         next.column == 0 && run.column + run.count == x.width;
 }
 
 // The windows of one tap, equally many for all; returns the end of the list.
@@ -53,7 +56,7 @@ LaneWindow* tap_windows(const TileBlock& block, const TapGrid& grid, int tap,
     const bool inside = run.image >= 0 && row >= 0 && row < x.height;
     const int64_t line = (run.image * x.image_channels * x.height + row) * x.width + shift;
     int64_t count = run.count, end = last;
-    for (; rows_join<Step>(grid) && r + 1 < block.run_count && block.runs[r + 1].image == run.image;
+    for (; r + 1 < block.run_count && rows_join<T, Step>(grid, x, block.runs[r], block.runs[r + 1]);
          ++r) {
       count += block.runs[r + 1].count;
       end = run.column + count;
