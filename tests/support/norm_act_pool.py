@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -218,7 +217,7 @@ def _scales(draw: Norm, o: Operands) -> list[Tensor]:
 
 
 @st.composite
-def draws(draw, *operations: str) -> SearchStrategy[Norm]:
+def draws(draw, *operations: str) -> Norm:
     """Calls of some of OPERATIONS, or of all."""
     pool = draw(st.booleans())
     size = draw(st.tuples(*[st.integers(2 if pool else 1, 23)] * 2))

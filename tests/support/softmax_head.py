@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -115,7 +114,7 @@ def _slope(exact: dict[str, Tensor], labels: Tensor, weight: Tensor) -> tuple[Te
 
 
 @st.composite
-def draws(draw) -> SearchStrategy[Head]:
+def draws(draw) -> Head:
     """Fits with more samples than features and fewer, of few classes and many."""
     return Head(
         tasks=draw(st.integers(1, 4)),

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 import metasparse_ext as ms
@@ -92,7 +91,7 @@ def _best(rows: Tensor, density: float) -> Tensor:
 
 
 @st.composite
-def draws(draw) -> SearchStrategy[TopK]:
+def draws(draw) -> TopK:
     """Calls with rows of up to some thousand scores."""
     sizes = st.one_of(st.integers(1, 40), st.integers(1, 3000))
     return TopK(
