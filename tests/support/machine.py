@@ -57,7 +57,6 @@ class Worker:
                 env=environment(self._isa),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
             )
         pickle.dump(draw, self._process.stdin)
         self._process.stdin.flush()
