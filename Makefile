@@ -11,7 +11,10 @@ SOURCES := setup.py pyproject.toml $(shell find build_backend csrc -type f)
 # Where make gpu leaves its logs, raw numbers and tables.
 GPU_OUT ?= benchmarks/results
 
-.PHONY: demo test bench gpu sanitize clean
+# How many random cases make stress tries.
+DRAWS ?= 20000
+
+.PHONY: demo test bench gpu sanitize stress clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
 	$(BIN)/metasparse demo --out runs/demo
@@ -32,6 +35,9 @@ gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmark,
 
 sanitize:  ## the CPU convolution kernels under AddressSanitizer and UBSan, between guard pages
 	$(PYTHON) tools/check_cpu_kernels.py
+
+stress: $(INSTALLED)  ## random calls of every op against its definition, 20,000 of them
+	OMP_NUM_THREADS=1 $(BIN)/python tools/stress.py --draws $(DRAWS)
 
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

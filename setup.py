@@ -31,7 +31,7 @@ RECORD = "_build.json"  # lies beside the library
 # The oldest Python whose stable ABI the library uses.
 ABI3 = (3, 11)
 
-# One kernel source is compiled once per instruction set and chosen at run time (csrc/cpu/runtime/isa.cpp).
+# A kernel source is compiled once per instruction set and chosen at run time (cpu/runtime/isa.cpp).
 ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],

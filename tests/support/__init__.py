@@ -1,0 +1,1 @@
+"""Random calls of the ops, each held to its definition: shared by the tests and tools/stress.py."""

@@ -1,0 +1,130 @@
+"""Where a draw runs: threads, forced backend, instruction set, and a process that may die of it."""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from metasparse_ext.ops.backend import backend as forced_backend
+from tools.check_cpu_kernels import supported
+
+TESTS = Path(__file__).resolve().parent.parent
+INSTRUCTION_SETS = tuple(supported())
+THREADS = (1, 2, 3, 8)
+PATIENCE = 120  # seconds until a draw counts as hanging
+
+
+@contextlib.contextmanager
+def conditions(threads: int, backend: str = "automatic") -> Iterator[None]:
+    """So many threads, a forced convolution backend, and NaN in memory that is not yet written."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with forced_backend(backend):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+
+
+def environment(isa: str) -> dict[str, str]:
+    """Variables of a process that runs draws with one instruction set."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    return {**os.environ, "METASPARSE_CPU_ISA": isa, "PYTHONPATH": path}
+
+
+class Worker:
+    """A process of one instruction set that checks draws; one that dies is a failure, then anew."""
+
+    def __init__(self, isa: str) -> None:
+        self._isa = isa
+        self._process: subprocess.Popen | None = None
+
+    def check(self, draw) -> str | None:
+        """What is wrong with a draw, or None."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "support.machine"],
+                env=environment(self._isa),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        pickle.dump(draw, self._process.stdin)
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            self.close()
+            return f"no result after {PATIENCE} s"
+        try:
+            return pickle.load(self._process.stdout)
+        except EOFError:
+            return self._epitaph()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _epitaph(self) -> str:
+        code = self._process.wait()
+        self.close()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        return f"the process ended {how}"
+
+
+class Workers:
+    """One worker an instruction set, started when it is needed."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def check(self, draw) -> str | None:
+        return self._workers.setdefault(draw.isa, Worker(draw.isa)).check(draw)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+
+def outcome(draw) -> str | None:
+    """``draw.check()``, an exception that it raises being a failure like any other."""
+    try:
+        return draw.check()
+    except Exception:
+        return traceback.format_exc()
+
+
+def reproduction(draw) -> str:
+    """A shell command that checks a draw once more."""
+    kind = type(draw)
+    code = f"from {kind.__module__} import {kind.__name__}; print({draw!r}.check())"
+    return f'METASPARSE_CPU_ISA={draw.isa} PYTHONPATH=.:tests python -c "{code}"'
+
+
+def _serve() -> None:
+    """Checks the draws that arrive on standard input; what they print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            draw = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(outcome(draw), answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()
