@@ -2,7 +2,7 @@
 
 #include <torch/version.h>
 
-#include "cpu/isa.h"
+#include "cpu/runtime/isa.h"
 
 #ifdef __clang__
 #define METASPARSE_COMPILER "Clang " __clang_version__

@@ -35,7 +35,7 @@ def run_with_isa(isa: str, *command: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("check", cpu_kernels.checks(), ids=str)
+@pytest.mark.parametrize("check", list(cpu_kernels.checks()), ids=str)
 def test_algorithm_matches_the_definition(check, poisoned_memory, one_thread):
     algorithm, case, mask, dtype, limit = check
     found = cpu_kernels.errors(algorithm, case, mask, dtype)

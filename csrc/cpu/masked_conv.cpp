@@ -25,19 +25,19 @@ using OptionalTensor = std::optional<Tensor>;
 
 // ---- the algorithm that the process asked for --------------------------------------------------
 
-ConvRequest request_from_environment() {
+const ConvRequest& request_from_environment() {
   const char* name = std::getenv("METASPARSE_CONV_BACKEND");
-  return name == nullptr || *name == '\0' ? ConvRequest{} : request_named(name);
+  return request_named(name == nullptr || *name == '\0' ? "automatic" : name);
 }
 
-std::atomic<ConvRequest>& requested() {
-  static std::atomic<ConvRequest> request{request_from_environment()};
+std::atomic<const ConvRequest*>& requested() {
+  static std::atomic<const ConvRequest*> request{&request_from_environment()};
   return request;
 }
 
-void set_conv_backend(const std::string& name) { requested() = request_named(name); }
+void set_conv_backend(const std::string& name) { requested() = &request_named(name); }
 
-std::string conv_backend() { return request_name(requested()); }
+std::string conv_backend() { return request_name(*requested()); }
 
 std::string cpu_isa() { return isa_name(active_isa()); }
 
@@ -61,7 +61,7 @@ std::vector<std::string> explain_conv(const std::string& op, IntArrayRef sizes, 
                            sizes[10], sizes[11], sizes[12], sizes[13]};
   std::vector<std::string> lines;
   for (const Candidate& c :
-       explain_choice(requested(), op_named(op), shape, [density] { return density; })) {
+       explain_choice(*requested(), op_named(op), shape, [density] { return density; })) {
     lines.push_back(algorithm_name(c.algorithm));
     lines.push_back(c.verdict);
   }
@@ -94,7 +94,7 @@ ConvAlgorithm algorithm_for(ConvOp op, const ConvShape& shape, at::ScalarType dt
   const bool served = dtype == at::kFloat || dtype == at::kDouble;
   const bool empty = shape.tasks * shape.samples * shape.in_channels * shape.out_channels == 0;
   if (!served || empty) return {ConvKind::library};
-  return choose_algorithm(requested(), op, shape, [masks] {
+  return choose_algorithm(*requested(), op, shape, [masks] {
     double sum = 0;
     for (const OptionalTensor& mask : masks) sum += density(mask);
     return sum / static_cast<double>(masks.size());

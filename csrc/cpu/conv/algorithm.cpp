@@ -208,7 +208,7 @@ std::string request_name(const ConvRequest& request) {
   throw std::logic_error("a convolution algorithm without a name");
 }
 
-ConvRequest request_named(const std::string& name) {
+const ConvRequest& request_named(const std::string& name) {
   std::string known;
   for (const Named& entry : kNames) {
     if (name == entry.name) return entry.request;

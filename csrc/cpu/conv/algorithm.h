@@ -64,7 +64,8 @@ std::vector<Candidate> explain_choice(const ConvRequest& request, ConvOp op, con
 std::string algorithm_name(ConvAlgorithm algorithm);
 std::string request_name(const ConvRequest& request);
 
-// A request by its name, as in METASPARSE_CONV_BACKEND; std::invalid_argument lists the names.
-ConvRequest request_named(const std::string& name);
+// A request by its name, as in METASPARSE_CONV_BACKEND, valid for ever; std::invalid_argument lists
+// the names.
+const ConvRequest& request_named(const std::string& name);
 
 }  // namespace metasparse::cpu
