@@ -22,7 +22,7 @@ def small_checkpoint(iteration: int) -> Checkpoint:
         config={"learner": "maml"},
         iteration=iteration,
         learner={"weight": torch.arange(1000.0)},
-        optimiser={"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        optimizer={"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         best={"accuracy": 0.5},
         random_state=torch.get_rng_state(),
     )
@@ -33,7 +33,7 @@ def test_round_trip(tmp_path):
     checkpoint.save(saved, tmp_path / "last.pt")
     loaded = checkpoint.load(tmp_path / "last.pt")
     assert (loaded.iteration, loaded.config, loaded.best) == (7, saved.config, saved.best)
-    assert loaded.optimiser == saved.optimiser
+    assert loaded.optimizer == saved.optimizer
     assert torch.equal(loaded.learner["weight"], saved.learner["weight"])
     assert torch.equal(loaded.random_state, saved.random_state)
     assert os.listdir(tmp_path) == ["last.pt"]

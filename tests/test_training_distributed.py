@@ -29,7 +29,7 @@ def test_uneven_shares_are_refused():
 
 def cases(root):
     # Plain descent: Adam would blow the rounding of gradients that are zero up to whole steps.
-    plain = tiny_config(root, optimiser="sgd", meta_lr=0.1)
+    plain = tiny_config(root, optimizer="sgd", meta_lr=0.1)
     pruned = {"rounds": 1, "inner_lr": 0.1, "inner_steps": 1, "rewind": 1}
     return {
         "maml": plain,

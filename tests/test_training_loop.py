@@ -113,7 +113,7 @@ def test_no_checkpoint_of_a_search_is_eligible():
 
 
 def test_gradients_are_clipped_by_norm(tmp_path, tiny_root):
-    config = tiny_config(tiny_root, clip_norm=1e-3, optimiser="sgd", iterations=1, meta_lr=1.0)
+    config = tiny_config(tiny_root, clip_norm=1e-3, optimizer="sgd", iterations=1, meta_lr=1.0)
     trainer = Trainer(config, Run(tmp_path))
     before = [p.detach().clone() for p in trainer.learner.parameters()]
     trainer.fit()
@@ -124,7 +124,7 @@ def test_gradients_are_clipped_by_norm(tmp_path, tiny_root):
 
 
 def test_gradients_are_clipped_by_value(tmp_path, tiny_root):
-    config = tiny_config(tiny_root, clip_value=1e-4, optimiser="sgd", iterations=1, meta_lr=1.0)
+    config = tiny_config(tiny_root, clip_value=1e-4, optimizer="sgd", iterations=1, meta_lr=1.0)
     trainer = Trainer(config, Run(tmp_path))
     before = [p.detach().clone() for p in trainer.learner.parameters()]
     trainer.fit()

@@ -83,13 +83,13 @@ class AdaptedTasks:
 class MetaLearner(Course, nn.Module):
     """A meta-learner: its parameters are the meta-parameters, its state dict is its whole state.
 
-    A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimiser is left
+    A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimizer is left
     to the caller::
 
         for batch in episodes(...):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             metrics = learner.meta_backward(batch)
-            optimiser.step()
+            optimizer.step()
 
     Args:
         model: A network from images to logits. Parameters that do not require grad are shared by
@@ -102,9 +102,9 @@ class MetaLearner(Course, nn.Module):
 
     Attributes:
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
-        broken: Buffer (), bool: whether a loss or the meta-gradient was not finite in a meta-step
+        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a meta-step
             that the host could not look at (:func:`metasparse_ext.capture`). From then on
-            ``iteration`` stands still; an optimiser that takes ``found_inf`` can stand still too.
+            ``iteration`` stands still; an optimizer that takes ``found_inf`` can stand still too.
 
     Raises:
         TypeError: if model is not an ``nn.Module``.
@@ -112,7 +112,7 @@ class MetaLearner(Course, nn.Module):
     """
 
     iteration: Tensor
-    broken: Tensor
+    nonfinite: Tensor
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Shows in a learner's signature the options that it hands on to the learner above."""
@@ -140,7 +140,7 @@ class MetaLearner(Course, nn.Module):
         self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
         self.layout = Layout.of(self._adapted_parameters())
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("broken", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
 
     def adapt(self, support: Samples) -> AdaptedTasks:
         """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state."""
@@ -151,7 +151,7 @@ class MetaLearner(Course, nn.Module):
 
         Raises:
             FloatingPointError: if a loss or the meta-gradient is NaN or infinite; ``.grad`` and
-                ``iteration`` are then as they were. Inside a captured meta-step ``broken`` is set
+                ``iteration`` are then as they were. Inside a captured meta-step ``nonfinite`` is set
                 instead.
         """
         raise NotImplementedError
@@ -220,7 +220,7 @@ class MetaLearner(Course, nn.Module):
         mean = self.by_parameter(gradient) if isinstance(gradient, Tensor) else gradient
         self._require_finite(torch.stack(trace), mean)
         self._accumulate(mean)
-        self.iteration += ~self.broken
+        self.iteration += ~self.nonfinite
         return Metrics(
             loss=trace[-1],
             accuracy=(logits.argmax(-1) == query.labels).to(logits.dtype).mean(-1),
@@ -258,18 +258,18 @@ class MetaLearner(Course, nn.Module):
         norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
         finite = losses.isfinite().all() & norms.isfinite().all()
         if not observed():
-            self.broken |= ~finite
+            self.nonfinite |= ~finite
             return
         if bool(finite):
             return
         advice = "a smaller inner_lr or meta learning rate usually helps"
-        broken = (~losses.isfinite()).nonzero()
-        if len(broken) == 0:
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong) == 0:
             raise FloatingPointError(
                 f"{self.name}: the meta-gradient is not finite in iteration {int(self.iteration)} "
                 f"although every loss is; {advice}"
             )
-        step, task = broken[0].tolist()
+        step, task = wrong[0].tolist()
         where = "on the query set" if step == len(losses) - 1 else f"at inner step {step}"
         raise FloatingPointError(
             f"{self.name}: the loss of task {task} is {losses[step, task].item()} {where} "

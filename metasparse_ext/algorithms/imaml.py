@@ -35,7 +35,7 @@ class IMAML(MetaLearner):
     ============  =====================================  ====================================
 
     In official mode the meta-gradient is close to half the first-order one. Numbers of the two
-    modes do not compare. The official optimiser is Adam with eps = 1e-3. A task whose A is found
+    modes do not compare. The official optimizer is Adam with eps = 1e-3. A task whose A is found
     not to be positive definite keeps the last iterate before it showed; if there is none, it gets
     the meta-gradient of a zero Hessian.
 

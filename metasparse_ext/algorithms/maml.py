@@ -54,7 +54,7 @@ class _Step:
 
 
 class MAML(MetaLearner):
-    """Model-agnostic meta-learning: an initialisation from which a few gradient steps suffice.
+    """Model-agnostic meta-learning: an initialization from which a few gradient steps suffice.
 
     Inner loop: phi_0 = theta, phi_{k+1} = phi_k - a grad L_support(phi_k). With H_k the Hessian of
     L_support at phi_k, the meta-gradient of a task is

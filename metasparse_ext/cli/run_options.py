@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from metasparse_ext.training import RunConfig
-from metasparse_ext.training.config import BACKBONES, OPTIMISERS, SCHEDULES
+from metasparse_ext.training.config import BACKBONES, OPTIMIZERS, SCHEDULES
 
 
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,8 +63,8 @@ run_options = _options(
     click.option("--rewind", type=int, help="Iteration that a ticket's weights return to."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                  help="Any other option of the learner; repeatable."),
-    _field("--optimiser", click.Choice(OPTIMISERS), "Outer optimiser."),
-    _field("--meta-lr", float, "Learning rate of the outer optimiser."),
+    _field("--optimizer", click.Choice(OPTIMIZERS), "Outer optimizer."),
+    _field("--meta-lr", float, "Learning rate of the outer optimizer."),
     _field("--mask-lr", float, "The same for mask scores; by default --meta-lr."),
     _field("--adam-eps", float, "Adam's epsilon."),
     _field("--schedule", click.Choice(SCHEDULES), "Schedule of the outer rate."),

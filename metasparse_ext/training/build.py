@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run: data, network, learner, optimiser."""
+"""From a configuration to the objects of a run: data, network, learner, optimizer."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def on_gpu(config: RunConfig) -> bool:
     return torch.device(config.device).type == "cuda"
 
 
-def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Optimizer:
-    """Builds the outer optimiser; mask scores may have a rate of their own.
+def optimizer(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Optimizer:
+    """Builds the outer optimizer; mask scores may have a rate of their own.
 
     On a GPU it can be part of a CUDA graph: its rates and counters lie on the device, and it stands
     still while ``found_inf`` is not zero.
@@ -124,12 +124,12 @@ def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Opti
     if scores:
         groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
     if not on_gpu(config):
-        if config.optimiser == "sgd":
+        if config.optimizer == "sgd":
             return torch.optim.SGD(groups)
         return torch.optim.Adam(groups, eps=config.adam_eps)
     for group in groups:
         group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
-    if config.optimiser == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(groups, fused=True)
     return torch.optim.Adam(groups, eps=config.adam_eps, capturable=True, fused=True)
 
@@ -157,10 +157,10 @@ def _require_device(device: str) -> None:
 def _copy_weights(net: nn.Module, folder: str) -> None:
     """Copies another run's weights into a network; its masks stay behind."""
     state = Run(folder).best().learner
-    if "initialisations" in state:
+    if "initializations" in state:
         raise ValueError(
-            f"{folder}: cannot start from this run: it has an initialisation for each of "
-            f"{len(state['initialisations'])} distributions, not one"
+            f"{folder}: cannot start from this run: it has an initialization for each of "
+            f"{len(state['initializations'])} distributions, not one"
         )
     prefix = "model."
     with torch.no_grad():

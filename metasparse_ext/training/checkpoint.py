@@ -26,7 +26,7 @@ class Checkpoint:
         config: The run's configuration as JSON values.
         iteration: Meta-iterations done.
         learner: ``state_dict`` of the learner, its iteration counter included.
-        optimiser: ``state_dict`` of the outer optimiser.
+        optimizer: ``state_dict`` of the outer optimizer.
         best: The validation record of the best eligible checkpoint so far, if any.
         random_state: State of torch's generator, for learners that draw numbers.
         elapsed: Seconds of processor time that the training took.
@@ -35,7 +35,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     iteration: int
     learner: Mapping[str, Any]
-    optimiser: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
     best: Mapping[str, Any] | None
     random_state: torch.Tensor
     elapsed: float = 0.0

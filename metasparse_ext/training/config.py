@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BACKBONES = ("conv4", "resnet12")
-OPTIMISERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "staircase")
 
 _POSITIVE = (
@@ -46,7 +46,7 @@ class RunConfig:
         iterations: Meta-iterations of a training.
         max_seconds: Where given, training takes so many seconds of processor time (on a GPU,
             seconds) instead, its steps alone counted, and the schedule follows them.
-        optimiser, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
+        optimizer, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
             mask scores and, where None, that of the weights. Schedules: constant, cosine and linear
             to 0, and staircase, 0.9 times as much after every twelfth of the training (CAVIA's).
         clip_norm, clip_value: Gradient clipping by total norm, or by element.
@@ -82,7 +82,7 @@ class RunConfig:
     seed: int = 0
     iterations: int = 10_000
     max_seconds: float | None = None
-    optimiser: str = "adam"
+    optimizer: str = "adam"
     meta_lr: float = 1e-3
     mask_lr: float | None = None
     adam_eps: float = 1e-8
@@ -115,7 +115,7 @@ class RunConfig:
         if self.ways < 2:
             raise ValueError(f"ways: expected at least 2 classes per task, got {self.ways}")
         _require_choice("backbone", self.backbone, BACKBONES)
-        _require_choice("optimiser", self.optimiser, OPTIMISERS)
+        _require_choice("optimizer", self.optimizer, OPTIMIZERS)
         _require_choice("schedule", self.schedule, SCHEDULES)
         for name in ("meta_lr", "mask_lr", "clip_norm", "clip_value", "max_seconds"):
             value = getattr(self, name)

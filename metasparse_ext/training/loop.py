@@ -1,4 +1,4 @@
-"""The training loop: episodes, meta-gradients, optimiser steps, validation, checkpoints."""
+"""The training loop: episodes, meta-gradients, optimizer steps, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class Trainer:
         self.learner = build.learner(start, self.classes.shape)
         if config.max_seconds is None:
             self.learner.plan(config.iterations)
-        self.optimiser = build.optimiser(config, self.learner)
-        self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
+        self.optimizer = build.optimizer(config, self.learner)
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.iteration = 0
         self._spent: list[float] = []  # seconds of the meta-iterations since the last record
         self.elapsed = 0.0
@@ -162,7 +162,7 @@ class Trainer:
             self.learner.begin_again(self._position)
         except ValueError as error:
             raise TrainingError(f"{error}; {self.run} goes no further") from error
-        self.optimiser = build.optimiser(self.config, self.learner)
+        self.optimizer = build.optimizer(self.config, self.learner)
         self._run = self._runner()
 
     def _clock(self) -> float:
@@ -233,28 +233,28 @@ class Trainer:
     def _set_rates(self) -> None:
         """Sets the learning rates of this iteration, in place where they lie on the device."""
         factor = build.scheduled(self.config.schedule, self._fraction)
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate * factor)
             else:
                 group["lr"] = rate * factor
 
     def _meta_step(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Meta-gradient, clipping and optimiser step: on a GPU, what a CUDA graph holds.
+        """Meta-gradient, clipping and optimizer step: on a GPU, what a CUDA graph holds.
 
         Returns the totals of what was measured, on the device.
         """
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         measured = self._meta_backward(batch)
         norm = self._clip()
         if build.on_gpu(self.config):
-            self.optimiser.found_inf = self.learner.broken.float()
-        self.optimiser.step()
+            self.optimizer.found_inf = self.learner.nonfinite.float()
+        self.optimizer.step()
         return {**measured, "gradient_norm": measures.total(norm)}
 
     def _require_finite(self) -> None:
         """Ends the training if a meta-step on the device met a number that is not finite."""
-        if not bool(self.learner.broken):
+        if not bool(self.learner.nonfinite):
             return
         self.iteration = int(self.learner.iteration)
         self._save(self.run.last_path)
@@ -342,7 +342,7 @@ class Trainer:
                 config=self.config.to_dict(),
                 iteration=self.iteration,
                 learner=self.learner.state_dict(),
-                optimiser=self.optimiser.state_dict(),
+                optimizer=self.optimizer.state_dict(),
                 best=self.best,
                 random_state=torch.get_rng_state(),
                 elapsed=self.elapsed,
@@ -354,9 +354,9 @@ class Trainer:
         saved = checkpoint.load(self.run.last_path)
         self._require_same(RunConfig.from_dict(saved.config))
         self.learner.load_state_dict(saved.learner)
-        rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.optimiser.load_state_dict(saved.optimiser)
-        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(saved.optimizer)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # on its device; set anew in every iteration
         self.iteration, self.elapsed = saved.iteration, saved.elapsed
         self.best = saved.best
