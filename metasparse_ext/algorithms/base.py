@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.course import Course
+from metasparse_ext.algorithms.labels import check_classes
 from metasparse_ext.algorithms.signature import spelled_out
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
@@ -102,9 +103,10 @@ class MetaLearner(Course, nn.Module):
 
     Attributes:
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
-        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a meta-step
-            that the host could not look at (:func:`metasparse_ext.capture`). From then on
-            ``iteration`` stands still; an optimizer that takes ``found_inf`` can stand still too.
+        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a
+            meta-step that the host could not look at (:func:`metasparse_ext.capture`). From then
+            on ``iteration`` stands still; an optimizer that takes ``found_inf`` can stand still
+            too.
 
     Raises:
         TypeError: if model is not an ``nn.Module``.
@@ -143,7 +145,11 @@ class MetaLearner(Course, nn.Module):
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
 
     def adapt(self, support: Samples) -> AdaptedTasks:
-        """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state."""
+        """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state.
+
+        Raises:
+            ValueError: if the labels are not integers (T, N) in 0 to ways - 1.
+        """
         raise NotImplementedError
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
@@ -151,8 +157,9 @@ class MetaLearner(Course, nn.Module):
 
         Raises:
             FloatingPointError: if a loss or the meta-gradient is NaN or infinite; ``.grad`` and
-                ``iteration`` are then as they were. Inside a captured meta-step ``nonfinite`` is set
-                instead.
+                ``iteration`` are then as they were. Inside a captured meta-step ``nonfinite`` is
+                set instead.
+            ValueError: if labels are not integers (T, N) in 0 to ways - 1.
         """
         raise NotImplementedError
 
@@ -318,14 +325,15 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """(T,): mean cross-entropy of each task, for logits (T, N, ways) and labels (T, N).
 
     Raises:
-        ValueError: if the labels have another shape.
+        ValueError: if the labels have another shape, or one is no class of the logits.
     """
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"cross_entropy: labels must be (T, N) = {tuple(logits.shape[:-1])} like the logits, "
             f"got {tuple(labels.shape)}"
         )
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    check_classes(labels, logits.shape[-1])
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
     return losses.unflatten(0, labels.shape).mean(1)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics
+from metasparse_ext.algorithms.labels import check_batch, check_samples
 from metasparse_ext.algorithms.multi_step import step_weights
 from metasparse_ext.algorithms.rates import KINDS, LearnedRates
 from metasparse_ext.implicit import Linearization, linearize
@@ -124,6 +125,7 @@ class MAML(MetaLearner):
 
     @torch.no_grad()
     def adapt(self, support: Samples) -> AdaptedTasks:
+        check_samples(self.name, "support", support)
         phi = self.theta(support)
         for k in range(self.adapt_steps):
             gradient = self.gradient(phi, support)[1]
@@ -131,6 +133,7 @@ class MAML(MetaLearner):
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        check_batch(self.name, batch)
         support, query = batch.support, batch.query
         first_order, weights = self._phase()
         phi, path, trace = self.theta(support), [], []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.algorithms.labels import check_batch, check_samples
 from metasparse_ext.algorithms.minibatches import minibatches
 
 if TYPE_CHECKING:
@@ -75,12 +76,14 @@ class Reptile(MetaLearner):
         return f"{super().extra_repr()}, inner_batch={self.inner_batch}, {self.optimizer}"
 
     def adapt(self, support: Samples) -> AdaptedTasks:
+        check_samples(self.name, "support", support)
         # No iteration of training has this number.
         order = torch.full_like(self.iteration, -1)
         phi, *_ = self._train(support, self.adapt_steps, self.adapt_batch, order)
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        check_batch(self.name, batch)
         images = _pooled(batch) if self.pooled else batch.support
         phi, square, trace = self._train(images, self.inner_steps, self.inner_batch, self.iteration)
         with torch.no_grad():
