@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import ImageClasses, Mixture, TaskBatch
 from metasparse_ext.nn import Conv4, ResNet12
+from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.run import Run
 
@@ -97,8 +99,21 @@ def learner(config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner
 def trained(run: Run, config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner:
     """Builds a run's learner in its best trained state."""
     made = learner(config.replace(init_from=None), image_shape)
-    made.load_state_dict(run.best().learner)
+    load_state(made, run.best().learner, str(run))
     return made
+
+
+def load_state(made: MetaLearner, state: Mapping[str, Any], where: str) -> None:
+    """Gives a learner the state of a checkpoint.
+
+    Raises:
+        CheckpointError: naming ``where``, if the state is that of another learner or network.
+    """
+    try:
+        made.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where}: not the state of this learner: {reason}") from error
 
 
 def on_gpu(config: RunConfig) -> bool:
