@@ -105,7 +105,7 @@ def _work(config: str, folder: str, answer: Any) -> None:
     run, before = Run(folder), _peak()
     wanted = build.resolved(RunConfig.from_json(config))
     if run.started and run.config() != wanted:
-        run.last_path.unlink()  # of other settings: begun anew
+        run.forget()  # of other settings: begun anew
     with LineReporter(Console()) as reporter:
         trainer = Trainer(wanted, run, reporter=reporter)
         outcome = trainer.fit()

@@ -43,15 +43,15 @@ def capture(meta_step: Callable[[Any], Result], *, warmup: int = 3) -> Captured[
     """Captures a whole meta-step in one CUDA graph and replays it with new episodes.
 
     A meta-step is hundreds of small launches: on a GPU their cost is its time. Captured, it is one
-    launch, inner loop, conjugate gradients, meta-gradient and optimiser step included::
+    launch, inner loop, conjugate gradients, meta-gradient and optimizer step included::
 
-        optimiser = torch.optim.Adam(learner.parameters(), lr=torch.tensor(1e-3, device="cuda"),
+        optimizer = torch.optim.Adam(learner.parameters(), lr=torch.tensor(1e-3, device="cuda"),
                                      capturable=True, fused=True)
 
         def meta_step(batch):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             metrics = learner.meta_backward(batch)
-            optimiser.step()
+            optimizer.step()
             return metrics
 
         step = metasparse_ext.capture(meta_step)
@@ -69,7 +69,7 @@ def capture(meta_step: Callable[[Any], Result], *, warmup: int = 3) -> Captured[
 
     What ``meta_step`` has to keep to: no host synchronisation (learners look at their losses only
     where :func:`observed`); numbers that change, such as a learning rate, are tensors on the device
-    that are filled in place; its state (parameters, optimiser) keeps its memory, so load a state
+    that are filled in place; its state (parameters, optimizer) keeps its memory, so load a state
     dict before the first call or capture anew; gradients come from ``torch.autograd.grad``, as in
     every learner of this package, or ``.backward()`` is not called outside of the step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
+
+from metasparse_ext.training import atomic
 
 # Okabe and Ito's palette: eight colours that every kind of colour vision tells apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -173,8 +176,10 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
         yield figure
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format=Path(path).suffix.lstrip(".") or None)
+        atomic.make_folder(Path(path).parent)
+        atomic.replace(Path(path), picture.getvalue())
 
 
 def _fractions(name: str, values: ArrayLike) -> NDArray[np.float64]:

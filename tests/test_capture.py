@@ -62,12 +62,12 @@ def moved(batch, device):
     return _capture._map(lambda t: t.to(device), batch)
 
 
-def meta_step_of(learner, optimiser):
+def meta_step_of(learner, optimizer):
     def meta_step(batch):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         metrics = learner.meta_backward(batch)
-        optimiser.found_inf = learner.broken.float()
-        optimiser.step()
+        optimizer.found_inf = learner.nonfinite.float()
+        optimizer.step()
         return metrics
 
     return meta_step
@@ -87,7 +87,7 @@ def test_a_meta_step_never_needs_the_host(name, kind, device):
 
 
 @by_learner
-def test_nor_does_its_optimiser_step(name):
+def test_nor_does_its_optimizer_step(name):
     learner = learner_of(name)
     step = meta_step_of(learner, adam(learner))
     with unobserved():
@@ -142,34 +142,34 @@ def test_an_observed_meta_step_looks_once():
 # What an unobserved meta-step does about numbers that are not finite.
 
 
-def broken_batch():
+def nonfinite_batch():
     batch = draw()
     batch.query.images[1] = torch.nan
     return batch
 
 
 @by_learner
-def test_a_broken_unobserved_step_leaves_the_state_as_it_was(name):
+def test_a_nonfinite_unobserved_step_leaves_the_state_as_it_was(name):
     learner = learner_of(name)
-    optimiser = adam(learner)
-    step = meta_step_of(learner, optimiser)
+    optimizer = adam(learner)
+    step = meta_step_of(learner, optimizer)
     with unobserved():
         step(draw())
-        before = copy.deepcopy((learner.state_dict(), optimiser.state_dict()["state"]))
-        assert not learner.broken
-        step(broken_batch())
+        before = copy.deepcopy((learner.state_dict(), optimizer.state_dict()["state"]))
+        assert not learner.nonfinite
+        step(nonfinite_batch())
         step(draw())  # the note stays, and so does the state
-    assert learner.broken
+    assert learner.nonfinite
     assert learner.iteration == 1
     torch.testing.assert_close(learner.state_dict(), before[0], rtol=0, atol=0)
-    torch.testing.assert_close(optimiser.state_dict()["state"], before[1], rtol=0, atol=0)
+    torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)
 
 
 def test_an_observed_one_raises():
     learner = learner_of("maml")
     with pytest.raises(FloatingPointError, match="task 1 is nan on the query set"):
-        learner.meta_backward(broken_batch())
-    assert not learner.broken
+        learner.meta_backward(nonfinite_batch())
+    assert not learner.nonfinite
 
 
 def test_the_ramp_of_the_budget_follows_a_counter_on_the_device():
@@ -189,9 +189,9 @@ def test_the_ramp_of_the_budget_follows_a_counter_on_the_device():
 @by_learner
 def test_a_captured_training_takes_the_steps_of_an_eager_one(name):
     learners = [learner_of(name) for _ in range(2)]
-    optimisers = [adam(learner) for learner in learners]
-    eager = meta_step_of(learners[0], optimisers[0])
-    step = ms.capture(meta_step_of(learners[1], optimisers[1]))
+    optimizers = [adam(learner) for learner in learners]
+    eager = meta_step_of(learners[0], optimizers[0])
+    step = ms.capture(meta_step_of(learners[1], optimizers[1]))
     for seed in range(6):
         expected, metrics = eager(draw(seed=seed)), step(draw(seed=seed))
         torch.testing.assert_close(vars(metrics), vars(expected), rtol=0, atol=0, equal_nan=True)
@@ -199,7 +199,7 @@ def test_a_captured_training_takes_the_steps_of_an_eager_one(name):
     assert step.reason is None
     states = [
         (learner.state_dict(), opt.state_dict()["state"])
-        for learner, opt in zip(learners, optimisers, strict=True)
+        for learner, opt in zip(learners, optimizers, strict=True)
     ]
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
 
@@ -316,9 +316,9 @@ def on_cuda(test):
 @by_learner_and_kind
 def test_a_captured_training_equals_an_eager_one_bit_for_bit(name, kind, dtype):
     learners = cuda_pair(name, dtype, kind)
-    optimisers = [adam(learner, "cuda") for learner in learners]
-    eager = meta_step_of(learners[0], optimisers[0])
-    step = ms.capture(meta_step_of(learners[1], optimisers[1]))
+    optimizers = [adam(learner, "cuda") for learner in learners]
+    eager = meta_step_of(learners[0], optimizers[0])
+    step = ms.capture(meta_step_of(learners[1], optimizers[1]))
     for seed in range(6):
         with unobserved():
             expected = eager(cuda_batch(seed, dtype))
@@ -370,12 +370,12 @@ def test_after_a_capture_that_cuda_refuses_the_stream_is_the_users_again():
 
 
 @on_cuda
-def test_a_broken_replay_leaves_the_state_as_it_was():
+def test_a_nonfinite_replay_leaves_the_state_as_it_was():
     learner = learner_of("maml").to("cuda")
     step = ms.capture(meta_step_of(learner, adam(learner, "cuda")))
     for seed in range(4):
         step(cuda_batch(seed, torch.float64))
     before = copy.deepcopy(learner.state_dict())
-    step(moved(broken_batch(), "cuda"))
-    assert learner.broken
+    step(moved(nonfinite_batch(), "cuda"))
+    assert learner.nonfinite
     torch.testing.assert_close(learner.state_dict(), before, rtol=0, atol=0)

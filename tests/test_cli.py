@@ -194,7 +194,8 @@ def test_masks_are_those_of_the_best_checkpoint(tmp_path, tiny_root):
     name = "model.blocks.1.conv.masker.scores"
     saved.learner[name] = torch.tensor([[1.0, -1.0, 0.0, 2.0]] * 4)
     checkpoint.save(saved, run.last_path)
-    run.best_path.unlink(missing_ok=True)
+    for path in (run.best_path, checkpoint.previous(run.best_path)):
+        path.unlink(missing_ok=True)
     assert invoke("export", run, "--out", tmp_path / "some.npz").exit_code == 0
     with np.load(tmp_path / "some.npz") as arrays:
         assert arrays["blocks.1.conv"].tolist() == [[1, 0, 0, 1]] * 4

@@ -46,7 +46,7 @@ def test_pruned_weights_are_never_moved(name, granularity, backbone):
         moved = adapted.parameters.get(weight, start.expand(3, *start.shape))
         assert torch.equal(moved[:, where], start[where].expand(3, -1))
         if name == "multi-maml":
-            gradient = learner.layout.unflatten(learner.initialisations.grad[0])[weight]
+            gradient = learner.layout.unflatten(learner.initializations.grad[0])[weight]
         else:
             gradient = net.get_parameter(weight).grad
         assert not gradient[where].any()

@@ -142,11 +142,11 @@ def test_the_meta_gradient_is_that_of_the_masked_network(skip, rates):
     assert not pruned(learner, learner.layout.flatten(found)).any()
 
 
-@pytest.mark.parametrize("optimiser", [torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
 @pytest.mark.parametrize("skip", [("head", "bias", "norm"), ()], ids=["convolutions", "all"])
-def test_pruned_weights_stay_zero_in_both_loops(optimiser, skip):
+def test_pruned_weights_stay_zero_in_both_loops(optimizer, skip):
     learner = prune(ticket(skip=skip, density=0.3), 2)
-    steps = optimiser(learner.parameters(), lr=0.1)
+    steps = optimizer(learner.parameters(), lr=0.1)
     for seed in range(3):
         steps.zero_grad()
         learner.meta_backward(batch(seed=seed))
@@ -302,7 +302,7 @@ def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
     def stepping(tasks):
         seen.setdefault(trainer.iteration, learner.start(1)[0].clone())
         step(tasks)
-        rates.append(trainer.optimiser.param_groups[0]["lr"])
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
 
     def beginning(position):
         back = learner.start(1)[0].clone() if rewind is None else seen[rewind]
@@ -313,7 +313,7 @@ def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
     trainer.fit()
     rest = 4 - (rewind or 0)
     assert trainer.iteration == 4 + 2 * rest
-    assert (learner.finished, trainer.optimiser.state_dict()["state"][0]["step"]) == (2, rest)
+    assert (learner.finished, trainer.optimizer.state_dict()["state"][0]["step"]) == (2, rest)
     assert rates == rates[:4] + 2 * rates[4 - rest : 4]
 
 
@@ -325,7 +325,7 @@ def test_a_search_may_be_shorter_than_the_training(tmp_path, tiny_root):
 
     def stepping(tasks):
         step(tasks)
-        rates.append(trainer.optimiser.param_groups[0]["lr"] / config.meta_lr)
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / config.meta_lr)
 
     trainer._step = stepping
     trainer.fit()

@@ -191,13 +191,13 @@ def test_training_meets_the_budget():
     learner = MetaDOCK(
         network(), inner_lr=0.01, inner_steps=1, budget=0.5, total_iterations=10, cg_steps=0
     )
-    optimiser = torch.optim.Adam(learner.parameters(), lr=5e-3, eps=1e-3)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=5e-3, eps=1e-3)
     assert learner.meta_active() == 1
     assert not learner.budget_met()
     for step in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         metrics = learner.meta_backward(batch(1, seed=step % 3))
-        optimiser.step()
+        optimizer.step()
     assert learner.budget_met(0.1)
     assert abs(metrics.active.mean() - 0.5) < 0.15
 

@@ -1,5 +1,7 @@
 """MMSUP and the learned top-k mask against their equations, one task after the other."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -151,6 +153,49 @@ def test_the_density_has_a_floor_and_is_the_logistic_above_it():
         masker.logit.fill_(-10)
     assert masker.kept().item() == pytest.approx(0.05)
     assert masker(torch.rand(10, 10, 1, 1)).sum() == 5
+
+
+@pytest.mark.parametrize("gradient", ["mean", "sum", "boundary"])
+@pytest.mark.parametrize("s", [0.06, 0.05, 0.049, 0.01])
+def test_a_density_below_the_floor_has_a_gradient(s, gradient):
+    learner = MMSUP(network(), inner_lr=RATE, inner_steps=1, sparsity_gradient=gradient)
+    logits = [p for name, p in learner.named_parameters() if name.endswith("logit")]
+    with torch.no_grad():
+        for logit in logits:
+            logit.fill_(math.log(s / (1 - s)))
+    learner.meta_backward(batch(tasks=3))
+    assert all(bool(logit.grad.abs() > 0) for logit in logits)
+    kept = [float(density) for density in learner.densities().values()]
+    assert kept == pytest.approx([max(s, FLOOR)] * 2)
+
+
+def test_a_density_comes_back_from_below_the_floor():
+    learner = MMSUP(network(), density=0.5, sparsity_gradient="sum")
+    masker = learner.model.blocks[0].conv.masker
+    weight = learner.model.blocks[0].conv.weight.detach()
+    with torch.no_grad():
+        masker.logit.fill_(-6)
+    descent = torch.optim.Adam([masker.logit], lr=0.5)
+    for _ in range(20):
+        descent.zero_grad()
+        (1 - masker(weight)).square().sum().backward()
+        descent.step()
+    assert float(masker.kept()) > 0.5
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e30])
+def test_a_training_that_diverges_says_so(rate):
+    learner = MMSUP(network().float(), inner_lr=rate, inner_steps=5)
+    tasks = type(batch())(*(s._replace(images=s.images.float()) for s in batch(tasks=3)))
+    with pytest.raises(FloatingPointError, match=r"MMSUP: .* (not finite|nan|inf)"):
+        learner.meta_backward(tasks)
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in learner.parameters())
+
+
+def test_adaptation_that_diverges_says_so():
+    learner = MMSUP(network(), inner_lr=1e300, inner_steps=5)
+    with pytest.raises(FloatingPointError, match="density of a layer is not finite for task 0"):
+        learner.adapt(batch(tasks=3).support)
 
 
 def test_a_masker_of_yours_stays():

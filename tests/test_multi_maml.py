@@ -18,11 +18,11 @@ def mixed(tasks=4, distributions=(1, 0, 0, 1)):
 
 
 def learners(kind="task-aware", **options):
-    """A Multi-MAML of two distributions at different initialisations, and those as networks."""
+    """A Multi-MAML of two distributions at different initializations, and those as networks."""
     options = {"inner_lr": RATE, "inner_steps": STEPS, **options}
     learner = MultiMAML(network(kind), distributions=2, **options)
     with torch.no_grad():
-        learner.initialisations += 0.1 * torch.randn_like(learner.initialisations)
+        learner.initializations += 0.1 * torch.randn_like(learner.initializations)
         if learner.learned_rates is not None:
             learner.learned_rates.values.uniform_(0.05, 0.4)
     return learner, [learner.network(d) for d in range(2)]
@@ -41,7 +41,7 @@ def learners(kind="task-aware", **options):
     ids=["second", "first", "again", "rates", "parameter-rates", "layer-rates"],
 )
 @pytest.mark.parametrize("kind", ["task-aware", "vmap"])
-def test_each_initialisation_is_trained_by_its_own_tasks(kind, options):
+def test_each_initialization_is_trained_by_its_own_tasks(kind, options):
     tasks = mixed()
     learner, networks = learners(kind, **options)
     metrics = learner.meta_backward(tasks)
@@ -55,7 +55,7 @@ def test_each_initialisation_is_trained_by_its_own_tasks(kind, options):
                 alone.learned_rates.values.copy_(learner.learned_rates.values[d])
         expected = alone.meta_backward(tasks.tasks(own))
         torch.testing.assert_close(metrics.loss[own], expected.loss)
-        found = learner.layout.unflatten(learner.initialisations.grad[d])
+        found = learner.layout.unflatten(learner.initializations.grad[d])
         for name, p in net.named_parameters():
             torch.testing.assert_close(found[name], p.grad, rtol=1e-9, atol=1e-12)
         if alone.learned_rates is not None:
@@ -72,7 +72,7 @@ def test_unequal_shares_weigh_by_their_tasks():
     learner.meta_backward(tasks)
     alone = MAML(networks[1], inner_lr=RATE, inner_steps=STEPS)
     alone.meta_backward(tasks.tasks(slice(3, 4)))
-    found = learner.layout.unflatten(learner.initialisations.grad[1])
+    found = learner.layout.unflatten(learner.initializations.grad[1])
     for name, p in networks[1].named_parameters():
         torch.testing.assert_close(found[name], p.grad / 2, rtol=1e-9, atol=1e-12)
 
@@ -84,13 +84,13 @@ def test_one_distribution_is_maml():
     alone.meta_backward(tasks)
     learner.meta_backward(tasks)
     expected = torch.cat([p.grad.flatten() for p in alone.model.parameters()])
-    torch.testing.assert_close(learner.initialisations.grad[0], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(learner.initializations.grad[0], expected, rtol=1e-9, atol=1e-12)
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
 
-def test_only_the_initialisations_are_meta_parameters():
+def test_only_the_initializations_are_meta_parameters():
     learner, _ = learners()
-    assert [n for n, p in learner.named_parameters() if p.requires_grad] == ["initialisations"]
+    assert [n for n, p in learner.named_parameters() if p.requires_grad] == ["initializations"]
 
 
 def test_tasks_must_say_their_distribution():

@@ -42,7 +42,7 @@ def test_reptile_trains_on_its_train_shots():
     for name, images in (("omniglot/5way-5shot", 10), ("mini-imagenet/5way-1shot", 15)):
         found = preset(f"reptile/{name}")
         assert found.shots + found.queries == images
-        assert (found.optimiser, found.meta_lr, found.schedule) == ("sgd", 1.0, "linear")
+        assert (found.optimizer, found.meta_lr, found.schedule) == ("sgd", 1.0, "linear")
     assert preset("reptile/mini-imagenet/5way-5shot").options["adapt_batch"] == 15
     assert preset("reptile/omniglot/20way-1shot").options["inner_lr"] == 5e-4
 

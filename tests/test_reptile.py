@@ -18,12 +18,12 @@ from metasparse_ext.algorithms.minibatches import minibatches
 RATE, STEPS, SIZE = 0.05, 5, 4
 
 
-def trained_plainly(net, images, labels, order, optimiser, state):
-    """One task's weights after its minibatches, by an optimiser of torch that goes on from state.
+def trained_plainly(net, images, labels, order, optimizer, state):
+    """One task's weights after its minibatches, by an optimizer of torch that goes on from state.
 
-    Returns them and the optimiser's state by parameter."""
+    Returns them and the optimizer's state by parameter."""
     phi = leaves(net)
-    used = optimiser(list(phi.values()))
+    used = optimizer(list(phi.values()))
     for p, kept in zip(phi.values(), state or [], strict=bool(state)):
         used.state[p] = {name: value.clone() for name, value in kept.items()}
     for chosen in order:
@@ -58,13 +58,13 @@ def pooled(tasks: TaskBatch, t: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["task-aware", "vmap"])
-@pytest.mark.parametrize(("name", "optimiser"), [("adam", adam), ("sgd", sgd)])
-def test_tasks_end_where_training_them_ends(kind, name, optimiser):
+@pytest.mark.parametrize(("name", "optimizer"), [("adam", adam), ("sgd", sgd)])
+def test_tasks_end_where_training_them_ends(kind, name, optimizer):
     net, tasks = network(kind), batch(tasks=3)
-    learner = Reptile(net, inner_lr=RATE, inner_steps=STEPS, inner_batch=SIZE, optimiser=name)
+    learner = Reptile(net, inner_lr=RATE, inner_steps=STEPS, inner_batch=SIZE, optimizer=name)
     metrics = learner.meta_backward(tasks)
     order = minibatches(5 + 7, SIZE, STEPS, torch.tensor(0))
-    ends = [trained_plainly(net, *pooled(tasks, t), order, optimiser, None)[0] for t in range(3)]
+    ends = [trained_plainly(net, *pooled(tasks, t), order, optimizer, None)[0] for t in range(3)]
     expected = {
         n: p.detach() - torch.stack([end[n].detach() for end in ends]).mean(0)
         for n, p in net.named_parameters()
@@ -156,9 +156,9 @@ def test_minibatches_are_uniform():
     [
         ({"inner_batch": 0}, "Reptile: inner_batch must be at least 1"),
         ({"adapt_batch": 0}, "Reptile: adapt_batch must be at least 1"),
-        ({"optimiser": "lion"}, "Reptile: optimiser must be one of"),
+        ({"optimizer": "lion"}, "Reptile: optimizer must be one of"),
     ],
-    ids=["inner_batch", "adapt_batch", "optimiser"],
+    ids=["inner_batch", "adapt_batch", "optimizer"],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):

@@ -37,7 +37,7 @@ def test_differences_are_named():
         ("meta_lr", 0.0),
         ("mask_lr", -1.0),
         ("clip_norm", float("nan")),
-        ("optimiser", "adamw"),
+        ("optimizer", "adamw"),
         ("schedule", "step"),
         ("seed", -1),
         ("workers", -1),

@@ -11,7 +11,6 @@ from training_helpers import tiny_config
 from metasparse_ext.training import (
     Run,
     Trainer,
-    TrainingError,
     build,
     checkpoint,
     loop,
@@ -78,28 +77,6 @@ def test_validation_and_evaluation_have_query_sets_of_their_own_size(
     assert drawn == [{2 * config.ways}] * 2
 
 
-def test_numbers_that_break_down_stop_training_and_lose_nothing(tmp_path, tiny_root, monkeypatch):
-    run = Run(tmp_path)
-    config = tiny_config(tiny_root, save_every=100, validate_every=100)
-    trainer = Trainer(config, run)
-    step = trainer.learner.meta_backward
-
-    def poisoned(batch):
-        if trainer.iteration == 4:
-            batch.query.images.fill_(torch.nan)
-        return step(batch)
-
-    monkeypatch.setattr(trainer.learner, "meta_backward", poisoned)
-    with pytest.raises(TrainingError, match=r"nan.*last\.pt"):
-        trainer.fit()
-    saved = checkpoint.load(run.last_path)
-    assert saved.iteration == 4
-    assert int(saved.learner["iteration"]) == 4
-    assert all(bool(v.isfinite().all()) for v in saved.learner.values())
-    monkeypatch.undo()
-    assert Trainer(config, run).fit().iteration == 6
-
-
 @pytest.mark.parametrize(
     ("budget", "active", "expected"),
     [(None, 1.0, True), (0.5, 1.0, False), (0.5, 0.515, True), (0.5, 0.47, False)],
@@ -113,7 +90,7 @@ def test_no_checkpoint_of_a_search_is_eligible():
 
 
 def test_gradients_are_clipped_by_norm(tmp_path, tiny_root):
-    config = tiny_config(tiny_root, clip_norm=1e-3, optimiser="sgd", iterations=1, meta_lr=1.0)
+    config = tiny_config(tiny_root, clip_norm=1e-3, optimizer="sgd", iterations=1, meta_lr=1.0)
     trainer = Trainer(config, Run(tmp_path))
     before = [p.detach().clone() for p in trainer.learner.parameters()]
     trainer.fit()
@@ -124,7 +101,7 @@ def test_gradients_are_clipped_by_norm(tmp_path, tiny_root):
 
 
 def test_gradients_are_clipped_by_value(tmp_path, tiny_root):
-    config = tiny_config(tiny_root, clip_value=1e-4, optimiser="sgd", iterations=1, meta_lr=1.0)
+    config = tiny_config(tiny_root, clip_value=1e-4, optimizer="sgd", iterations=1, meta_lr=1.0)
     trainer = Trainer(config, Run(tmp_path))
     before = [p.detach().clone() for p in trainer.learner.parameters()]
     trainer.fit()

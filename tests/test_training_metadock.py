@@ -51,7 +51,7 @@ def test_a_budget_ramps_over_the_iterations_of_the_run(tiny_root):
 def test_mask_scores_have_their_own_rate(tiny_root):
     config = tiny_config(tiny_root, "metadock", meta_lr=1e-3, mask_lr=1e-2)
     learner = build.learner(config, (1, 16, 16))
-    groups = build.optimiser(config, learner).param_groups
+    groups = build.optimizer(config, learner).param_groups
     scores = {id(m.masker.scores) for m in learner.modules() if isinstance(m, MaskedConv2d)}
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(learner.parameters()))
@@ -77,15 +77,15 @@ def test_starting_from_a_network_of_another_width_is_refused(tmp_path, tiny_root
         build.learner(config, (1, 16, 16))
 
 
-def test_starting_from_several_initialisations_is_refused(tmp_path, tiny_root):
+def test_starting_from_several_initializations_is_refused(tmp_path, tiny_root):
     several = Run(tmp_path / "several")
     Trainer(tiny_config(tiny_root, "multi-maml", iterations=1), several).fit()
     config = tiny_config(tiny_root, "metadock", init_from=str(several))
-    with pytest.raises(ValueError, match="an initialisation for each of 1 distributions"):
+    with pytest.raises(ValueError, match="an initialization for each of 1 distributions"):
         build.learner(config, (1, 16, 16))
 
 
 def test_a_rate_for_scores_that_there_are_not_is_refused(tiny_root):
     config = tiny_config(tiny_root, "maml", mask_lr=1e-2)
     with pytest.raises(ValueError, match="mask_lr: maml has no mask scores to learn"):
-        build.optimiser(config, build.learner(config, (1, 16, 16)))
+        build.optimizer(config, build.learner(config, (1, 16, 16)))

@@ -129,12 +129,12 @@ def run_case(clock: Clock, case: MetaStep, name: str, error: float) -> Row:
 
 
 def _with_adam(sides: Sides) -> Callable[[TaskBatch], object]:
-    optimiser = _adam(sides.learner)
+    optimizer = _adam(sides.learner)
 
     def meta_step(batch: TaskBatch) -> object:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         metrics = sides.meta_backward(batch)
-        optimiser.step()
+        optimizer.step()
         return metrics
 
     return meta_step
@@ -142,12 +142,12 @@ def _with_adam(sides: Sides) -> Callable[[TaskBatch], object]:
 
 def _peer_step(sides: Sides, gradients: Gradients) -> Callable[[], None]:
     parameters = [nn.Parameter(p.detach().clone()) for p in sides.learner.parameters()]
-    optimiser = _adam(parameters)
+    optimizer = _adam(parameters)
 
     def step() -> None:
         for parameter, found in zip(parameters, gradients(), strict=True):
             parameter.grad = found.view_as(parameter)
-        optimiser.step()
+        optimizer.step()
 
     return step
 

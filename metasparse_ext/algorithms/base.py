@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.course import Course
+from metasparse_ext.algorithms.labels import check_classes
 from metasparse_ext.algorithms.signature import spelled_out
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
@@ -83,13 +84,13 @@ class AdaptedTasks:
 class MetaLearner(Course, nn.Module):
     """A meta-learner: its parameters are the meta-parameters, its state dict is its whole state.
 
-    A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimiser is left
+    A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimizer is left
     to the caller::
 
         for batch in episodes(...):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             metrics = learner.meta_backward(batch)
-            optimiser.step()
+            optimizer.step()
 
     Args:
         model: A network from images to logits. Parameters that do not require grad are shared by
@@ -102,9 +103,10 @@ class MetaLearner(Course, nn.Module):
 
     Attributes:
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
-        broken: Buffer (), bool: whether a loss or the meta-gradient was not finite in a meta-step
-            that the host could not look at (:func:`metasparse_ext.capture`). From then on
-            ``iteration`` stands still; an optimiser that takes ``found_inf`` can stand still too.
+        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a
+            meta-step that the host could not look at (:func:`metasparse_ext.capture`). From then
+            on ``iteration`` stands still; an optimizer that takes ``found_inf`` can stand still
+            too.
 
     Raises:
         TypeError: if model is not an ``nn.Module``.
@@ -112,7 +114,7 @@ class MetaLearner(Course, nn.Module):
     """
 
     iteration: Tensor
-    broken: Tensor
+    nonfinite: Tensor
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Shows in a learner's signature the options that it hands on to the learner above."""
@@ -140,10 +142,14 @@ class MetaLearner(Course, nn.Module):
         self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
         self.layout = Layout.of(self._adapted_parameters())
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("broken", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
 
     def adapt(self, support: Samples) -> AdaptedTasks:
-        """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state."""
+        """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state.
+
+        Raises:
+            ValueError: if the labels are not integers (T, N) in 0 to ways - 1.
+        """
         raise NotImplementedError
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
@@ -151,8 +157,9 @@ class MetaLearner(Course, nn.Module):
 
         Raises:
             FloatingPointError: if a loss or the meta-gradient is NaN or infinite; ``.grad`` and
-                ``iteration`` are then as they were. Inside a captured meta-step ``broken`` is set
-                instead.
+                ``iteration`` are then as they were. Inside a captured meta-step ``nonfinite`` is
+                set instead.
+            ValueError: if labels are not integers (T, N) in 0 to ways - 1.
         """
         raise NotImplementedError
 
@@ -220,7 +227,7 @@ class MetaLearner(Course, nn.Module):
         mean = self.by_parameter(gradient) if isinstance(gradient, Tensor) else gradient
         self._require_finite(torch.stack(trace), mean)
         self._accumulate(mean)
-        self.iteration += ~self.broken
+        self.iteration += ~self.nonfinite
         return Metrics(
             loss=trace[-1],
             accuracy=(logits.argmax(-1) == query.labels).to(logits.dtype).mean(-1),
@@ -258,18 +265,18 @@ class MetaLearner(Course, nn.Module):
         norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
         finite = losses.isfinite().all() & norms.isfinite().all()
         if not observed():
-            self.broken |= ~finite
+            self.nonfinite |= ~finite
             return
         if bool(finite):
             return
         advice = "a smaller inner_lr or meta learning rate usually helps"
-        broken = (~losses.isfinite()).nonzero()
-        if len(broken) == 0:
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong) == 0:
             raise FloatingPointError(
                 f"{self.name}: the meta-gradient is not finite in iteration {int(self.iteration)} "
                 f"although every loss is; {advice}"
             )
-        step, task = broken[0].tolist()
+        step, task = wrong[0].tolist()
         where = "on the query set" if step == len(losses) - 1 else f"at inner step {step}"
         raise FloatingPointError(
             f"{self.name}: the loss of task {task} is {losses[step, task].item()} {where} "
@@ -318,14 +325,15 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """(T,): mean cross-entropy of each task, for logits (T, N, ways) and labels (T, N).
 
     Raises:
-        ValueError: if the labels have another shape.
+        ValueError: if the labels have another shape, or one is no class of the logits.
     """
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"cross_entropy: labels must be (T, N) = {tuple(logits.shape[:-1])} like the logits, "
             f"got {tuple(labels.shape)}"
         )
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    check_classes(labels, logits.shape[-1])
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
     return losses.unflatten(0, labels.shape).mean(1)
 
 

@@ -14,6 +14,7 @@ from metasparse_ext.algorithms.base import (
     cross_entropy,
     mean_gradient,
 )
+from metasparse_ext.algorithms.labels import check_batch, check_samples
 from metasparse_ext.nn import FiLM
 
 if TYPE_CHECKING:
@@ -63,12 +64,14 @@ class CAVIA(MetaLearner):
         self.first_order = first_order
 
     def adapt(self, support: Samples) -> AdaptedTasks:
+        check_samples(self.name, "support", support)
         phi = self.start(support.images.shape[0])
         for _ in range(self.adapt_steps):
             phi = torch.sub(phi, self.gradient(phi, support)[1], alpha=self.inner_lr)
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        check_batch(self.name, batch)
         trace: list[Tensor] = []
         with torch.enable_grad():
             phi = self.start(batch.support.images.shape[0]).clone().requires_grad_()

@@ -8,7 +8,7 @@ class Course:
 
     Most learners are trained once and need none of this. One that searches for a sparse network
     trains several times: when a training has ended and another follows, the loop calls
-    :meth:`begin_again` and takes a fresh optimiser, and the schedule starts over. Only checkpoints
+    :meth:`begin_again` and takes a fresh optimizer, and the schedule starts over. Only checkpoints
     of the last training may be chosen. Positions and lengths are in the loop's unit, iterations or
     seconds.
 
@@ -37,7 +37,7 @@ class Course:
         """
 
     def stepped(self, iteration: int, position: float) -> None:
-        """Told after every step of the outer optimiser; ``iteration`` counts them all."""
+        """Told after every step of the outer optimizer; ``iteration`` counts them all."""
 
     def ended(self, position: float, length: float) -> bool:
         """Whether the present training is over, if one is so long."""

@@ -14,6 +14,7 @@ from metasparse_ext.algorithms.base import (
     cross_entropy,
     mean_gradient,
 )
+from metasparse_ext.algorithms.labels import check_batch, check_classes, check_samples
 from metasparse_ext.nn import is_task_aware
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class HeadLearner(MetaLearner):
         raise NotImplementedError
 
     def adapt(self, support: Samples) -> AdaptedTasks:
+        check_samples(self.name, "support", support)
         with torch.no_grad():
             weight, bias, _ = self._fit(support, self.adapt_steps)
         parameters = {f"{self._prefix}weight": weight}
@@ -75,6 +77,7 @@ class HeadLearner(MetaLearner):
         return AdaptedTasks(self.model, parameters)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        check_batch(self.name, batch)
         with torch.enable_grad():
             weight, bias, support_loss = self._fit(batch.support, self.inner_steps)
             logits = head_logits(self.features(batch.query.images), weight, bias)
@@ -105,6 +108,7 @@ class HeadLearner(MetaLearner):
         return seen[0][0]
 
     def _fit(self, support: Samples, steps: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        check_classes(support.labels, self._head.out_features)
         features = self.features(support.images)
         return self.fit(features, support.labels, self._head.weight, self._head.bias, steps)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.algorithms.labels import check_batch, check_samples
 from metasparse_ext.implicit import CURVATURES, Kind, damped, implicit_solve, linearize
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class IMAML(MetaLearner):
     ============  =====================================  ====================================
 
     In official mode the meta-gradient is close to half the first-order one. Numbers of the two
-    modes do not compare. The official optimiser is Adam with eps = 1e-3. A task whose A is found
+    modes do not compare. The official optimizer is Adam with eps = 1e-3. A task whose A is found
     not to be positive definite keeps the last iterate before it showed; if there is none, it gets
     the meta-gradient of a zero Hessian.
 
@@ -88,10 +89,12 @@ class IMAML(MetaLearner):
         return f"{super().extra_repr()}, mode={self.mode!r}, lam={self.lam:g}"
 
     def adapt(self, support: Samples) -> AdaptedTasks:
+        check_samples(self.name, "support", support)
         lam = self._proximal() if self.adapt_lam is None else self.adapt_lam
         return self.adapted(self._descend(support, self.adapt_steps, lam, []))
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        check_batch(self.name, batch)
         trace: list[Tensor] = []
         phi = self._descend(batch.support, self.inner_steps, self._proximal(), trace)
         loss, gradient, logits = self.gradient(phi, batch.query)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics
+from metasparse_ext.algorithms.labels import check_batch, check_samples
 from metasparse_ext.algorithms.multi_step import step_weights
 from metasparse_ext.algorithms.rates import KINDS, LearnedRates
 from metasparse_ext.implicit import Linearization, linearize
@@ -54,7 +55,7 @@ class _Step:
 
 
 class MAML(MetaLearner):
-    """Model-agnostic meta-learning: an initialisation from which a few gradient steps suffice.
+    """Model-agnostic meta-learning: an initialization from which a few gradient steps suffice.
 
     Inner loop: phi_0 = theta, phi_{k+1} = phi_k - a grad L_support(phi_k). With H_k the Hessian of
     L_support at phi_k, the meta-gradient of a task is
@@ -124,6 +125,7 @@ class MAML(MetaLearner):
 
     @torch.no_grad()
     def adapt(self, support: Samples) -> AdaptedTasks:
+        check_samples(self.name, "support", support)
         phi = self.theta(support)
         for k in range(self.adapt_steps):
             gradient = self.gradient(phi, support)[1]
@@ -131,6 +133,7 @@ class MAML(MetaLearner):
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        check_batch(self.name, batch)
         support, query = batch.support, batch.query
         first_order, weights = self._phase()
         phi, path, trace = self.theta(support), [], []

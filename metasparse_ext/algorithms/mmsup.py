@@ -9,11 +9,25 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._capture import observed
+from metasparse_ext.algorithms.base import AdaptedTasks
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
+from metasparse_ext.implicit import Linearization
 from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples
+
+
+class ReturningTopKMask(LearnedTopKMask):
+    """A learned top-k mask whose s, below its floor, keeps the gradient of one above it.
+
+    The value is that of the floor; a gradient that is zero there would hold s for good.
+    """
+
+    def kept(self) -> Tensor:
+        s = self.logit.sigmoid()
+        return s.detach().clamp(min=self.floor) + (s - s.detach())
 
 
 class MMSUP(MAML):
@@ -21,12 +35,14 @@ class MMSUP(MAML):
 
     Every convolution computes with w * m, where m keeps the fraction s of its weights that is
     largest in magnitude. The inner loop moves w, so the subnet is chosen anew at each step, for
-    each task; s, one number a layer, is meta-learned. A pruned weight has no gradient, unless
+    each task; s, one number a layer, is meta-learned, and has a gradient at and below its floor
+    too, so that it can come back from there. A pruned weight has no gradient, unless
     ``edge_popup`` gives it one, and comes back when others shrink.
 
     The public source is a supplement with listings. What it leaves open is a reconstruction: the
     ranking by magnitude, the derivative in s
-    (:class:`~metasparse_ext.nn.LearnedTopKMask`), and that the inner loop leaves s alone.
+    (:class:`~metasparse_ext.nn.LearnedTopKMask`) and that it does not vanish below the floor, and
+    that the inner loop leaves s alone.
 
     Args:
         model: A network of ``MaskedConv2d``, from images to logits. Its maskers are replaced,
@@ -55,7 +71,7 @@ class MMSUP(MAML):
     ) -> None:
         if isinstance(model, nn.Module):
             masker = partial(
-                LearnedTopKMask,
+                ReturningTopKMask,
                 density,
                 granularity,
                 signed=signed,
@@ -65,13 +81,40 @@ class MMSUP(MAML):
             _make_masks(model, masker)
         super().__init__(model, **maml)
         moves = torch.ones_like(self.start(1)[0])
-        for name, place in self.layout.slices.items():
-            if name.endswith("masker.logit") and not adapt_density:
-                moves[place] = 0
+        slices = self.layout.slices.items()
+        self._logits_at = [place for name, place in slices if name.endswith("masker.logit")]
+        for place in self._logits_at:
+            moves[place] = float(adapt_density)
         self.register_buffer("_moves", moves, persistent=False)
 
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         return self._moves * super().rates(step, phi, gradient, support)
+
+    def adapt(self, support: Samples) -> AdaptedTasks:
+        adapted = super().adapt(support)
+        logits = [p for name, p in adapted.parameters.items() if name.endswith("masker.logit")]
+        self._require_densities(logits)
+        return adapted
+
+    def gradient(self, phi: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+        self._require_densities([phi[:, place] for place in self._logits_at])
+        return super().gradient(phi, samples)
+
+    def _linearize(self, phi: Tensor, support: Samples) -> Linearization:
+        self._require_densities([phi[:, place] for place in self._logits_at])
+        return super()._linearize(phi, support)
+
+    def _require_densities(self, logits: list[Tensor]) -> None:
+        """No number of weights can be made of a density that is NaN: the loss comes too late."""
+        if not observed():
+            return
+        wrong = ~torch.stack([logit.isfinite().flatten(1).all(1) for logit in logits]).all(0)
+        if bool(wrong.any()):
+            raise FloatingPointError(
+                f"MMSUP: the density of a layer is not finite for task {int(wrong.nonzero()[0])} "
+                f"in iteration {int(self.iteration)}; a smaller inner_lr or meta learning rate "
+                "usually helps"
+            )
 
     @torch.no_grad()
     def densities(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Multi-MAML: an initialisation for each distribution of tasks."""
+"""Multi-MAML: an initialization for each distribution of tasks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class MultiMAML(MAML):
     """N independent MAMLs, one a distribution; every task says which is its own.
 
     A meta-batch may mix the distributions: all of its tasks are adapted together, each from the
-    initialisation of its ``distribution``, which the oracle tells at test time too. The gradient of
-    an initialisation is N times its tasks' sum over the tasks of the meta-batch: with equal shares
+    initialization of its ``distribution``, which the oracle tells at test time too. The gradient of
+    an initialization is N times its tasks' sum over the tasks of the meta-batch: with equal shares
     the mean over its own tasks, as if it were trained alone. (A distribution that a meta-batch
-    leaves out has a gradient of zero, on which an optimiser with momentum still moves.)
+    leaves out has a gradient of zero, on which an optimizer with momentum still moves.)
 
     Args:
         model: A network from images to logits, which N copies start from; it is copied itself.
@@ -31,7 +31,7 @@ class MultiMAML(MAML):
         **maml: The other options of :class:`MAML`. Learned rates are those of each distribution.
 
     Attributes:
-        initialisations: (N, P), the meta-parameters; row d as a network is ``network(d)``.
+        initializations: (N, P), the meta-parameters; row d as a network is ``network(d)``.
 
     Source: the baseline of Vuorio, Sun, Hu, Lim, "Multimodal Model-Agnostic Meta-Learning via
         Task-Aware Modulation", NeurIPS 2019, and of GEMS (WACV 2023).
@@ -54,7 +54,7 @@ class MultiMAML(MAML):
         self.register_buffer("_inner_lrs", self.start(1).new_tensor(each), persistent=False)
         if self.learned_rates is not None:
             self._learn_rates(self.learned_rates.kind, self._inner_lrs)
-        self.initialisations = nn.Parameter(self.start(distributions).clone())
+        self.initializations = nn.Parameter(self.start(distributions).clone())
         # The model is the shape of the networks; nothing of it is learned.
         self.model.requires_grad_(False)
 
@@ -62,20 +62,20 @@ class MultiMAML(MAML):
         return f"{super().extra_repr()}, distributions={self.distributions}"
 
     def masks(self) -> dict[str, Tensor]:
-        """The masks of every initialisation by layer name: (N, O, I), or one entry a weight."""
-        return self.adapted(self.initialisations).masks()
+        """The masks of every initialization by layer name: (N, O, I), or one entry a weight."""
+        return self.adapted(self.initializations).masks()
 
     def network(self, distribution: int) -> nn.Module:
-        """A copy of the model at the initialisation of a distribution."""
+        """A copy of the model at the initialization of a distribution."""
         net = copy.deepcopy(self.model)
         with torch.no_grad():
-            row = self.layout.unflatten(self.initialisations[distribution])
+            row = self.layout.unflatten(self.initializations[distribution])
             for name, value in row.items():
                 net.get_parameter(name).requires_grad_().copy_(value)
         return net
 
     def theta(self, support: Samples) -> Tensor:
-        return self.initialisations.detach()[self._which(support)]
+        return self.initializations.detach()[self._which(support)]
 
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         learned = self.learned_rates
@@ -85,10 +85,10 @@ class MultiMAML(MAML):
     def meta_gradient(
         self, gradient: Tensor, own: dict[str, Tensor], support: Samples
     ) -> dict[str, Tensor]:
-        total = torch.zeros_like(self.initialisations)
+        total = torch.zeros_like(self.initializations)
         total.index_add_(0, self._which(support), gradient)
         share = len(gradient) / self.distributions
-        return {name: part / share for name, part in {**own, "initialisations": total}.items()}
+        return {name: part / share for name, part in {**own, "initializations": total}.items()}
 
     def _which(self, support: Samples) -> Tensor:
         """(T,) the distribution of each task."""

@@ -23,7 +23,7 @@ class Preset:
         ways, shots, queries, tasks: Classes of a task, support and query images of a class, tasks
             of a meta-batch.
         width, strided: Of the Conv-4 backbone.
-        iterations, optimiser, meta_lr, adam_eps, schedule, clip_value: The outer loop.
+        iterations, optimizer, meta_lr, adam_eps, schedule, clip_value: The outer loop.
         note: What was left open by the sources, or differs between them.
     """
 
@@ -40,7 +40,7 @@ class Preset:
     width: int = 64
     strided: bool = True
     rotations: bool = False
-    optimiser: str = "adam"
+    optimizer: str = "adam"
     adam_eps: float = 1e-8
     schedule: str = "constant"
     clip_value: float | None = None
@@ -336,7 +336,7 @@ def _reptile() -> dict[str, Preset]:
                 queries=images - shots,
                 tasks=5,
                 iterations=iterations,
-                optimiser="sgd",
+                optimizer="sgd",
                 meta_lr=1.0,
                 schedule="linear",
                 note="The source reports transductive and other accuracy: evaluate with "

@@ -1,4 +1,4 @@
-"""Reptile: move the initialisation towards where training on tasks ends."""
+"""Reptile: move the initialization towards where training on tasks ends."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.algorithms.labels import check_batch, check_samples
 from metasparse_ext.algorithms.minibatches import minibatches
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
 
-OPTIMISERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd")
 
 # Of the inner Adam, as in the official code.
 _DECAY, _EPSILON = 0.999, 1e-8
@@ -27,18 +28,18 @@ class Reptile(MetaLearner):
     official code lets epsilon fall linearly from 1 to 0. There is no second derivative, and no
     query set: a training task is all of its images.
 
-    The inner optimiser is Adam with beta1 = 0, whose average of squared gradients outlives the
+    The inner optimizer is Adam with beta1 = 0, whose average of squared gradients outlives the
     task. The official code visits the tasks of a meta-batch one after the other; here they run side
     by side from the same average, and the mean of theirs is kept. With one task a meta-batch the
     two are the same.
 
     Args:
         model: A network from images to logits.
-        inner_lr: Learning rate of the inner optimiser.
+        inner_lr: Learning rate of the inner optimizer.
         inner_steps: Minibatches of a task in training.
         inner_batch: Images of a minibatch.
         adapt_steps, adapt_batch: The same of :meth:`adapt`; those of training by default.
-        optimiser: "adam", or "sgd" for plain gradient steps.
+        optimizer: "adam", or "sgd" for plain gradient steps.
         pooled: Train on support and query images together; else on the support set alone, and the
             query set only measures.
 
@@ -58,29 +59,31 @@ class Reptile(MetaLearner):
         inner_batch: int = 10,
         adapt_steps: int | None = None,
         adapt_batch: int | None = None,
-        optimiser: str = "adam",
+        optimizer: str = "adam",
         pooled: bool = True,
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         adapt_batch = inner_batch if adapt_batch is None else adapt_batch
         self._require(inner_batch >= 1, "inner_batch", "at least 1", inner_batch)
         self._require(adapt_batch >= 1, "adapt_batch", "at least 1", adapt_batch)
-        self._require(optimiser in OPTIMISERS, "optimiser", f"one of {OPTIMISERS}", optimiser)
+        self._require(optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", optimizer)
         self.inner_batch, self.adapt_batch = inner_batch, adapt_batch
-        self.optimiser, self.pooled = optimiser, pooled
+        self.optimizer, self.pooled = optimizer, pooled
         self.register_buffer("square", torch.zeros_like(self.start(1)[0]))
         self.register_buffer("updates", torch.zeros_like(self.iteration))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, inner_batch={self.inner_batch}, {self.optimiser}"
+        return f"{super().extra_repr()}, inner_batch={self.inner_batch}, {self.optimizer}"
 
     def adapt(self, support: Samples) -> AdaptedTasks:
+        check_samples(self.name, "support", support)
         # No iteration of training has this number.
         order = torch.full_like(self.iteration, -1)
         phi, *_ = self._train(support, self.adapt_steps, self.adapt_batch, order)
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        check_batch(self.name, batch)
         images = _pooled(batch) if self.pooled else batch.support
         phi, square, trace = self._train(images, self.inner_steps, self.inner_batch, self.iteration)
         with torch.no_grad():
@@ -88,9 +91,9 @@ class Reptile(MetaLearner):
             trace.append(cross_entropy(logits, batch.query.labels))
         theta = self.start(phi.shape[0])
         metrics = self.finish(theta - phi, phi, trace, batch.query, logits)
-        if self.optimiser == "adam":
-            self.square.copy_(torch.where(self.broken, self.square, square.mean(0)))
-            self.updates += self.inner_steps * ~self.broken
+        if self.optimizer == "adam":
+            self.square.copy_(torch.where(self.nonfinite, self.square, square.mean(0)))
+            self.updates += self.inner_steps * ~self.nonfinite
         return metrics
 
     def _train(
@@ -108,7 +111,7 @@ class Reptile(MetaLearner):
             )
             loss, gradient, _ = self.gradient(phi, part)
             trace.append(loss)
-            if self.optimiser == "adam":
+            if self.optimizer == "adam":
                 _adam_(phi, gradient, first, square, updates, self.inner_lr)
             else:
                 phi.sub_(gradient, alpha=self.inner_lr)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
+
+from metasparse_ext.cli.messages import console
 
 
 @click.command("demo")
@@ -14,4 +15,4 @@ def command(out: str) -> None:
     """Train dense, prune half, and compare, on drawn characters: a few minutes."""
     from metasparse_ext.training.demo import demo
 
-    demo(Path(out), Console())
+    demo(Path(out), console())

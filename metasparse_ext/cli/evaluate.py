@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.console import Console
 
-from metasparse_ext.cli.messages import checked, say
-from metasparse_ext.training import Run, evaluate_run, results
+from metasparse_ext.cli.messages import checked, console, say
+from metasparse_ext.training import Run, results
 
 
 @click.command("evaluate")
@@ -32,9 +31,12 @@ from metasparse_ext.training import Run, evaluate_run, results
 )
 @click.option("--root", help="Folder of the data set's files, if it has moved.")
 @click.option("--device", help="Torch device, if not the run's.")
-def command(run: str, **options: Any) -> None:
+def command(run: str, split: str, **options: Any) -> None:
     """Evaluate the best checkpoint of RUN on classes it has not seen."""
-    result = checked(lambda: evaluate_run(Run(run), **options))
-    console = Console()
-    console.print(results.table({run: result}))
-    say(console, results.remark(result))
+    folder = Run(run)
+    result, found = checked(lambda: results.measure(folder, split=split, **options))
+    shown_on = console()
+    shown_on.print(results.table({run: result}))
+    say(shown_on, results.remark(result))
+    # Last: what was computed is on the screen even where it cannot be written.
+    results.keep(folder, split, result, found)

@@ -6,12 +6,11 @@ import inspect
 import re
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from metasparse_ext.algorithms import LEARNERS, SOURCES
 from metasparse_ext.cli.configure import learner_options
-from metasparse_ext.cli.messages import known
+from metasparse_ext.cli.messages import console, known
 
 _MARKUP = re.compile(r"(?::\w+:)?`+~?(?:[\w.]+\.)?([^`]+)`+")
 
@@ -20,14 +19,14 @@ _MARKUP = re.compile(r"(?::\w+:)?`+~?(?:[\w.]+\.)?([^`]+)`+")
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
     """List the learners, or say of one NAME what is exact, what reconstructed, and its options."""
-    console = Console()
+    shown_on = console()
     if name is not None:
-        console.print(_about(known("learner", name, LEARNERS)))
+        shown_on.print(_about(known("learner", name, LEARNERS)))
         return
     shown = Table("learner", "what it is", "source", box=None, pad_edge=False)
     for each, kind in LEARNERS.items():
         shown.add_row(each, _summary(kind), SOURCES[each].paper)
-    console.print(shown)
+    shown_on.print(shown)
 
 
 def _about(name: str) -> Table:

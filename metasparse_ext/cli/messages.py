@@ -10,8 +10,9 @@ from typing import Any, NoReturn, TypeVar
 import click
 from rich.console import Console
 
+from metasparse_ext.cli import environment
 from metasparse_ext.data import DataError
-from metasparse_ext.training import CheckpointError, TrainingError
+from metasparse_ext.training import CheckpointError, RunInUseError, TrainingError
 
 T = TypeVar("T")
 
@@ -33,22 +34,38 @@ class OneLineErrors(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
         try:
+            environment.check()
             code = super().main(args, *rest, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             code = 2
         except click.Abort:
             code = INTERRUPTED
-        except (click.ClickException, DataError, CheckpointError) as error:
+        except (click.ClickException, DataError, CheckpointError, RunInUseError) as error:
             code = _report(error, 2)
-        except TrainingError as error:
+        except environment.EnvironmentVariableError as error:
+            code = _report(error, 2)
+        except OSError as error:
+            code = _report(UserError(_of_system(error)), 2)
+        except MemoryError as error:
+            code = _report(UserError(f"there is not enough memory: {error}"), 2)
+        except (TrainingError, FloatingPointError) as error:
             code = _report(error, 1)
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            code = _report(UserError(str(error).splitlines()[0]), 2)
         sys.exit(code)
+
+
+def console(**options: Any) -> Console:
+    """Where results go; brackets and colons in paths and names are no markup to it."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def say(console: Console, text: str) -> None:
     """Prints a line as it is."""
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def known(what: str, name: str, names: Iterable[str]) -> str:
@@ -78,6 +95,12 @@ def checked(make: Callable[[], T]) -> T:
         return make()
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+
+
+def _of_system(error: OSError) -> str:
+    """A file and what the system says of it."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def _report(error: Exception, code: int) -> int:

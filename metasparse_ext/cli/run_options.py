@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from metasparse_ext.training import RunConfig
-from metasparse_ext.training.config import BACKBONES, OPTIMISERS, SCHEDULES
+from metasparse_ext.training.config import BACKBONES, ON_NONFINITE, OPTIMIZERS, SCHEDULES
 
 
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,13 +63,16 @@ run_options = _options(
     click.option("--rewind", type=int, help="Iteration that a ticket's weights return to."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                  help="Any other option of the learner; repeatable."),
-    _field("--optimiser", click.Choice(OPTIMISERS), "Outer optimiser."),
-    _field("--meta-lr", float, "Learning rate of the outer optimiser."),
+    _field("--optimizer", click.Choice(OPTIMIZERS), "Outer optimizer."),
+    _field("--meta-lr", float, "Learning rate of the outer optimizer."),
     _field("--mask-lr", float, "The same for mask scores; by default --meta-lr."),
     _field("--adam-eps", float, "Adam's epsilon."),
     _field("--schedule", click.Choice(SCHEDULES), "Schedule of the outer rate."),
     _field("--clip-norm", float, "Clip the meta-gradient's norm."),
     _field("--clip-value", float, "Clip each element of the meta-gradient."),
+    _field("--on-nonfinite", click.Choice(ON_NONFINITE),
+           "After a meta-step that is not finite: end the run, leave the step out, or leave it out "
+           "and halve the outer rates."),
     _field("--init-from", str, "Run whose network is the start, such as a dense pre-training."),
     _field("--seed", int, "Seed of weights and episodes."),
     _field("--validate-every", int, "Iterations between validations."),

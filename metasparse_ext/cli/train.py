@@ -6,10 +6,9 @@ import sys
 from typing import Any
 
 import click
-from rich.console import Console
 
 from metasparse_ext.cli.configure import configure, preset_fields
-from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, say
+from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, say
 from metasparse_ext.cli.run_options import run_options
 from metasparse_ext.training import Outcome, Run, Trainer
 from metasparse_ext.training.distributed import first_process, joined
@@ -24,11 +23,11 @@ from metasparse_ext.training.progress import reporter
 def command(learner: str, out: str, resume: bool, **flags: Any) -> None:
     """Train LEARNER and write a run folder.
 
-    The folder gets config.json, metrics.jsonl, last.pt and best.pt. Ctrl-C saves and stops; the
-    same command with --resume goes on, exactly. Under torchrun, processes
+    The folder gets config.json, metrics.jsonl, last.safetensors and best.safetensors. Ctrl-C
+    saves and stops; the same command with --resume goes on, exactly. Under torchrun, processes
     share the tasks of a meta-batch.
     """
-    run, console = Run(out), Console(quiet=not first_process())
+    run, shown_on = Run(out), console(quiet=not first_process())
     if run.started and not resume:
         raise UserError(
             f"{out} already holds a run: add --resume to go on, or choose another --out"
@@ -37,14 +36,14 @@ def command(learner: str, out: str, resume: bool, **flags: Any) -> None:
     base = run.config().to_dict() if run.started else preset_fields(learner, given)
     config = configure(learner, given, base)
     if resume and not run.started:
-        say(console, f"nothing to resume in {out}: starting")
-    with joined(config.device) as workers, reporter(console) as shown:
+        say(shown_on, f"nothing to resume in {out}: starting")
+    with joined(config.device) as workers, reporter(shown_on) as shown:
         trainer = checked(lambda: Trainer(config, run, reporter=shown, workers=workers))
         outcome = trainer.fit()
     if outcome.interrupted:
-        say(console, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
+        say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
         sys.exit(INTERRUPTED)
-    say(console, _ending(trainer, outcome))
+    say(shown_on, _ending(trainer, outcome))
 
 
 def _ending(trainer: Trainer, outcome: Outcome) -> str:

@@ -9,13 +9,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from metasparse_ext.data.errors import DataError
+
 
 def cache_folder() -> Path:
     """``METASPARSE_CACHE``, else ``metasparse_ext`` under ``XDG_CACHE_HOME`` or ``~/.cache``."""
     if chosen := os.environ.get("METASPARSE_CACHE"):
-        return Path(chosen).expanduser()
+        return in_home(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "metasparse_ext"
+    return in_home(base) / "metasparse_ext"
+
+
+def in_home(path: str | os.PathLike[str]) -> Path:
+    """The path, with a ~ at its beginning replaced by the user's home folder.
+
+    Raises:
+        DataError: if there is no such folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: there is no home folder; for drawn characters set METASPARSE_CACHE to a "
+            "folder, for other data give a path without ~"
+        ) from error
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from metasparse_ext.data.errors import DataError, DataNotFoundError
-from metasparse_ext.data.images import ImageClasses, check_image_size
+from metasparse_ext.data.images import ImageClasses, check_image_size, require_memory
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
@@ -43,7 +42,11 @@ def read_folder(root: Path, split: str, image_size: int | None = None) -> ImageC
             f"folder: no folder {folder}; folders in {root}: {', '.join(there) or 'none'}"
         )
     class_names, labels, pictures = [], [], []
-    for label, (class_name, paths) in enumerate(_classes(folder)):
+    classes = _classes(folder)
+    if image_size is not None:
+        count = sum(len(paths) for _, paths in classes)
+        require_memory(f"folder {folder}", (count, 1, image_size, image_size))
+    for label, (class_name, paths) in enumerate(classes):
         class_names.append(class_name)
         for path in paths:
             labels.append(label)
@@ -61,7 +64,7 @@ def read_folder(root: Path, split: str, image_size: int | None = None) -> ImageC
     )
 
 
-def _classes(folder: Path) -> Iterator[tuple[str, list[Path]]]:
+def _classes(folder: Path) -> list[tuple[str, list[Path]]]:
     found = []
     for place, _, names in os.walk(folder, followlinks=True):
         paths = sorted(
@@ -71,7 +74,7 @@ def _classes(folder: Path) -> Iterator[tuple[str, list[Path]]]:
         )
         if paths:
             found.append((Path(place).relative_to(folder).as_posix(), paths))
-    return iter(sorted(found))
+    return sorted(found)
 
 
 def _read(path: Path, image_size: int | None) -> np.ndarray:

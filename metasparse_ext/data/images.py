@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -80,7 +82,11 @@ class ImageClasses:
             class_names: one name per class.
             name: the data set.
             split: the split.
+
+        Raises:
+            DataError: labels are not one integer an image, or not indices into ``class_names``.
         """
+        _check_labels(f"{name}/{split}", images, labels, len(class_names))
         channels_last = images if images.ndim == 4 else images[..., np.newaxis]
         order = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels, minlength=len(class_names))
@@ -131,7 +137,9 @@ class ImageClasses:
         check_image_size(image_size)
         if self.shape[1:] == (image_size, image_size):
             return self
-        resized = np.empty((*self.images.shape[:2], image_size, image_size), np.uint8)
+        shape = (*self.images.shape[:2], image_size, image_size)
+        require_memory(str(self), shape)
+        resized = np.empty(shape, np.uint8)
         for source, target in zip(self.images, resized, strict=True):
             for channel, plane in enumerate(source):
                 target[channel] = Image.fromarray(plane).resize(
@@ -154,3 +162,30 @@ class ImageClasses:
         for channel, weight in enumerate((299, 587, 114)):
             luma[:, 0] += weight * self.images[:, channel].astype(np.uint32)
         return replace(self, images=((luma + 500) // 1000).astype(np.uint8))
+
+
+def require_memory(owner: str, shape: tuple[int, ...]) -> None:
+    """Whether the machine has the memory for so many bytes at all."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return  # The system does not say.
+    if math.prod(shape) > memory:
+        raise DataError(
+            f"{owner}: image_size: {shape[0]} images of {shape[-1]}x{shape[-1]} need "
+            f"{math.prod(shape) / 2**30:.0f} GiB, the machine has {memory / 2**30:.0f}"
+        )
+
+
+def _check_labels(owner: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{owner}: expected an integer label for each of {len(images)} images, "
+            f"got shape {labels.shape} and type {labels.dtype}"
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        raise DataError(
+            f"{owner}: expected labels from 0 to {classes - 1}, the class names, "
+            f"got {labels[wrong[0]]} for image {wrong[0]}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from metasparse_ext.data.cache import in_home
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.folder import read_folder
 from metasparse_ext.data.images import ImageClasses
@@ -68,7 +69,7 @@ def _read(
     if name == "folder":
         return read_folder(_root(name, root), split, image_size)
     if name.startswith("folder:"):
-        return read_folder(Path(name.removeprefix("folder:")).expanduser(), split, image_size)
+        return read_folder(in_home(name.removeprefix("folder:")), split, image_size)
     if name in _NPZ_FILES:
         return read_npz(find_npz(_root(name, root), _NPZ_FILES[name], name), name, split)
     raise DataError(
@@ -82,4 +83,4 @@ def _root(name: str, root: str | os.PathLike[str] | None) -> Path:
         raise DataNotFoundError(
             f"{name}: no folder to read from; pass root or set METASPARSE_DATA to it"
         )
-    return Path(chosen).expanduser()
+    return in_home(chosen)

@@ -3,6 +3,7 @@
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.evaluation import Evaluation, evaluate, predict
+from metasparse_ext.training.lock import RunInUseError
 from metasparse_ext.training.loop import Outcome, Reporter, Trainer, TrainingError
 from metasparse_ext.training.results import Result, evaluate_run, export_masks
 from metasparse_ext.training.run import Run
@@ -16,6 +17,7 @@ __all__ = [
     "Result",
     "Run",
     "RunConfig",
+    "RunInUseError",
     "Trainer",
     "TrainingError",
     "evaluate",

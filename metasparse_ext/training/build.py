@@ -1,10 +1,11 @@
-"""From a configuration to the objects of a run: data, network, learner, optimiser."""
+"""From a configuration to the objects of a run: data, network, learner, optimizer."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import ImageClasses, Mixture, TaskBatch
 from metasparse_ext.nn import Conv4, ResNet12
+from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.run import Run
 
@@ -97,8 +99,21 @@ def learner(config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner
 def trained(run: Run, config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner:
     """Builds a run's learner in its best trained state."""
     made = learner(config.replace(init_from=None), image_shape)
-    made.load_state_dict(run.best().learner)
+    load_state(made, run.best().learner, str(run))
     return made
+
+
+def load_state(made: MetaLearner, state: Mapping[str, Any], where: str) -> None:
+    """Gives a learner the state of a checkpoint.
+
+    Raises:
+        CheckpointError: naming ``where``, if the state is that of another learner or network.
+    """
+    try:
+        made.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where}: not the state of this learner: {reason}") from error
 
 
 def on_gpu(config: RunConfig) -> bool:
@@ -106,8 +121,8 @@ def on_gpu(config: RunConfig) -> bool:
     return torch.device(config.device).type == "cuda"
 
 
-def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Optimizer:
-    """Builds the outer optimiser; mask scores may have a rate of their own.
+def optimizer(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Optimizer:
+    """Builds the outer optimizer; mask scores may have a rate of their own.
 
     On a GPU it can be part of a CUDA graph: its rates and counters lie on the device, and it stands
     still while ``found_inf`` is not zero.
@@ -124,12 +139,12 @@ def optimiser(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Opti
     if scores:
         groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
     if not on_gpu(config):
-        if config.optimiser == "sgd":
+        if config.optimizer == "sgd":
             return torch.optim.SGD(groups)
         return torch.optim.Adam(groups, eps=config.adam_eps)
     for group in groups:
         group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
-    if config.optimiser == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(groups, fused=True)
     return torch.optim.Adam(groups, eps=config.adam_eps, capturable=True, fused=True)
 
@@ -157,10 +172,10 @@ def _require_device(device: str) -> None:
 def _copy_weights(net: nn.Module, folder: str) -> None:
     """Copies another run's weights into a network; its masks stay behind."""
     state = Run(folder).best().learner
-    if "initialisations" in state:
+    if "initializations" in state:
         raise ValueError(
-            f"{folder}: cannot start from this run: it has an initialisation for each of "
-            f"{len(state['initialisations'])} distributions, not one"
+            f"{folder}: cannot start from this run: it has an initialization for each of "
+            f"{len(state['initializations'])} distributions, not one"
         )
     prefix = "model."
     with torch.no_grad():

@@ -1,21 +1,36 @@
-"""Checkpoints: the whole state of a run in one file."""
+"""Checkpoints: the whole state of a run in one file, with a checksum over every byte of it.
+
+The file is one of safetensors: the tensors by name, and as metadata a JSON text of all that is no
+tensor and the SHA-256 of the file, computed with zeros in its own place. Reading it runs no code.
+The file that a new one replaces is kept as its previous generation.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
+import safetensors.torch
+from torch import Tensor
 
 from metasparse_ext.training import atomic
 
-FORMAT = 1
+logger = logging.getLogger("metasparse_ext")
+
+FORMAT = "metasparse checkpoint 2"
+
+_DIGEST = "sha256"
+_NO_DIGEST = "0" * 64
+_HEADER_LENGTH = 8  # bytes, at the beginning of a safetensors file
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is missing, damaged or made for something else."""
+    """A file of a run that is missing, damaged or made for something else."""
 
 
 @dataclass
@@ -26,29 +41,79 @@ class Checkpoint:
         config: The run's configuration as JSON values.
         iteration: Meta-iterations done.
         learner: ``state_dict`` of the learner, its iteration counter included.
-        optimiser: ``state_dict`` of the outer optimiser.
+        optimizer: ``state_dict`` of the outer optimizer.
         best: The validation record of the best eligible checkpoint so far, if any.
         random_state: State of torch's generator, for learners that draw numbers.
         elapsed: Seconds of processor time that the training took.
+        skipped: The meta-steps that were left out: the fields of ``loop.Skipped``.
+        records: How many records of metrics were written before.
+        platform: What the numbers depend on beside the configuration, by name.
     """
 
-    config: Mapping[str, Any]
+    config: dict[str, Any]
     iteration: int
-    learner: Mapping[str, Any]
-    optimiser: Mapping[str, Any]
-    best: Mapping[str, Any] | None
-    random_state: torch.Tensor
+    learner: dict[str, Any]
+    optimizer: dict[str, Any]
+    best: dict[str, Any] | None
+    random_state: Tensor
     elapsed: float = 0.0
+    skipped: dict[str, Any] = field(default_factory=dict)
+    records: int = 0
+    platform: dict[str, Any] = field(default_factory=dict)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "config": (dict,),
+    "iteration": (int,),
+    "learner": (dict,),
+    "optimizer": (dict,),
+    "best": (dict, type(None)),
+    "random_state": (Tensor,),
+    "elapsed": (int, float),
+    "skipped": (dict,),
+    "records": (int,),
+    "platform": (dict,),
+}
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint is kept that the one at ``path`` has replaced."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a checkpoint to :func:`load`, of either generation."""
+    return path.exists() or previous(path).exists()
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint so that ``path`` never holds half of one."""
-    state = {"format": FORMAT, **vars(checkpoint)}
-    atomic.replace(path, lambda file: torch.save(state, file))
+    """Writes a checkpoint so that ``path`` never holds half of one; keeps the previous one.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is there still.
+    """
+    atomic.replace_keeping(path, previous(path), to_bytes(checkpoint))
 
 
-def load(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
-    """Reads a checkpoint. Only tensors and plain values are accepted: no code is run.
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint to the CPU; where it is damaged, with a warning the previous one.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another format, and there is no
+            previous one that is whole.
+    """
+    try:
+        return read(path)
+    except CheckpointError as error:
+        if not previous(path).is_file():
+            raise
+        older = read(previous(path))
+        logger.warning("%s; taking the one before, %s", error, previous(path))
+        return older
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads one file.
 
     Raises:
         CheckpointError: If the file is missing, damaged or of another format.
@@ -56,11 +121,105 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
-    found = state.pop("format", None) if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT}, got {found}")
-    return Checkpoint(**{**state, "random_state": state["random_state"].cpu()})
+        return from_bytes(path.read_bytes())
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: not a whole checkpoint ({reason})") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
+
+
+def to_bytes(checkpoint: Checkpoint) -> bytes:
+    """The file."""
+    tensors: dict[str, Tensor] = {}
+    tree = {
+        entry.name: _pack(getattr(checkpoint, entry.name), entry.name, tensors)
+        for entry in fields(checkpoint)
+    }
+    metadata = {"format": FORMAT, "state": json.dumps(tree), _DIGEST: _NO_DIGEST}
+    data = safetensors.torch.save(tensors, metadata)
+    return _with_digest(data, _NO_DIGEST, hashlib.sha256(data).hexdigest())
+
+
+def from_bytes(data: bytes) -> Checkpoint:
+    """What :func:`to_bytes` wrote.
+
+    Raises:
+        ValueError, TypeError, KeyError, IndexError, RecursionError, SafetensorError: for anything
+            else.
+    """
+    metadata = _metadata(data)
+    digest = metadata.get(_DIGEST)
+    if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST):
+        raise ValueError("it has no checksum")
+    if hashlib.sha256(_with_digest(data, digest, _NO_DIGEST)).hexdigest() != digest:
+        raise ValueError("its checksum is not that of its content")
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT!r}, got {metadata.get('format')!r}")
+    tensors = safetensors.torch.load(data)
+    tree = json.loads(metadata["state"])
+    if not isinstance(tree, dict):
+        raise TypeError(f"expected a JSON object as its state, got {type(tree).__name__}")
+    unknown = sorted(tree.keys() ^ _TYPES.keys())
+    if unknown:
+        raise ValueError(f"unknown or missing entry {', '.join(unknown)}")
+    state = {name: _unpack(value, tensors) for name, value in tree.items()}
+    for name, kinds in _TYPES.items():
+        if not isinstance(state[name], kinds) or isinstance(state[name], bool):
+            raise TypeError(f"{name}: got {type(state[name]).__name__}")
+    return Checkpoint(**state)
+
+
+def _metadata(data: bytes) -> Mapping[str, Any]:
+    length = int.from_bytes(data[:_HEADER_LENGTH], "little")
+    if len(data) < _HEADER_LENGTH or length > len(data) - _HEADER_LENGTH:
+        raise ValueError("it ends within its header")
+    header = json.loads(data[_HEADER_LENGTH : _HEADER_LENGTH + length])
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError("it has no metadata")
+    return metadata
+
+
+def _with_digest(data: bytes, old: str, new: str) -> bytes:
+    """The file with another checksum in the place of the old one."""
+    old_entry, new_entry = (f'"{_DIGEST}":"{digest}"'.encode() for digest in (old, new))
+    if data.count(old_entry) != 1:
+        raise ValueError("the place of its checksum is not clear")
+    return data.replace(old_entry, new_entry)
+
+
+# Values that are no tensors are JSON. A tensor is the name it has in the file; containers say what
+# they are, because JSON has no tuples and its keys are strings.
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = name if name not in tensors else f"{name}#{len(tensors)}"
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": [[k, _pack(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"checkpoint: {name}: cannot keep a {type(value).__name__}")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        if isinstance(value, list):
+            raise TypeError("a list without its kind")
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpack(entry, tensors) for key, entry in content}
+    if kind == "list":
+        return [_unpack(entry, tensors) for entry in content]
+    if kind == "tuple":
+        return tuple(_unpack(entry, tensors) for entry in content)
+    raise ValueError(f"unknown kind of value {kind!r}")

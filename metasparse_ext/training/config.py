@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 BACKBONES = ("conv4", "resnet12")
-OPTIMISERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "staircase")
+ON_NONFINITE = ("stop", "skip", "halve")
+
+# A rate above it takes every float32 weight out of range in a few steps.
+_LARGEST_RATE = 1e6
 
 _POSITIVE = (
     "ways",
@@ -46,10 +51,14 @@ class RunConfig:
         iterations: Meta-iterations of a training.
         max_seconds: Where given, training takes so many seconds of processor time (on a GPU,
             seconds) instead, its steps alone counted, and the schedule follows them.
-        optimiser, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
+        optimizer, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
             mask scores and, where None, that of the weights. Schedules: constant, cosine and linear
             to 0, and staircase, 0.9 times as much after every twelfth of the training (CAVIA's).
         clip_norm, clip_value: Gradient clipping by total norm, or by element.
+        on_nonfinite: What a meta-step does after which a loss, the meta-gradient, a parameter or
+            the optimizer's state is not finite: "stop" ends the run with an error, and the last
+            checkpoint stays; "skip" undoes the meta-step and goes on with the next; "halve" does
+            that and halves the rates of the outer loop for the rest of the run.
         validate_every, validation_tasks, validation_split: The fixed tasks that choose the best
             checkpoint.
         evaluation_tasks: Tasks of ``metasparse evaluate``.
@@ -57,7 +66,7 @@ class RunConfig:
             where None.
         transductive: Whether batch statistics are taken over the whole query set, as the
             published codes do; otherwise each query image is classified beside the support set.
-        save_every: Iterations between two writes of ``last.pt``.
+        save_every: Iterations between two writes of ``last.safetensors``.
         log_every: Iterations between two lines of ``metrics.jsonl``.
         workers: Threads that draw episodes ahead; the episodes do not depend on it.
         device: A torch device.
@@ -82,13 +91,14 @@ class RunConfig:
     seed: int = 0
     iterations: int = 10_000
     max_seconds: float | None = None
-    optimiser: str = "adam"
+    optimizer: str = "adam"
     meta_lr: float = 1e-3
     mask_lr: float | None = None
     adam_eps: float = 1e-8
     schedule: str = "constant"
     clip_norm: float | None = None
     clip_value: float | None = None
+    on_nonfinite: str = "stop"
     validate_every: int = 500
     validation_tasks: int = 100
     validation_split: str = "val"
@@ -115,12 +125,20 @@ class RunConfig:
         if self.ways < 2:
             raise ValueError(f"ways: expected at least 2 classes per task, got {self.ways}")
         _require_choice("backbone", self.backbone, BACKBONES)
-        _require_choice("optimiser", self.optimiser, OPTIMISERS)
+        _require_choice("optimizer", self.optimizer, OPTIMIZERS)
         _require_choice("schedule", self.schedule, SCHEDULES)
-        for name in ("meta_lr", "mask_lr", "clip_norm", "clip_value", "max_seconds"):
+        _require_choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        for name in ("clip_norm", "clip_value", "max_seconds"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+        for name in ("meta_lr", "mask_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= _LARGEST_RATE:
+                raise ValueError(
+                    f"{name}: expected a number above 0 and at most {_LARGEST_RATE:g}, "
+                    f"got {value!r}"
+                )
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_norm and clip_value: expected one of them at most, got both")
 

@@ -89,7 +89,7 @@ def _compare(folder: Path, console: Console) -> dict[str, Result]:
 
 def _train(console: Console, title: str, config: RunConfig, run: Run) -> None:
     console.rule(title, align="left")
-    run.last_path.unlink(missing_ok=True)
+    run.forget()
     with reporter(console) as shown:
         outcome = Trainer(config, run, reporter=shown).fit()
     if outcome.interrupted:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from metasparse_ext.training import atomic
+from metasparse_ext.training.checkpoint import CheckpointError
+
+logger = logging.getLogger("metasparse_ext")
 
 
 class MetricsFile:
-    """Appends records to a file; a line is on its way to the disk as soon as it is written."""
+    """Appends records to a file."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = atomic.Appender(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record."""
-        self._file.write(json.dumps(record) + "\n")
+        """Appends one record.
+
+        Raises:
+            ValueError: If a number is not finite: JSON has no such number.
+        """
+        self._file.append(json.dumps(record, allow_nan=False))
+
+    def flush(self) -> None:
+        """Waits until all records are on the disk."""
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
@@ -38,18 +50,50 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads the records of a file; a last line cut short by a crash is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        records.append(json.loads(line))
-    return records
+    """Reads the records of a file; a last line cut short by a crash is left out, with a warning.
+
+    Raises:
+        CheckpointError: If the file is missing, or another line is no JSON object; it is named.
+    """
+    return [_record(path, number, line) for number, line in enumerate(_lines(path), 1)]
 
 
-def truncate(path: Path, iteration: int) -> None:
-    """Drops what was written after ``iteration``, so that a resumed run writes it again."""
-    if not path.exists():
+def truncate(path: Path, records: int) -> None:
+    """Drops what was written after so many records, so that a resumed run writes it again.
+
+    Raises:
+        CheckpointError: If one of them is missing or damaged.
+    """
+    if records == 0:
+        atomic.remove(path)
         return
-    kept = [record for record in read(path) if record["iteration"] <= iteration]
-    atomic.replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    lines = _lines(path)
+    if len(lines) < records:
+        raise CheckpointError(
+            f"{path}: expected the {records} records that the checkpoint was written after, "
+            f"got {len(lines)}"
+        )
+    for number, line in enumerate(lines[:records], 1):
+        _record(path, number, line)
+    atomic.replace(path, b"".join(lines[:records]))
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The whole lines of a file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file of metrics")
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        logger.warning("%s, line %d: cut short, and left out", path, len(lines))
+        del lines[-1]
+    return lines
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise CheckpointError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}, line {number}: expected a JSON object, got {line[:40]!r}")
+    return record

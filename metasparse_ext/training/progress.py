@@ -98,7 +98,7 @@ class BarReporter:
 
     def validation(self, record: Mapping[str, Any], best: bool) -> None:
         """Prints a line above the bar."""
-        self._console.print(validation_text(record, best), highlight=False)
+        self._console.print(validation_text(record, best), highlight=False, markup=False)
 
 
 class LineReporter:
@@ -148,7 +148,7 @@ class LineReporter:
         self._print(validation_text(record, best))
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def reporter(console: Console) -> BarReporter | LineReporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +45,19 @@ class Result:
     numbers: Mapping[str, Any]
 
 
-def evaluate_run(
+def evaluate_run(run: Run, *, split: str = "test", **options: Any) -> Result:
+    """:func:`measure` a run's best checkpoint on a split, and :func:`keep` the result.
+
+    Raises:
+        CheckpointError, DataError: as :func:`measure`.
+        OSError: If the result cannot be written.
+    """
+    result, found = measure(run, split=split, **options)
+    keep(run, split, result, found)
+    return result
+
+
+def measure(
     run: Run,
     *,
     tasks: int | None = None,
@@ -53,8 +66,8 @@ def evaluate_run(
     adapt_steps: int | None = None,
     root: str | None = None,
     device: str | None = None,
-) -> Result:
-    """Evaluates a run's best checkpoint on a split and keeps the result in the run folder.
+) -> tuple[Result, Evaluation]:
+    """Evaluates a run's best checkpoint on a split.
 
     Args:
         run: The run.
@@ -82,17 +95,26 @@ def evaluate_run(
         transductive=config.transductive if transductive is None else transductive,
         distributions=build.distributions(classes),
     )
-    result = Result(
+    return Result(
         setting=f"{config.ways}-way {config.shots}-shot, {config.data} {split} classes",
         adapt_steps=learner.adapt_steps,
-        checkpoint="best" if run.best_path.exists() else "last",
+        checkpoint="best" if run.has_best else "last",
         iteration=int(learner.iteration),
         budget=getattr(learner, "budget", None),
         seconds=_seconds(run),
         numbers=found.to_dict(),
-    )
-    _keep(run, split, result, found)
-    return result
+    ), found
+
+
+def keep(run: Run, split: str, result: Result, found: Evaluation) -> None:
+    """Writes an evaluation to the run folder.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    arrays = {name: values.numpy() for name, values in found.usage.items()}
+    atomic.replace(run.usage_path(split), _npz(arrays))
+    atomic.replace_text(run.evaluation_path(split), json.dumps(vars(result), indent=2) + "\n")
 
 
 def export_masks(
@@ -120,7 +142,7 @@ def export_masks(
     masks = build.trained(run, config, shape).masks()
     arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
     small = {name: mask.astype(np.uint8) for name, mask in arrays.items()}
-    atomic.replace(path, lambda file: np.savez_compressed(file, **small))
+    atomic.replace(path, _npz(small))
     return arrays
 
 
@@ -195,7 +217,7 @@ def _seconds(run: Run) -> float | None:
     return median(times) if times else None
 
 
-def _keep(run: Run, split: str, result: Result, found: Evaluation) -> None:
-    arrays = {name: values.numpy() for name, values in found.usage.items()}
-    atomic.replace(run.usage_path(split), lambda file: np.savez_compressed(file, **arrays))
-    atomic.replace_text(run.evaluation_path(split), json.dumps(vars(result), indent=2) + "\n")
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()

@@ -1,0 +1,90 @@
+"""Labels that are no classes are refused by name, by every learner, before anything is trained."""
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import tiny_config
+
+from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.data import DataError, ImageClasses, Samples, TaskBatch
+from metasparse_ext.training import build
+
+WAYS = 3
+
+
+def samples(each):
+    labels = torch.arange(WAYS).repeat_interleave(each).expand(2, -1).contiguous()
+    return Samples(torch.rand(2, WAYS * each, 1, 16, 16), labels)
+
+
+def learner_of(name, root):
+    return build.learner(tiny_config(root, name), (1, 16, 16))
+
+
+def with_label(which, value):
+    batch = TaskBatch(samples(1), samples(2))
+    getattr(batch, which).labels[1, 2] = value
+    return batch
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("which", ["support", "query"])
+@pytest.mark.parametrize("value", [-100, -1, WAYS])
+def test_a_label_that_is_no_class_is_refused(tiny_root, name, which, value):
+    learner = learner_of(name, tiny_root)
+    with pytest.raises(ValueError, match=rf"labels: expected .*, got {value} in task 1"):
+        learner.meta_backward(with_label(which, value))
+    assert all(parameter.grad is None for parameter in learner.parameters())
+    if which == "support":
+        with pytest.raises(ValueError, match=rf"labels: expected .*, got {value} in task 1"):
+            learner.adapt(with_label(which, value).support)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_labels_that_are_not_as_many_as_the_images_are_refused(tiny_root, name):
+    learner, batch = learner_of(name, tiny_root), TaskBatch(samples(1), samples(2))
+    fewer = batch.support._replace(labels=batch.support.labels[:, :2])
+    expected = r"support\.labels must be \(T, N\) = \(2, 3\) like the images, got \(2, 2\)"
+    with pytest.raises(ValueError, match=expected):
+        learner.meta_backward(batch._replace(support=fewer))
+    with pytest.raises(ValueError, match=expected):
+        learner.adapt(fewer)
+    with pytest.raises(ValueError, match=r"query\.labels must be .* got \(2, 6, 1\)"):
+        learner.meta_backward(
+            batch._replace(query=batch.query._replace(labels=batch.query.labels[..., None]))
+        )
+
+
+def test_labels_that_are_not_integers_are_refused(tiny_root):
+    learner, batch = learner_of("maml", tiny_root), TaskBatch(samples(1), samples(2))
+    soft = batch.query._replace(labels=batch.query.labels.float())
+    with pytest.raises(ValueError, match=r"query\.labels must be integers, got torch\.float32"):
+        learner.meta_backward(batch._replace(query=soft))
+
+
+def test_query_sets_of_other_tasks_are_refused(tiny_root):
+    learner, batch = learner_of("maml", tiny_root), TaskBatch(samples(1), samples(2))
+    with pytest.raises(ValueError, match="must have T = 2 tasks like the support set, got 1"):
+        learner.meta_backward(batch._replace(query=batch.query.tasks(slice(1))))
+
+
+def test_narrow_integers_train_as_wide_ones_do(tiny_root):
+    batch = TaskBatch(samples(1), samples(2))
+    narrow = batch._replace(query=batch.query._replace(labels=batch.query.labels.to(torch.uint8)))
+    losses = [learner_of("maml", tiny_root).meta_backward(b).loss for b in (batch, narrow)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 1, 2], "expected labels from 0 to 1, the class names, got 2 for image 2"),
+        ([0, -1, 1], "got -1 for image 1"),
+        ([0, 1], r"an integer label for each of 3 images, got shape \(2,\)"),
+        ([0.0, 1.0, 1.0], "type float64"),
+    ],
+)
+def test_grouping_images_leaves_none_out(labels, expected):
+    images = np.zeros((3, 4, 4), np.uint8)
+    with pytest.raises(DataError, match=expected):
+        ImageClasses.from_labels(images, np.array(labels), ["a", "b"], name="x", split="train")
