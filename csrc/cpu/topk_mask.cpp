@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "../topk_mask_checks.h"
+#include "../mask_checks.h"
 #include "huge_pages.h"
 #include "isa.h"
 #include "kernels/topk_mask.h"
