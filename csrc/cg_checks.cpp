@@ -8,24 +8,22 @@ namespace {
 using at::Tensor;
 
 void check_vector(const char* name, const Tensor& t, const Tensor& x) {
-  TORCH_CHECK_VALUE(t.sizes() == x.sizes(), "cg_step: expected ", name, " of shape ", x.sizes(),
-                    " like x, got ", t.sizes());
+  check_shape_like("cg_step", name, t, "x", x);
   check_same_kind("cg_step", name, t, "x", x);
 }
 
 void check_state(const char* name, const Tensor& t, const Tensor& x, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(t.dim() == 1 && t.size(0) == x.size(0) && t.is_contiguous(),
-                    "cg_step: expected ", name, " to be dense of shape [", x.size(0), "], got ",
-                    t.sizes());
-  TORCH_CHECK_TYPE(t.scalar_type() == dtype, "cg_step: expected ", name, " of dtype ", dtype,
-                   ", got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.device() == x.device(), "cg_step: expected ", name, " on ", x.device(),
-                    " like x, got ", t.device());
+  TORCH_CHECK_VALUE(t.dim() == 1 && t.sym_size(0) == x.sym_size(0) && t.is_contiguous(),
+                    "cg_step: expected ", name, " to be dense of shape [", x.sym_size(0), "], got ",
+                    t.sym_sizes());
+  check_dtype("cg_step", name, t, dtype);
+  check_same_device("cg_step", name, t, "x", x);
 }
 
 void check_written(const char* name, const Tensor& t) {
   TORCH_CHECK_VALUE(t.is_contiguous(), "cg_step: expected ", name,
-                    ", which is updated in place, to be contiguous, got strides ", t.strides());
+                    ", which is updated in place, to be contiguous, got strides ",
+                    t.sym_strides());
 }
 
 }  // namespace

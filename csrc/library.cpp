@@ -99,16 +99,11 @@ TORCH_LIBRARY(metasparse, m) {
 
   // The exact softmax head of T tasks: features (T,N,D), labels (T,N), center (T,C,D), lam (T,) ->
   // weight (T,C,D), and a report of each task: iterations, residual, status (T,). Not
-  // differentiable itself; softmax_head_attach gives its (or any other solver's) weight the
-  // implicit gradient.
+  // differentiable itself: metasparse_ext/implicit/head_derivatives.py gives a solution its
+  // derivatives.
   m.def(
       "softmax_head(Tensor features, Tensor labels, Tensor center, Tensor lam, float tolerance,"
       " int max_iterations) -> (Tensor, Tensor, Tensor, Tensor)",
-      tags);
-  m.def(
-      "softmax_head_attach(Tensor weight, Tensor features, Tensor labels, Tensor center, Tensor "
-      "lam)"
-      " -> Tensor",
       tags);
   // The implicit gradient, grad (T,C,D) -> (features (T,N,D), center (T,C,D), lam (T,)).
   m.def(

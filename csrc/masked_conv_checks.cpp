@@ -7,6 +7,8 @@ namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+using c10::SymInt;
+using c10::SymIntArrayRef;
 using OptionalTensor = std::optional<Tensor>;
 
 void check_window(const char* op, IntArrayRef stride, IntArrayRef padding) {
@@ -14,15 +16,6 @@ void check_window(const char* op, IntArrayRef stride, IntArrayRef padding) {
                     ": expected stride to be two positive integers, got ", stride);
   TORCH_CHECK_VALUE(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, op,
                     ": expected padding to be two integers >= 0, got ", padding);
-}
-
-// CUDA has kernels for narrow types too, which accumulate in float32.
-void check_floating(const char* op, const char* name, const Tensor& t) {
-  const auto dtype = t.scalar_type();
-  const bool narrow = t.is_cuda() && (dtype == at::kHalf || dtype == at::kBFloat16);
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || narrow, op, ": expected ", name,
-                   " of dtype float32 or float64", t.is_cuda() ? ", float16 or bfloat16" : "",
-                   ", got ", dtype);
 }
 
 // The argument that the others are compared with: images or a gradient of images.
@@ -36,28 +29,35 @@ void check_weight(const char* op, const Tensor& weight, const char* images_name,
                   const Tensor& images, int64_t channel_dim, const char* letter) {
   check_rank(op, "weight", weight, 5, "(T, O, I, kh, kw)");
   check_same_kind(op, "weight", weight, images_name, images);
-  check_size(op, "weight", weight, 0, images.size(0), "T");
-  check_size(op, "weight", weight, channel_dim, images.size(2), letter);
+  check_size(op, "weight", weight, 0, images.sym_size(0), "T");
+  check_size(op, "weight", weight, channel_dim, images.sym_size(2), letter);
 }
 
-void check_mask(const char* op, const OptionalTensor& mask, int64_t tasks, int64_t out, int64_t in,
-                const char* like_name, const Tensor& like) {
+void check_mask(const char* op, const OptionalTensor& mask, const SymInt& tasks, const SymInt& out,
+                const SymInt& in, const char* like_name, const Tensor& like) {
   if (!mask.has_value()) return;
   check_rank(op, "mask", *mask, 3, "(T, O, I)");
   check_same_kind(op, "mask", *mask, like_name, like);
-  const int64_t expected[] = {tasks, out, in};
-  TORCH_CHECK_VALUE(mask->sizes() == IntArrayRef(expected), op,
-                    ": expected mask of shape (T, O, I) = ", IntArrayRef(expected), ", got ",
-                    mask->sizes());
+  const SymInt expected[] = {tasks, out, in};
+  TORCH_CHECK_VALUE(mask->sym_sizes() == SymIntArrayRef(expected), op,
+                    ": expected mask of shape (T, O, I) = ", SymIntArrayRef(expected), ", got ",
+                    mask->sym_sizes());
+}
+
+// The window must fit the input.
+void check_fit(const char* op, SymIntArrayRef input, SymIntArrayRef kernel, IntArrayRef padding) {
+  for (int d = 0; d < 2; ++d) {
+    TORCH_CHECK_VALUE(kernel[d] > 0 && input[d] + 2 * padding[d] >= kernel[d], op, ": a kernel of ",
+                      kernel, " does not fit an input of ", input, " padded by ", padding);
+  }
 }
 
 // The window must fit `input` and give `output`.
-void check_output_size(const char* op, IntArrayRef input, IntArrayRef kernel, IntArrayRef output,
-                       IntArrayRef stride, IntArrayRef padding) {
+void check_output_size(const char* op, SymIntArrayRef input, SymIntArrayRef kernel,
+                       SymIntArrayRef output, IntArrayRef stride, IntArrayRef padding) {
+  check_fit(op, input, kernel, padding);
   for (int d = 0; d < 2; ++d) {
-    TORCH_CHECK_VALUE(input[d] + 2 * padding[d] >= kernel[d], op, ": a kernel of ", kernel,
-                      " does not fit an input of ", input, " padded by ", padding);
-    const auto expected = conv_out_size(input[d], kernel[d], stride[d], padding[d]);
+    const auto expected = conv_out_size<SymInt>(input[d], kernel[d], stride[d], padding[d]);
     TORCH_CHECK_VALUE(output[d] == expected, op, ": expected grad.size(", d + 3, ") = ", expected,
                       " for an input of ", input, ", a kernel of ", kernel, ", stride ", stride,
                       " and padding ", padding, ", got ", output[d]);
@@ -68,8 +68,7 @@ void check_output_size(const char* op, IntArrayRef input, IntArrayRef kernel, In
 void check_alike(const char* op, const char* second_name, const Tensor& second,
                  const char* first_name, const Tensor& first) {
   check_same_kind(op, second_name, second, first_name, first);
-  TORCH_CHECK_VALUE(second.sizes() == first.sizes(), op, ": expected ", second_name, " of shape ",
-                    first.sizes(), " like ", first_name, ", got ", second.sizes());
+  check_shape_like(op, second_name, second, first_name, first);
 }
 
 void check_forward(const char* op, const Tensor& x, const Tensor& weight,
@@ -78,43 +77,47 @@ void check_forward(const char* op, const Tensor& x, const Tensor& weight,
   check_window(op, stride, padding);
   check_images(op, "x", x, "(T, N, I, H, W)");
   check_weight(op, weight, "x", x, 2, "I");
-  check_mask(op, mask, x.size(0), weight.size(1), weight.size(2), "x", x);
+  check_mask(op, mask, x.sym_size(0), weight.sym_size(1), weight.sym_size(2), "x", x);
   if (bias.has_value()) {
     check_rank(op, "bias", *bias, 2, "(T, O)");
     check_same_kind(op, "bias", *bias, "x", x);
-    check_size(op, "bias", *bias, 0, x.size(0), "T");
-    check_size(op, "bias", *bias, 1, weight.size(1), "O");
+    check_size(op, "bias", *bias, 0, x.sym_size(0), "T");
+    check_size(op, "bias", *bias, 1, weight.sym_size(1), "O");
   }
-  for (int d = 0; d < 2; ++d) {
-    TORCH_CHECK_VALUE(
-        weight.size(d + 3) > 0 && x.size(d + 3) + 2 * padding[d] >= weight.size(d + 3), op,
-        ": a kernel of ", weight.sizes().slice(3), " does not fit an input of ", x.sizes().slice(3),
-        " padded by ", padding);
-  }
+  check_fit(op, x.sym_sizes().slice(3), weight.sym_sizes().slice(3), padding);
 }
 
 void check_input_grad(const char* op, const Tensor& grad, const Tensor& weight,
-                      const OptionalTensor& mask, IntArrayRef input_size, IntArrayRef stride,
+                      const OptionalTensor& mask, SymIntArrayRef input_size, IntArrayRef stride,
                       IntArrayRef padding) {
   check_window(op, stride, padding);
   check_images(op, "grad", grad, "(T, N, O, Ho, Wo)");
   check_weight(op, weight, "grad", grad, 1, "O");
-  check_mask(op, mask, grad.size(0), weight.size(1), weight.size(2), "grad", grad);
-  check_output_size(op, input_size, weight.sizes().slice(3), grad.sizes().slice(3), stride,
+  check_mask(op, mask, grad.sym_size(0), weight.sym_size(1), weight.sym_size(2), "grad", grad);
+  check_output_size(op, input_size, weight.sym_sizes().slice(3), grad.sym_sizes().slice(3), stride,
                     padding);
 }
 
 void check_weight_grad(const char* op, const Tensor& grad, const Tensor& x,
-                       const OptionalTensor& mask, IntArrayRef kernel_size, IntArrayRef stride,
+                       const OptionalTensor& mask, SymIntArrayRef kernel_size, IntArrayRef stride,
                        IntArrayRef padding) {
   check_window(op, stride, padding);
   check_images(op, "grad", grad, "(T, N, O, Ho, Wo)");
   check_rank(op, "x", x, 5, "(T, N, I, H, W)");
   check_same_kind(op, "x", x, "grad", grad);
-  check_size(op, "x", x, 0, grad.size(0), "T");
-  check_size(op, "x", x, 1, grad.size(1), "N");
-  check_mask(op, mask, grad.size(0), grad.size(2), x.size(2), "grad", grad);
-  check_output_size(op, x.sizes().slice(3), kernel_size, grad.sizes().slice(3), stride, padding);
+  check_size(op, "x", x, 0, grad.sym_size(0), "T");
+  check_size(op, "x", x, 1, grad.sym_size(1), "N");
+  check_mask(op, mask, grad.sym_size(0), grad.sym_size(2), x.sym_size(2), "grad", grad);
+  check_output_size(op, x.sym_sizes().slice(3), kernel_size, grad.sym_sizes().slice(3), stride, padding);
+}
+
+// What the derivatives in weight and mask are taken of: a gradient, the images and the weight.
+void check_with_weight(const char* op, const Tensor& grad, const Tensor& x, const Tensor& weight,
+                       const OptionalTensor& mask, IntArrayRef stride, IntArrayRef padding) {
+  check_images(op, "grad", grad, "(T, N, O, Ho, Wo)");
+  check_weight(op, weight, "grad", grad, 1, "O");
+  check_weight_grad(op, grad, x, mask, weight.sym_sizes().slice(3), stride, padding);
+  check_weight(op, weight, "x", x, 2, "I");
 }
 
 }  // namespace
@@ -125,15 +128,20 @@ void check_masked_conv(const Tensor& x, const Tensor& weight, const OptionalTens
 }
 
 void check_masked_conv_input_grad(const Tensor& grad, const Tensor& weight,
-                                  const OptionalTensor& mask, IntArrayRef input_size,
+                                  const OptionalTensor& mask, const AnySizes& input_size,
                                   IntArrayRef stride, IntArrayRef padding) {
   check_input_grad("masked_conv_input_grad", grad, weight, mask, input_size, stride, padding);
 }
 
 void check_masked_conv_weight_grad(const Tensor& grad, const Tensor& x, const OptionalTensor& mask,
-                                   IntArrayRef kernel_size, IntArrayRef stride,
+                                   const AnySizes& kernel_size, IntArrayRef stride,
                                    IntArrayRef padding) {
   check_weight_grad("masked_conv_weight_grad", grad, x, mask, kernel_size, stride, padding);
+}
+
+void check_masked_conv_mask_grad(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                 IntArrayRef stride, IntArrayRef padding) {
+  check_with_weight("masked_conv_mask_grad", grad, x, weight, std::nullopt, stride, padding);
 }
 
 void check_masked_conv_pair(const Tensor& x1, const Tensor& weight1, const OptionalTensor& mask1,
@@ -143,24 +151,24 @@ void check_masked_conv_pair(const Tensor& x1, const Tensor& weight1, const Optio
   check_forward(op, x1, weight1, mask1, bias, stride, padding);
   check_alike(op, "x2", x2, "x1", x1);
   check_alike(op, "weight2", weight2, "weight1", weight1);
-  check_mask(op, mask2, x1.size(0), weight1.size(1), weight1.size(2), "x1", x1);
+  check_mask(op, mask2, x1.sym_size(0), weight1.sym_size(1), weight1.sym_size(2), "x1", x1);
 }
 
 void check_masked_conv_input_grad_pair(const Tensor& grad1, const Tensor& weight1,
                                        const OptionalTensor& mask1, const Tensor& grad2,
                                        const Tensor& weight2, const OptionalTensor& mask2,
-                                       IntArrayRef input_size, IntArrayRef stride,
+                                       const AnySizes& input_size, IntArrayRef stride,
                                        IntArrayRef padding) {
   constexpr auto op = "masked_conv_input_grad_pair";
   check_input_grad(op, grad1, weight1, mask1, input_size, stride, padding);
   check_alike(op, "grad2", grad2, "grad1", grad1);
   check_alike(op, "weight2", weight2, "weight1", weight1);
-  check_mask(op, mask2, grad1.size(0), weight1.size(1), weight1.size(2), "grad1", grad1);
+  check_mask(op, mask2, grad1.sym_size(0), weight1.sym_size(1), weight1.sym_size(2), "grad1", grad1);
 }
 
 void check_masked_conv_weight_grad_pair(const Tensor& grad1, const Tensor& x1, const Tensor& grad2,
                                         const Tensor& x2, const OptionalTensor& mask,
-                                        IntArrayRef kernel_size, IntArrayRef stride,
+                                        const AnySizes& kernel_size, IntArrayRef stride,
                                         IntArrayRef padding) {
   constexpr auto op = "masked_conv_weight_grad_pair";
   check_weight_grad(op, grad1, x1, mask, kernel_size, stride, padding);
@@ -171,11 +179,7 @@ void check_masked_conv_weight_grad_pair(const Tensor& grad1, const Tensor& x1, c
 void check_masked_conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                 const OptionalTensor& mask, IntArrayRef stride,
                                 IntArrayRef padding) {
-  constexpr auto op = "masked_conv_backward";
-  check_images(op, "grad", grad, "(T, N, O, Ho, Wo)");
-  check_weight(op, weight, "grad", grad, 1, "O");
-  check_weight_grad(op, grad, x, mask, weight.sizes().slice(3), stride, padding);
-  check_weight(op, weight, "x", x, 2, "I");
+  check_with_weight("masked_conv_backward", grad, x, weight, mask, stride, padding);
 }
 
 }  // namespace metasparse

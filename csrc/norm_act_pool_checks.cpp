@@ -7,9 +7,20 @@ namespace {
 
 void check_input(const char* op, const at::Tensor& x, bool pool) {
   check_rank(op, "x", x, 5, "(T, N, C, H, W)");
+  check_floating(op, "x", x);
   const int64_t smallest = pool ? 2 : 1;
-  TORCH_CHECK_VALUE(x.size(1) >= 1 && x.size(3) >= smallest && x.size(4) >= smallest, op,
-                    ": expected x with N >= 1 and H, W >= ", smallest, ", got ", x.sizes());
+  TORCH_CHECK_VALUE(x.sym_size(1) >= 1 && x.sym_size(3) >= smallest && x.sym_size(4) >= smallest, op,
+                    ": expected x with N >= 1 and H, W >= ", smallest, ", got ", x.sym_sizes());
+}
+
+void check_output_size(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x,
+                       bool pool) {
+  check_rank(op, name, t, 5, "(T, N, C, H', W')");
+  check_size(op, name, t, 0, x.sym_size(0), "T of x");
+  check_size(op, name, t, 1, x.sym_size(1), "N of x");
+  check_size(op, name, t, 2, x.sym_size(2), "C of x");
+  check_size(op, name, t, 3, pool ? x.sym_size(3) / 2 : x.sym_size(3), "H'");
+  check_size(op, name, t, 4, pool ? x.sym_size(4) / 2 : x.sym_size(4), "W'");
 }
 
 }  // namespace
@@ -18,8 +29,8 @@ void check_per_channel(const char* op, const char* name, const std::optional<at:
                        const at::Tensor& x) {
   if (!t.has_value()) return;
   check_rank(op, name, *t, 2, "(T, C)");
-  check_size(op, name, *t, 0, x.size(0), "T of x");
-  check_size(op, name, *t, 1, x.size(2), "C of x");
+  check_size(op, name, *t, 0, x.sym_size(0), "T of x");
+  check_size(op, name, *t, 1, x.sym_size(2), "C of x");
   check_same_kind(op, name, *t, "x", x);
 }
 
@@ -39,30 +50,20 @@ void check_norm_act_pool_point(const char* op, const at::Tensor& x,
   check_per_channel(op, "weight", weight, x);
   check_per_channel(op, "mean", mean, x);
   check_per_channel(op, "rstd", rstd, x);
-  TORCH_CHECK_TYPE(gate.scalar_type() == at::kByte, op, ": expected gate of dtype ", at::kByte,
-                   ", got ", gate.scalar_type());
+  check_dtype(op, "gate", gate, at::kByte);
+  check_same_device(op, "gate", gate, "x", x);
   if (gate.dim() == 2 && !pool) return;  // nothing was gated
-  const std::vector<int64_t> expected = {x.size(0), x.size(1), x.size(2),
-                                         pool ? x.size(3) / 2 : x.size(3),
-                                         pool ? x.size(4) / 2 : x.size(4)};
-  TORCH_CHECK_VALUE(gate.sizes() == expected, op, ": expected gate of shape ",
-                    at::IntArrayRef(expected), ", got ", gate.sizes());
+  check_output_size(op, "gate", gate, x, pool);
 }
 
 void check_like_input(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x) {
-  TORCH_CHECK_VALUE(t.sizes() == x.sizes(), op, ": expected ", name, " of x's shape ", x.sizes(),
-                    ", got ", t.sizes());
+  check_shape_like(op, name, t, "x", x);
   check_same_kind(op, name, t, "x", x);
 }
 
 void check_like_output(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x,
                        bool pool) {
-  check_rank(op, name, t, 5, "(T, N, C, H', W')");
-  check_size(op, name, t, 0, x.size(0), "T of x");
-  check_size(op, name, t, 1, x.size(1), "N of x");
-  check_size(op, name, t, 2, x.size(2), "C of x");
-  check_size(op, name, t, 3, pool ? x.size(3) / 2 : x.size(3), "H'");
-  check_size(op, name, t, 4, pool ? x.size(4) / 2 : x.size(4), "W'");
+  check_output_size(op, name, t, x, pool);
   check_same_kind(op, name, t, "x", x);
 }
 

@@ -8,8 +8,9 @@ namespace metasparse {
 void check_softmax_head(const char* op, const at::Tensor& features, const at::Tensor& labels,
                         const at::Tensor& center, const at::Tensor& lam);
 
-// The same, and another tensor shaped like center.
-void check_softmax_head_like_center(const char* op, const char* name, const at::Tensor& t,
-                                    const at::Tensor& center);
+// The same, and two tensors shaped like center.
+void check_softmax_head_grad(const at::Tensor& grad, const at::Tensor& weight,
+                             const at::Tensor& features, const at::Tensor& labels,
+                             const at::Tensor& center, const at::Tensor& lam);
 
 }  // namespace metasparse

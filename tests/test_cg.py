@@ -260,12 +260,75 @@ def test_gradients_reach_matrix_and_right_hand_side():
     assert torch.autograd.gradcheck(alone, b)
 
 
-def test_second_order_is_refused():
-    a, b = spd(), rhs().requires_grad_()
-    solution = cg(times(a), b, iterations=50).solution
-    (gradient,) = torch.autograd.grad(solution.square().sum(), b, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+def dependent(root):
+    """A matrix that depends on all of ``root``, not linearly."""
+    return root @ root.mT + torch.eye(root.shape[-1], dtype=root.dtype)
+
+
+def solved(root, b):
+    return cg(times(dependent(root)), b, iterations=20, differentiable=True).solution
+
+
+def inverted(root, b):
+    return torch.linalg.solve(dependent(root), b)
+
+
+def twice(solve, root, b):
+    """The second derivatives of a function of the solution, contracted."""
+    root, b = root.clone().requires_grad_(), b.clone().requires_grad_()
+    first = torch.autograd.grad(solve(root, b).sin().sum(), (root, b), create_graph=True)
+    return torch.autograd.grad(sum(g.sin().sum() for g in first), (root, b))
+
+
+def test_second_derivatives():
+    root, b = rhs(2 * 4, 4).view(2, 4, 4), rhs(2, 4)
+    torch.testing.assert_close(twice(solved, root, b), twice(inverted, root, b))
+    number = torch.tensor([[1.3]], dtype=torch.float64, requires_grad=True)
+    x = cg(lambda v: number * v, torch.ones_like(number), iterations=2, differentiable=True)
+    (first,) = torch.autograd.grad(x.solution.sum(), number, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), number)
+    torch.testing.assert_close(second, 2 / number.detach() ** 3)
+
+
+def test_transforms_of_torch_func():
+    func, root, b = torch.func, rhs(2 * 3, 3).view(2, 3, 3), rhs(2, 3)
+
+    def results(solve):
+        def loss(root, b):
+            return solve(root, b).sin().sum()
+
+        roots, bs = torch.stack([root, 2 * root]), torch.stack([b, b + 1])
+        return (
+            func.grad(loss, (0, 1))(root, b),
+            func.jvp(solve, (root, b), (b[..., None] * root, b + 1)),
+            func.vmap(solve)(roots, bs),
+            func.vmap(solve, (None, 0))(root, bs),
+            func.vmap(func.grad(loss))(roots, bs),
+            func.grad(lambda r: func.vmap(solve)(r, bs).sin().sum())(roots),
+            func.jacrev(func.jacrev(loss))(root, b),
+        )
+
+    torch.testing.assert_close(results(solved), results(inverted))
+
+
+def test_what_is_not_differentiable_is_refused():
+    root, b = rhs(2 * 3, 3).view(2, 3, 3), rhs(2, 3)
+    x = root.clone().requires_grad_()
+    gradient = solved(x, b).sum()
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad(gradient.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="at most twice, got a third derivative"):
+        torch.autograd.grad(gradient.sum(), x)
+    with pytest.raises(NotImplementedError, match="forward mode combined"):
+        torch.func.hessian(lambda r: solved(r, b).sum())(root)
+
+
+def test_autocast_computes_in_the_dtype_of_b(backend):
+    a, b = spd(dtype=torch.float32), rhs().float()
+    with torch.autocast(b.device.type, torch.bfloat16):
+        solution = cg(times(a), b, iterations=SIZE).solution
+    assert solution.dtype == torch.float32
+    torch.testing.assert_close(solution, torch.linalg.solve(a, b), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ def test_gradients_reach_a_shared_weight_once_per_task():
 
 X, W, M, B = (torch.zeros(s) for s in [(2, 3, 4, 5, 5), (2, 6, 4, 3, 3), (2, 6, 4), (2, 6)])
 BAD = {
-    "x rank": (ValueError, "x of 4 dimensions", (X[0, 0], W, M)),
+    "x rank": (ValueError, "x of 4 dimensions, or 3 for one image", (X[0, 0, 0], W, M)),
     "weight rank": (ValueError, "weight of 4 dimensions", (X, W[0, 0], M)),
     "mask rank": (ValueError, "mask of 2 dimensions", (X, W, M[0, 0])),
     "bias rank": (ValueError, "bias of 1 dimensions", (X, W, M, B[None])),
@@ -432,3 +432,51 @@ BAD = {
 def test_bad_arguments(error, message, args):
     with pytest.raises(error, match=message):
         ms.masked_conv2d(*args)
+
+
+# What nn.Conv2d takes
+
+
+@pytest.mark.parametrize("tasks", [None, 2])
+def test_one_image(tasks):
+    image, kernel = torch.randn(3, 6, 5), torch.randn(4, 3, 3, 3)
+    bias, mask = torch.randn(4), (torch.rand(4, 3) < 0.5).float()
+    if tasks is not None:
+        kernel = torch.randn(tasks, 4, 3, 3, 3)
+    y = ms.masked_conv2d(image, kernel, mask, bias, 2, 1)
+    assert y.shape == (4, 3, 3) if tasks is None else (tasks, 4, 3, 3)
+    batch = ms.masked_conv2d(image[None], kernel, mask, bias, 2, 1)
+    assert torch.equal(y, batch.squeeze(-4))
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 2), (1, 4), (5, 2)], ids=str)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_in_words(padding, kernel):
+    x, weight = torch.randn(2, 3, 7, 6), torch.randn(4, 3, *kernel)
+    expected = torch.nn.functional.conv2d(x, weight, None, 1, padding)
+    torch.testing.assert_close(ms.masked_conv2d(x, weight, None, None, 1, padding), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "full"}, "padding to be integers, 'same' or 'valid', got 'full'"),
+        ({"padding": "same", "stride": 2}, "stride 1 for padding 'same', got \\(2, 2\\)"),
+        ({"stride": (1, 2, 3)}, "stride to be one integer or two"),
+        ({"padding": 1.5}, "padding to be one integer or two, got 1.5"),
+    ],
+)
+def test_bad_windows(options, message):
+    with pytest.raises(ValueError, match=message):
+        ms.masked_conv2d(torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), None, **options)
+
+
+def test_a_bias_may_change_before_the_backward_pass():
+    """Its value plays no part in any derivative, so it is not kept."""
+    x, weight = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
+    bias = torch.zeros(4, requires_grad=True)
+    y = ms.masked_conv2d(x, weight, None, bias)
+    with torch.no_grad():
+        bias.add_(1)
+    y.sum().backward()
+    assert bias.grad.tolist() == [2 * 4 * 4] * 4

@@ -4,11 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from metasparse_ext.nn import (
     BatchNorm2d,
+    Conv4,
+    FiLM,
     FixedMask,
+    LearnedTopKMask,
     Linear,
     MaskedConv2d,
     NormActPool,
@@ -205,3 +209,71 @@ def test_top_k_mask_refuses():
         TopKMask(1.5)
     with pytest.raises(ValueError, match="TopKMask: granularity must be"):
         TopKMask(0.5, "layer")
+
+
+# Deferred initialisation
+
+PATTERN = torch.tensor([[1, 0, 1], [0, 1, 1]])
+
+
+def reset(module):
+    for part in module.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+
+
+@pytest.mark.parametrize("mask", [None, PATTERN], ids=["whole", "pattern"])
+def test_a_mask_built_on_meta_has_its_values_in_memory(mask):
+    expected = torch.ones(2, 3) if mask is None else PATTERN
+    with torch.device("meta"):
+        conv = MaskedConv2d(3, 2, 3, mask=mask)
+    conv.to_empty(device="cpu")
+    assert torch.equal(conv.masker.mask, expected.to(conv.masker.mask.dtype))
+    skipped = torch.nn.utils.skip_init(MaskedConv2d, 3, 2, 3, mask=mask)
+    assert torch.equal(skipped.masker.mask, expected.to(skipped.masker.mask.dtype))
+
+
+@pytest.mark.parametrize("mask", [None, PATTERN], ids=["whole", "pattern"])
+@pytest.mark.parametrize("by", ["each module", "the layer"])
+def test_reset_parameters_resets_the_mask(mask, by):
+    conv = MaskedConv2d(3, 2, 3, mask=mask)
+    before = conv.masker.mask.clone()
+    conv.to_empty(device="cpu")
+    conv.masker.mask.fill_(7)
+    reset(conv) if by == "each module" else conv.reset_parameters()
+    assert torch.equal(conv.masker.mask, before)
+
+
+def test_what_is_learned_or_filled_in_is_reset_too():
+    for make, name, value in (
+        (lambda: LearnedTopKMask(0.25), "logit", torch.tensor([1 / 3]).log()),
+        (lambda: FiLM(4, 3), "context", torch.zeros(3)),
+    ):
+        with torch.device("meta"):
+            module = make()
+        module.to_empty(device="cpu")
+        with torch.no_grad():
+            getattr(module, name).fill_(7)
+        reset(module)
+        torch.testing.assert_close(getattr(module, name).detach(), value)
+
+
+def test_a_mask_without_values_cannot_be_reset():
+    masker = FixedMask(torch.ones(2, 3, device="meta"))
+    with pytest.raises(RuntimeError, match="mask has no values to go back to"):
+        masker.to_empty(device="cpu")
+
+
+def test_networks_are_built_of_fake_tensors():
+    with FakeTensorMode():
+        network = Conv4(1, 28, 8, 5)
+        assert network(torch.randn(2, 1, 28, 28)).shape == (2, 5)
+        assert "on meta" in repr(network)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 1])
+def test_the_layer_takes_one_image(padding):
+    conv = MaskedConv2d(3, 2, 2, padding=padding)
+    image = torch.randn(3, 6, 6)
+    expected = F.conv2d(image, conv.weight, conv.bias, padding=padding)
+    torch.testing.assert_close(conv(image), expected)

@@ -256,30 +256,46 @@ def test_opcheck():
     features, labels, weight, lam = draw(2, 3, 4, 3)
     ops = torch.ops.metasparse
     torch.library.opcheck(ops.softmax_head, (features, labels, weight, lam, 1e-12, 20))
-    differentiable = tuple(t.requires_grad_() for t in (features, weight, lam))
-    x, w, r = differentiable
-    torch.library.opcheck(ops.softmax_head_attach, (weight.detach(), x, labels, w, r))
+    torch.library.opcheck(
+        ops.softmax_head_grad, (weight + 1, weight, features, labels, weight, lam)
+    )
 
 
 @pytest.mark.parametrize("backend", [pytest.param("compiled", marks=compiled), "reference"])
-def test_second_order_is_refused(backend, monkeypatch):
+def test_second_derivatives(backend, monkeypatch):
     if backend == "reference":
         monkeypatch.setattr(_library, "loaded", lambda: False)
-    features, labels, weight, lam = draw()
-    weight.requires_grad_()
-    solution = softmax_head(features, labels, weight, lam=lam).weight
-    (gradient,) = torch.autograd.grad(solution.square().sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"second derivative|once_differentiable"):
-        gradient.sum().backward()
+    features, labels, weight, lam = draw(1, 3, 2, 2)
+
+    def fit(features, weight, lam):
+        return softmax_head(features, labels, weight, lam=lam, tolerance=1e-14).weight
+
+    inputs = tuple(t.requires_grad_() for t in (features, weight, lam))
+    assert torch.autograd.gradcheck(fit, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(fit, inputs, check_fwd_over_rev=True)
 
 
-@compiled
-def test_forward_mode_is_refused():
-    features, labels, weight, lam = draw()
-    with pytest.raises(NotImplementedError, match="only reverse mode"):
-        torch.func.jvp(
-            lambda w: softmax_head(features, labels, w, lam=lam).weight, (weight,), (weight,)
-        )
+def test_second_derivatives_under_torch_func():
+    features, labels, weight, lam = draw(2, 3, 2, 2)
+
+    def loss(features):
+        return softmax_head(features, labels, weight, lam=lam).weight.sin().sum()
+
+    func = torch.func
+    expected = func.jacrev(func.jacrev(loss))(features)
+    close(func.hessian(loss)(features), expected)
+    close(func.jacfwd(func.jacfwd(loss))(features), expected)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_vmap_over_every_solver(solver):
+    features, labels, weight, lam = draw(2, 3, 4, 3)
+    stack = torch.stack([features, 2 * features])
+
+    def fit(features):
+        return softmax_head(features, labels, weight, lam=lam, solver=solver).weight
+
+    close(torch.func.vmap(fit)(stack), torch.stack([fit(one) for one in stack]), 1e-9)
 
 
 @pytest.mark.host

@@ -207,8 +207,9 @@ def test_kernel_granularity_ranks_the_mean_of_each_kernel(tasks):
     scores = torch.randn(*tasks, 4, 5, 3, 2)
     mask = ms.topk_mask(scores, 0.45, granularity="kernel")
     assert mask.shape == (*tasks, 4, 5)
-    assert torch.equal(mask, ms.topk_mask(scores.mean((-2, -1)), 0.45))
-    assert torch.equal(mask, ms.topk_mask(scores.mean((-2, -1)), 0.45, granularity="kernel"))
+    means, leads = scores.mean((-2, -1)), bool(tasks)
+    assert torch.equal(mask, ms.topk_mask(means, 0.45, tasks=leads))
+    assert torch.equal(mask, ms.topk_mask(means, 0.45, granularity="kernel", tasks=leads))
     assert (mask.sum((-2, -1)) == 9).all()
 
 
@@ -225,7 +226,7 @@ def test_channel_granularity_keeps_whole_rows(tasks):
         means.masked_fill(kept == 0, torch.inf).amin(-1)
         >= means.masked_fill(kept == 1, -torch.inf).amax(-1)
     ).all()
-    same = ms.topk_mask(scores.mean((-2, -1)), 0.5, granularity="channel")
+    same = ms.topk_mask(scores.mean((-2, -1)), 0.5, granularity="channel", tasks=bool(tasks))
     assert torch.equal(mask, same)
 
 
@@ -251,7 +252,7 @@ def test_scopes_share_budgets():
         n = scores[name][0].numel()
         assert mask.flatten(1).sum(1).tolist() == [round(0.2 * n)] * 3
     assert flat(by_task, 1).sum(1).tolist() == [round(0.2 * total)] * 3
-    assert torch.equal(flat(by_task, 1), ms.topk_mask(flat(scores, 1)[:, None], 0.2)[:, 0])
+    assert torch.equal(flat(by_task, 1), ms.topk_mask(flat(scores, 1), 0.2, tasks=True))
     everything = torch.cat([t.flatten() for t in scores.values()])
     masks = torch.cat([t.flatten() for t in by_network.values()])
     assert torch.equal(masks, ms.topk_mask(everything, 0.2))
@@ -274,7 +275,7 @@ def test_kernels_over_a_network():
 
 
 def test_network_may_mix_shared_and_per_task_layers():
-    scores = [torch.randn(2, 3, 4), torch.randn(5)]
+    scores = [torch.randn(2, 3, 4, 1, 1), torch.randn(5)]
     masks = ms.topk_mask(scores, 0.5, scope="network")
     assert sum(m.sum() for m in masks) == round(0.5 * 29)
 
@@ -296,11 +297,12 @@ def test_nothing_to_rank(scope):
 
 def test_density_tensors():
     scores = torch.randn(3, 4, 5)
-    assert torch.equal(ms.topk_mask(scores, torch.tensor(0.3)), ms.topk_mask(scores, 0.3))
-    assert torch.equal(ms.topk_mask(scores, torch.tensor([0.3])), ms.topk_mask(scores, 0.3))
+    expected = ms.topk_mask(scores, 0.3, tasks=True)
+    assert torch.equal(ms.topk_mask(scores, torch.tensor(0.3), tasks=True), expected)
+    assert torch.equal(ms.topk_mask(scores, torch.tensor([0.3]), tasks=True), expected)
     densities = torch.tensor([0.0, 0.35, 1.0], requires_grad=True)
     for scope in ("layer", "task"):
-        mask = ms.topk_mask(scores, densities, scope=scope)
+        mask = ms.topk_mask(scores, densities, scope=scope, tasks=True)
         assert mask.flatten(1).sum(1).tolist() == [0, 7, 20]
     assert not mask.requires_grad
 
@@ -320,6 +322,39 @@ def test_autocast_keeps_the_dtype():
         mask = ms.topk_mask(scores, 0.4)
     assert mask.dtype == torch.float32
     assert torch.equal(mask, ms.topk_mask(scores, 0.4))
+
+
+WEIGHTS = {  # of every layer, and the axes that their masks of kernels have
+    "Linear": ((4, 6), (4, 6)),
+    "Conv1d": ((4, 6, 3), (4, 6)),
+    "Conv2d": ((4, 6, 3, 2), (4, 6)),
+    "Conv3d": ((4, 6, 3, 2, 2), (4, 6)),
+}
+
+
+@pytest.mark.parametrize("granularity", ["weight", "kernel", "channel"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_weight_of_any_layer_alone_and_with_tasks(name, granularity):
+    shape, kernels = WEIGHTS[name]
+    stack = torch.randn(3, *shape)
+    options = {"granularity": granularity}
+    masks = ms.topk_mask(stack, 0.5, tasks=True, **options)
+    assert masks.shape == (3, *(shape if granularity == "weight" else kernels))
+    for scores, mask in zip(stack, masks, strict=True):
+        assert torch.equal(ms.topk_mask(scores, 0.5, tasks=False, **options), mask)
+        if granularity == "kernel":
+            means = scores.flatten(2).mean(2) if scores.dim() > 2 else scores
+            assert torch.equal(mask, ms.topk_mask(means, 0.5))
+
+
+def test_three_dimensions_need_a_word():
+    """A Conv1d weight (O, I, k) is not O tasks of (I, k)."""
+    weight = torch.nn.Conv1d(4, 8, 3).weight.detach().abs()
+    for granularity in ("weight", "kernel", "channel"):
+        with pytest.raises(ValueError, match=r"tasks=True or tasks=False for scores\['c'\]"):
+            ms.topk_mask({"c": weight}, 0.5, granularity=granularity)
+    assert ms.topk_mask(weight, 0.5, granularity="kernel", tasks=False).shape == (8, 4)
+    assert ms.topk_mask(weight, 0.5, tasks=False).sum() == 48
 
 
 # Derivatives
@@ -440,6 +475,7 @@ def test_the_reference_marks_rows_that_hold_nan():
 S = torch.randn(2, 4, 3)
 BAD = {
     "granularity": (ValueError, "granularity to be one of", (S, 0.5), {"granularity": "row"}),
+    "tasks": (ValueError, "tasks to be True, False or None, got 2", (S, 0.5), {"tasks": 2}),
     "scope": (ValueError, "scope to be one of", (S, 0.5), {"scope": "global"}),
     "density above": (ValueError, "density from 0 to 1, got 1.5", (S, 1.5), {}),
     "density below": (ValueError, "density from 0 to 1, got -0.1", (S, -0.1), {}),
@@ -461,13 +497,14 @@ BAD = {
     "scores entry": (TypeError, r"scores\[1\] to be a tensor, got float", ([S, 1.0], 0.5), {}),
     "scores value": (TypeError, r"scores\['w'\] to be a tensor", ({"w": None}, 0.5), {}),
     "scores dtype": (TypeError, "scores of a floating dtype", (S.long(), 0.5), {}),
-    "scores scalar": (ValueError, "of 1 to 5 dimensions", (S[0, 0, 0], 0.5), {}),
-    "scores rank": (ValueError, "of 1 to 5 dimensions", (S[None, None, None, None], 0.5), {}),
+    "scores scalar": (ValueError, "of 1 to 5 dim", (S[0, 0, 0], 0.5), {"tasks": None}),
+    "scores scalars": (ValueError, "of 2 to 6 dimensions with its task", (S[0, 0], 0.5), {}),
+    "scores rank": (ValueError, "of 2 to 6 dim", (S[None, None, None, None], 0.5), {}),
     "kernels of a vector": (
         ValueError,
         "2 to 5 dimensions",
         (S[0, 0], 0.5),
-        {"granularity": "kernel"},
+        {"granularity": "kernel", "tasks": None},
     ),
     "tasks differ": (
         ValueError,
@@ -486,6 +523,7 @@ BAD = {
 
 @pytest.mark.parametrize(("error", "message", "args", "options"), BAD.values(), ids=BAD.keys())
 def test_bad_arguments(error, message, args, options):
+    options = {"tasks": True} | options
     with pytest.raises(error, match=message):
         ms.topk_mask(*args, **options)
 

@@ -30,7 +30,8 @@ std::vector<Tensor> outputs_of(BackwardResult value) {
   return {std::get<0>(value), std::get<1>(value), std::get<2>(value)};
 }
 
-// A Node of the op that saves all of its arguments, or none where no gradient is asked for.
+// A Node of the op that saves the arguments that its derivatives read, all but a bias, or none where
+// no gradient is asked for.
 PointerTo<FamilyBackward> recorded(const Definition& definition,
                                    const std::vector<Tensor>& arguments, const Geometry& geo) {
   const auto needs_grad = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
@@ -41,8 +42,9 @@ PointerTo<FamilyBackward> recorded(const Definition& definition,
   node->set_next_edges(torch::autograd::collect_next_edges(arguments));
   node->definition = definition;
   node->geo = geo;
-  for (const auto& argument : arguments) {
-    node->saved.emplace_back(argument, /*is_output=*/false);
+  for (size_t k = 0; k < arguments.size(); ++k) {
+    const bool read = static_cast<int>(k) != definition.bias;
+    node->saved.emplace_back(read ? arguments[k] : Tensor(), /*is_output=*/false);
   }
   return node;
 }

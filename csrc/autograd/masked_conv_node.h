@@ -10,7 +10,7 @@ namespace metasparse::conv_autograd {
 
 struct FamilyBackward : torch::autograd::Node {
   Definition definition;
-  std::vector<torch::autograd::SavedVariable> saved;  // the op's arguments, in order
+  std::vector<torch::autograd::SavedVariable> saved;  // the op's arguments, in order; not its bias
   Geometry geo;
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;

@@ -278,6 +278,7 @@ Tensor weight_grad_pair_op(const Tensor& grad1, const Tensor& x1, const Tensor& 
 // The mask is wanted dense: what a pruned kernel would have gained by being active.
 Tensor mask_grad_op(const Tensor& grad, const Tensor& x, const Tensor& weight, IntArrayRef stride,
                     IntArrayRef padding) {
+  check_masked_conv_mask_grad(grad, x, weight, stride, padding);
   const auto dense =
       weight_grad_op(grad, x, std::nullopt, weight.sizes().slice(3), stride, padding);
   return (dense * weight).sum({-2, -1});

@@ -166,9 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_head_grad(const Tensor& grad, const T
                                                      const Tensor& features, const Tensor& labels,
                                                      const Tensor& center, const Tensor& lam) {
   constexpr const char* op = "softmax_head_grad";
-  check_softmax_head(op, features, labels, center, lam);
-  check_softmax_head_like_center(op, "grad", grad, center);
-  check_softmax_head_like_center(op, "weight", weight, center);
+  check_softmax_head_grad(grad, weight, features, labels, center, lam);
   check_labels(op, labels, center.size(1));
   const auto samples = features.size(1);
   const auto dtype = features.scalar_type();
@@ -196,19 +194,10 @@ std::tuple<Tensor, Tensor, Tensor> softmax_head_grad(const Tensor& grad, const T
   return {features_grad, center_grad, lam_grad};
 }
 
-Tensor softmax_head_attach(const Tensor& weight, const Tensor&, const Tensor&, const Tensor&,
-                           const Tensor&) {
-  return weight.clone();
-}
-
 }  // namespace
 }  // namespace metasparse::cpu
 
 TORCH_LIBRARY_IMPL(metasparse, CPU, m) {
   m.impl("softmax_head", metasparse::cpu::softmax_head);
   m.impl("softmax_head_grad", metasparse::cpu::softmax_head_grad);
-}
-
-TORCH_LIBRARY_IMPL(metasparse, CompositeExplicitAutograd, m) {
-  m.impl("softmax_head_attach", metasparse::cpu::softmax_head_attach);
 }

@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "../topk_mask_checks.h"
+#include "../mask_checks.h"
 #include "kernels/topk_mask.h"
 #include "runtime/isa.h"
 #include "runtime/memory.h"

@@ -8,7 +8,7 @@
 
 #include "../cg_checks.h"
 #include "../softmax_head_checks.h"
-#include "../topk_mask_checks.h"
+#include "../mask_checks.h"
 #include "cg.h"
 #include "softmax_head.h"
 #include "topk_mask.h"
@@ -88,10 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head_op(const Tensor& feature
 
 bool softmax_head_grad_supported(const Tensor& grad, const Tensor& weight, const Tensor& features,
                                  const Tensor& labels, const Tensor& center, const Tensor& lam) {
-  constexpr const char* op = "softmax_head_grad";
-  check_softmax_head(op, features, labels, center, lam);
-  check_softmax_head_like_center(op, "grad", grad, center);
-  check_softmax_head_like_center(op, "weight", weight, center);
+  check_softmax_head_grad(grad, weight, features, labels, center, lam);
   return softmax_head_takes(head_shape(features, center));
 }
 

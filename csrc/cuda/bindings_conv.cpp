@@ -250,6 +250,7 @@ Tensor weight_grad_pair(const Tensor& grad1, const Tensor& x1, const Tensor& gra
 
 bool mask_grad_supported(const Tensor& grad, const Tensor& x, const Tensor& weight,
                          IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_mask_grad(grad, x, weight, stride, padding);
   return weight_grad_supported(grad, x, std::nullopt, weight.sizes().slice(3), stride, padding);
 }
 

@@ -2,12 +2,13 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "../mask_checks.h"
+
 namespace metasparse::dense {
 namespace {
 
 at::Tensor binary_mask(const at::Tensor& scores) {
-  TORCH_CHECK_TYPE(scores.is_floating_point(),
-                   "binary_mask: expected scores of a floating dtype, got ", scores.scalar_type());
+  check_binary_mask(scores);
   auto mask = at::empty_like(scores, at::MemoryFormat::Contiguous);
   return at::gt_out(mask, scores, 0);
 }

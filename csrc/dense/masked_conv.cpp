@@ -148,6 +148,7 @@ Tensor masked_conv_weight_grad(const Tensor& grad, const Tensor& x, const Option
 
 Tensor masked_conv_mask_grad(const Tensor& grad, const Tensor& x, const Tensor& weight,
                              IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_mask_grad(grad, x, weight, stride, padding);
   const auto dense = masked_conv_weight_grad(grad, x, std::nullopt,
                                              {weight.size(3), weight.size(4)}, stride, padding);
   return (dense * weight).sum({-2, -1});

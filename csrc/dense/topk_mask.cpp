@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "../topk_mask_checks.h"
+#include "../mask_checks.h"
 
 namespace metasparse::dense {
 namespace {

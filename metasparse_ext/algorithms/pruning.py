@@ -71,4 +71,4 @@ def largest(
         name: torch.where(kept[name] != 0, weight.detach().abs(), -1.0)
         for name, weight in weights.items()
     }
-    return topk_mask(scores, density, scope=SCOPES[scope])
+    return topk_mask(scores, density, scope=SCOPES[scope], tasks=False)

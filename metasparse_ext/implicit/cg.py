@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 
+from metasparse_ext.implicit import cg_derivatives
+from metasparse_ext.ops._operands import check_dense
 from metasparse_ext.ops.cg import cg_step
-from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUNNING, dots
+from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUNNING, advance, dots
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -66,25 +69,32 @@ def cg(
     With x0 = 0 the first residual is b itself, so k iterations cost k products, not k + 1.
 
     Args:
-        operator: maps (T, P) to (T, P), row t to A_t times row t.
+        operator: maps (T, P) to (T, P), row t to A_t times row t. Under autocast its results are
+            cast back to b's dtype.
         b: (T, P) right-hand sides, float32 or float64. A zero row has the solution zero.
         iterations: how many at most (exactly, without a tolerance).
         tolerance: stop a task when the norm of its residual is at most this times the norm of b.
             Default: the rounding of b's dtype, below which x gains no digit.
         x0: (T, P) where to start; default zero. Costs one product.
         preconditioner: (P,) or (T, P) positive, an approximation of the inverse of A's diagonal.
-        differentiable: attach gradients to the solution, by the implicit function theorem: one
-            more product now, and one more solve (same options, x0 = 0) in the backward pass. They
-            reach b and, when ``operator`` is itself made of differentiable operations, whatever it
-            closes over. Default: whether b requires grad. First order only: differentiating
-            twice raises an error.
+        differentiable: attach derivatives to the solution, by the implicit function theorem, in
+            reverse and in forward mode and under the transforms of ``torch.func``: two more
+            products now, and one more solve (same options, x0 = 0) for each derivative, in the
+            backward pass or, in forward mode, now. They reach b and, when ``operator`` is itself
+            made of differentiable operations, whatever it closes over. Right to second order in
+            reverse mode and to first order in forward mode; a third derivative, and forward mode
+            inside or around another derivative, raise an error. With a graph of the gradient
+            (``create_graph``) two solves take the place of one, which makes few iterations more
+            exact. Default: whether b requires grad or has a tangent, or a transform of
+            ``torch.func`` is at work.
 
     Returns:
         solution, iterations, residuals and status, each per task.
 
     Raises:
-        TypeError: b is not a float32 or float64 tensor.
-        ValueError: a wrong shape, dtype or count.
+        TypeError: b is not a dense float32 or float64 tensor, or another dtype differs from b's.
+        NotImplementedError: a third derivative.
+        ValueError: a wrong shape, device or count.
 
     Source:
         Hestenes and Stiefel, 1952; Nocedal and Wright, Numerical Optimization, algorithms 5.3
@@ -93,20 +103,59 @@ def cg(
     _check(b, iterations, tolerance, x0, preconditioner)
     if preconditioner is not None:
         preconditioner = preconditioner.detach().expand_as(b)
-    with torch.no_grad():
-        result = _solve(operator, b.detach(), iterations, tolerance, x0, preconditioner)
+    operator = _checked(operator, b)
+    _refuse_mixed_modes()
+    transformed = _transformed()
+    result = _solve(operator, b.detach(), iterations, tolerance, x0, preconditioner)
+    forward_mode = transformed or forward_ad.unpack_dual(b).tangent is not None
     if differentiable is None:
-        differentiable = b.requires_grad
-    if not (differentiable and torch.is_grad_enabled()):
+        differentiable = b.requires_grad or forward_mode
+    if not (differentiable and (torch.is_grad_enabled() or forward_mode)):
         return result
 
     def solve(rhs: Tensor) -> Tensor:
         return _solve(operator, rhs, iterations, tolerance, None, preconditioner).solution
 
-    residual = b - operator(result.solution)
-    return result._replace(solution=_Implicit.apply(residual, result.solution, solve))
+    return result._replace(solution=cg_derivatives.attach(result.solution, b, operator, solve))
 
 
+def _transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def _refuse_mixed_modes() -> None:
+    """What ``operator`` closes over cannot be followed into the level of another derivative."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    kinds = [level.key() for level in stack]
+    forward = kinds.count(TransformType.Jvp)
+    if forward and forward + kinds.count(TransformType.Grad) > 1:
+        raise NotImplementedError(
+            "cg: expected forward mode alone or reverse mode, once or twice, got forward mode "
+            "combined with another derivative; jacrev(jacrev(f)) is a Hessian in reverse mode"
+        )
+
+
+def _checked(operator: Operator, b: Tensor) -> Operator:
+    """The operator, with its results in b's dtype under autocast and refused where they differ."""
+
+    def product(v: Tensor) -> Tensor:
+        result = operator(v)
+        if torch.is_autocast_enabled(b.device.type):
+            result = result.to(b.dtype)
+        if result.dtype != b.dtype:
+            raise TypeError(f"cg: expected operator to return {b.dtype} like b, got {result.dtype}")
+        if result.shape != v.shape:
+            raise ValueError(
+                f"cg: expected operator to return shape {tuple(v.shape)} like its argument, got "
+                f"{tuple(result.shape)}"
+            )
+        return result
+
+    return product
+
+
+@torch.no_grad()
 def _solve(
     operator: Operator,
     b: Tensor,
@@ -123,42 +172,32 @@ def _solve(
     else:
         # A zero right-hand side has the solution zero wherever the search starts.
         x = _dense_copy(torch.where(bb[:, None] == 0, 0, x0.detach()))
-        r = _dense_copy(b - operator(x))
+        r = _dense_copy(b - operator(x).detach())
     z = r if preconditioner is None else preconditioner * r
     p = _dense_copy(z)
     rz, rr = dots(r, z), dots(r, r)
     status = torch.where(rr <= limit, CONVERGED, RUNNING)
     status = torch.where(rr.isfinite() & bb.isfinite(), status, NOT_FINITE)
     taken = torch.zeros_like(status)
+    transformed = _transformed()
     for _ in range(iterations):
-        if tolerance is not None and not bool((status == RUNNING).any()):
+        # A mapped value cannot be looked at: without the look a task that is done stands still.
+        if tolerance is not None and not transformed and not bool((status == RUNNING).any()):
             break
-        q = operator(p)
-        cg_step(x, r, p, q, preconditioner, rz, rr, limit, status, taken)
+        # Detached on its own, because no_grad leaves forward mode and outer transforms at work.
+        q = operator(p).detach()
+        if transformed:
+            x, r, p, rz, rr, status, taken = advance(
+                x, r, p, q, preconditioner, rz, rr, limit, status, taken
+            )
+        else:
+            cg_step(x, r, p, q, preconditioner, rz, rr, limit, status, taken)
     return CGResult(x, taken, rr.sqrt(), status)
 
 
 def _dense_copy(t: Tensor) -> Tensor:
     """Steps update their vectors in place, so these must be their own and contiguous."""
     return t.clone(memory_format=torch.contiguous_format)
-
-
-class _Implicit(torch.autograd.Function):
-    """Passes a solution of A x = b through, with the gradient of A^-1 at the residual.
-
-    x = x* + A^-1 (b - A x*) has the value x* at a solution x*, and its derivatives in b and in A
-    are those of A^-1 b; A is symmetric, so the transposed solve is the same one.
-    """
-
-    @staticmethod
-    def forward(ctx, residual: Tensor, solution: Tensor, solve: Callable[[Tensor], Tensor]):
-        ctx.solve = solve
-        return solution.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        return ctx.solve(gradient), None, None
 
 
 def _check(
@@ -171,12 +210,16 @@ def _check(
     if not isinstance(b, Tensor) or b.dtype not in (torch.float32, torch.float64):
         got = b.dtype if isinstance(b, Tensor) else type(b).__name__
         raise TypeError(f"cg: expected b to be a float32 or float64 tensor, got {got}")
+    check_dense("cg", "b", b)
     if b.dim() != 2:
         raise ValueError(f"cg: expected b of shape (T, P), got {tuple(b.shape)}")
     if iterations < 0:
         raise ValueError(f"cg: expected iterations >= 0, got {iterations}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"cg: expected tolerance > 0 or None, got {tolerance}")
+    for name, tensor in {"x0": x0, "preconditioner": preconditioner}.items():
+        if tensor is not None and tensor.device != b.device:
+            raise ValueError(f"cg: expected {name} on {b.device} like b, got {tensor.device}")
     if x0 is not None and (x0.shape != b.shape or x0.dtype != b.dtype):
         raise ValueError(
             f"cg: expected x0 of shape {tuple(b.shape)} and {b.dtype}, got "

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metasparse_ext.implicit import head_derivatives
 from metasparse_ext.implicit.head_problem import HeadProblem
-from metasparse_ext.implicit.head_solvers import SOLVERS
-from metasparse_ext.ops.softmax_head import choose
+from metasparse_ext.implicit.head_solvers import SOLVERS, Solver
+from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._register import fold_into_tasks
 from metasparse_ext.reference.softmax_head import CONVERGED, ITERATIONS, NOT_FINITE
 
 
@@ -76,8 +78,9 @@ def softmax_head(
     lambda/2 (|W - weight|^2 + |b - bias|^2), a strictly convex problem with one solution. The
     gradient with respect to ``features``, ``weight``, ``bias`` and ``lam`` is that of the
     minimiser, by the implicit function theorem: one small linear solve whichever solver found it,
-    and nothing of the search is kept. Through ``features`` it holds the backbone's cross term.
-    First order only: a second derivative, or forward mode, raises an error.
+    and nothing of the search is kept. Through ``features`` it holds the backbone's cross term. Any
+    order, in reverse and in forward mode and under the transforms of ``torch.func``; a derivative
+    costs one more solve.
 
     Solvers: ``"exact"``: Newton-CG to machine precision in float64, in the dual when N <= 2D (the
     problem then has N C unknowns however many features there are), else in the primal.
@@ -95,8 +98,8 @@ def softmax_head(
         max_iterations: likewise.
 
     Raises:
-        TypeError: a wrong dtype.
-        ValueError: a wrong shape, label, lambda or solver name.
+        TypeError: a wrong dtype, or a tensor that is not dense.
+        ValueError: a wrong shape, device, label, lambda or solver name.
 
     Source:
         The inner problem of Convex iMAML. With s = (H + lambda I)^-1 g, g the incoming gradient
@@ -107,25 +110,54 @@ def softmax_head(
         raise ValueError(
             f"softmax_head: expected solver to be one of {tuple(SOLVERS)}, got {solver!r}"
         )
-    if features.dtype != weight.dtype and torch.is_autocast_enabled(features.device.type):
+    device = features.device.type
+    if features.dtype != weight.dtype and torch.is_autocast_enabled(device):
         features = features.to(weight.dtype)
     _check(features, labels, weight, bias, lam)
     chosen = SOLVERS[solver]
-    problem = _problem(features, labels, weight, bias, lam)
-    fixed = HeadProblem(*(t.detach() for t in vars(problem).values()))
-    with torch.no_grad():
-        raw = chosen.solve(
-            fixed,
+    with torch.autocast(device, enabled=False):
+        problem = _problem(features, labels, weight, bias, lam)
+        found, *report = _Search.apply(
+            *(t.detach() for t in vars(problem).values()),
+            chosen,
             chosen.tolerance[features.dtype] if tolerance is None else tolerance,
             chosen.max_iterations if max_iterations is None else max_iterations,
         )
-    attached = choose("softmax_head_attach")(
-        raw.weight, problem.features, labels, problem.center, problem.lam
-    )
-    report = HeadReport(raw.iterations, raw.residual, raw.status)
+        attached = head_derivatives.attach(found, problem)
     if bias is None:
-        return HeadSolution(attached, None, report)
-    return HeadSolution(attached[..., :-1], attached[..., -1], report)
+        return HeadSolution(attached, None, HeadReport(*report))
+    return HeadSolution(attached[..., :-1], attached[..., -1], HeadReport(*report))
+
+
+class _Search(torch.autograd.Function):
+    """A solver's search: a constant to autograd, and one batch of tasks to vmap."""
+
+    @staticmethod
+    def forward(
+        features: Tensor,
+        labels: Tensor,
+        center: Tensor,
+        lam: Tensor,
+        solver: Solver,
+        tolerance: float,
+        max_iterations: int,
+    ) -> tuple[Tensor, ...]:
+        problem = HeadProblem(features, labels, center, lam)
+        weight, *report = solver.solve(problem, tolerance, max_iterations)
+        # a copy, because a solver that takes no step returns its start
+        return weight.clone(), *report
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx, *_) -> tuple[None, ...]:
+        return (None,) * 7
+
+    @staticmethod
+    def vmap(info, in_dims, *args) -> tuple:
+        return fold_into_tasks(_Search.apply)(info, in_dims, *args)
 
 
 def _problem(
@@ -149,6 +181,10 @@ def _problem(
 def _check(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, lam: float | Tensor
 ) -> None:
+    operands = {"features": features, "labels": labels, "weight": weight, "bias": bias, "lam": lam}
+    for name, tensor in operands.items():
+        if isinstance(tensor, Tensor):
+            check_dense("softmax_head", name, tensor)
     if features.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"softmax_head: expected features of float32 or float64, got {features.dtype}"
@@ -160,6 +196,14 @@ def _check(
             f"softmax_head: expected features of shape (T, N, D), N > 0, got "
             f"{tuple(features.shape)}"
         )
+    for name, tensor in operands.items():
+        if not isinstance(tensor, Tensor) or (tensor.is_cpu and tensor.dim() == 0):
+            continue
+        if tensor.device != features.device:
+            raise ValueError(
+                f"softmax_head: expected {name} on {features.device} like features, got "
+                f"{tensor.device}"
+            )
     tasks, samples, width = features.shape
     if labels.shape != (tasks, samples):
         raise ValueError(

@@ -44,7 +44,9 @@ class HeadProblem:
     def gradient(self, weight: Tensor) -> Tensor:
         """The gradient of F, (T, C, D) -> (T, C, D)."""
         slopes = (self.features @ weight.mT).softmax(-1)
-        slopes = slopes - F.one_hot(self.labels, weight.shape[-2]).to(slopes.dtype)
+        classes = torch.arange(weight.shape[-2], device=slopes.device)
+        # not one_hot, which looks at the labels on the host
+        slopes = slopes - (self.labels[..., None] == classes).to(slopes.dtype)
         loss = slopes.mT @ self.features / self.features.shape[-2]
         return loss + self._wide_lam * (weight - self.center)
 

@@ -36,8 +36,13 @@ class FiLM(nn.Module):
     ) -> None:
         super().__init__()
         self.generator = Linear(context, 2 * channels, device=device, dtype=dtype)
-        zeros = torch.zeros(context, device=device, dtype=dtype)
-        self.register_buffer("context", zeros, persistent=False)
+        empty = torch.empty(context, device=device, dtype=dtype)
+        self.register_buffer("context", empty, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the context to zero; the map of it is a layer that resets itself."""
+        nn.init.zeros_(self.context)
 
     def forward(self, x: Tensor) -> Tensor:
         gamma, beta = (part[..., None, :, None, None] for part in self._affine())

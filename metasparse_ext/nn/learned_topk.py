@@ -63,8 +63,11 @@ class LearnedTopKMask(TopKMask):
                 f"LearnedTopKMask: gradient must be one of {GRADIENTS}, got {gradient!r}"
             )
         self.gradient, self.edge_popup, self.floor = gradient, edge_popup, floor
-        logit = math.log(density / (1 - density))
-        self.logit = nn.Parameter(torch.full((1,), logit, device=device, dtype=dtype))
+        self.logit = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.logit, math.log(self.density / (1 - self.density)))
 
     def kept(self) -> Tensor:
         """(1,) or (T, 1): s."""

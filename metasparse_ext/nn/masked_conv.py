@@ -1,7 +1,6 @@
 """The masked convolution as a layer."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metasparse_ext.nn.masks import FixedMask
@@ -12,8 +11,8 @@ class MaskedConv2d(nn.Conv2d):
     """An ``nn.Conv2d`` with a mask that switches kernels on and off; pruned ones are skipped.
 
     Takes ``nn.Conv2d``'s arguments and is one, so initialisers and ``isinstance`` checks work as
-    usual. It also works on a task axis: images (N, I, H, W) or (T, N, I, H, W), and through
-    ``torch.func.functional_call`` each parameter with or without a leading T.
+    usual. It also works on a task axis: images (I, H, W), (N, I, H, W) or (T, N, I, H, W), and
+    through ``torch.func.functional_call`` each parameter with or without a leading T.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, bias, device, dtype: As in
@@ -74,30 +73,28 @@ class MaskedConv2d(nn.Conv2d):
 
     def _fixed(self, mask: Tensor | None) -> FixedMask:
         if mask is None:
-            return FixedMask(self.weight.new_ones(self.weight.shape[:2]))
+            ones = torch.ones(self.weight.shape[:2], dtype=self.weight.dtype, device="cpu")
+            return FixedMask(ones, device=self.weight.device)
         shape = tuple(self.weight.shape)
         if tuple(mask.shape) not in (shape[:2], shape):
             raise ValueError(
                 f"MaskedConv2d: mask must be {shape[:2]}, one entry a kernel, or {shape}, "
                 f"one entry a weight, got {tuple(mask.shape)}"
             )
-        return FixedMask(mask.to(self.weight.device))
+        return FixedMask(mask, device=self.weight.device)
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as ``nn.Conv2d`` does, and resets the maker of masks."""
+        super().reset_parameters()
+        reset = getattr(self._modules.get("masker"), "reset_parameters", None)
+        if reset is not None:
+            reset()
 
     def forward(self, x: Tensor) -> Tensor:
         weight, mask = self.weight, self.masker(self.weight)
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, getattr(self.masker, "learned", True))
-        x, padding = self._pad(x)
-        return masked_conv2d(x, weight, mask, self.bias, self.stride, padding)
-
-    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The padding as two numbers; what is uneven (an even kernel, "same") is added to x."""
-        if not isinstance(self.padding, str):
-            return x, self.padding
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        if left == right and top == bottom:
-            return x, (top, left)
-        return F.pad(x, (left, right, top, bottom)), (0, 0)
+        return masked_conv2d(x, weight, mask, self.bias, self.stride, self.padding)
 
 
 def unsupported(*, dilation: int | tuple[int, int], groups: int, padding_mode: str) -> str | None:

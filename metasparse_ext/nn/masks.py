@@ -6,8 +6,11 @@ weight's shape. What a maker learns is an ordinary parameter, so learners adapt 
 other. A maker whose masks pass no gradient back says so by ``learned = False``.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from metasparse_ext.ops import binary_mask, topk_mask
 
@@ -15,9 +18,12 @@ from metasparse_ext.ops import binary_mask, topk_mask
 class FixedMask(nn.Module):
     """A mask that is given, not learned, and kept in the state dict.
 
+    Built on ``meta``, it takes its values again as soon as ``to_empty`` gives it memory.
+
     Args:
         mask: (O, I), one entry a kernel, or (O, I, kh, kw), one entry a weight; zeros and ones of
             any dtype.
+        device: Where the mask goes; that of ``mask`` by default.
 
     Raises:
         ValueError: if the mask has another number of dimensions or other values than 0 and 1.
@@ -26,23 +32,60 @@ class FixedMask(nn.Module):
     learned = False
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         if mask.dim() not in (2, 4):
             raise ValueError(
                 "FixedMask: mask must be (O, I), one entry a kernel, or (O, I, kh, kw), "
                 f"one entry a weight, got shape {tuple(mask.shape)}"
             )
-        if not mask.is_meta and not bool(((mask == 0) | (mask == 1)).all()):
+        if _has_values(mask) and not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("FixedMask: mask must hold zeros and ones only")
-        self.register_buffer("mask", mask.detach().clone())
+        self._given = _kept_values(mask.detach())
+        self.register_buffer("mask", mask.detach().to(device or mask.device, copy=True))
+
+    def reset_parameters(self) -> None:
+        """Gives the mask the values that it was built with.
+
+        Raises:
+            RuntimeError: if it was built of a mask on ``meta``, which has no values.
+        """
+        if self._given is None:
+            raise RuntimeError(
+                "FixedMask: mask has no values to go back to, because it was given on meta; "
+                "load a state dict or assign another masker"
+            )
+        with torch.no_grad():
+            self.mask.copy_(self._given)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FixedMask":
+        """What ``to_empty`` and the other movers call: memory that is new has no values yet."""
+        waited = self.mask.is_meta
+        super()._apply(fn, recurse)
+        if waited and not self.mask.is_meta:
+            self.reset_parameters()
+        return self
 
     def forward(self, weight: Tensor) -> Tensor:
         return self.mask.to(weight.dtype)
 
     def extra_repr(self) -> str:
-        active = "on meta" if self.mask.is_meta else f"{self.mask.float().mean().item():.1%} active"
-        return f"{tuple(self.mask.shape)}, {active}"
+        if not _has_values(self.mask):
+            return f"{tuple(self.mask.shape)}, on meta"
+        return f"{tuple(self.mask.shape)}, {self.mask.float().mean().item():.1%} active"
+
+
+def _kept_values(mask: Tensor) -> Tensor | None:
+    """A mask's values at a byte an entry, or one byte in all for the usual one, which is whole."""
+    if not _has_values(mask):
+        return None
+    kept = mask.to("cpu", torch.bool, copy=True)
+    return torch.ones((), dtype=torch.bool, device="cpu") if kept.all() else kept
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether there is memory behind a tensor: a fake one, or one on meta, has only a shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 class ScoreMask(nn.Module):

@@ -1,9 +1,23 @@
-"""What the ops share when they register vmap rules: one mapped axis folds into the task axis."""
+"""What the ops share when they register: checked fakes, and vmap rules.
+
+A mapped axis of vmap folds into the task axis.
+"""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+
+def register_fake(name: str, fake: Callable[..., object]) -> None:
+    """Registers how ``metasparse::name`` infers shapes, after the checks that its kernels make."""
+    check = getattr(torch.ops.metasparse_check, name)
+
+    def checked(*args):
+        check(*args)
+        return fake(*args)
+
+    torch.library.register_fake(f"metasparse::{name}", checked)
 
 
 def fold(tensor: Tensor | None, in_dim: int | None, batch: int) -> Tensor | None:

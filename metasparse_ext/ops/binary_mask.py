@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
+from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._register import register_fake
 
 
 def binary_mask(scores: Tensor) -> Tensor:
@@ -20,7 +22,7 @@ def binary_mask(scores: Tensor) -> Tensor:
         Zeros and ones in the shape and dtype of ``scores``.
 
     Raises:
-        TypeError: ``scores`` is not a tensor of a floating dtype.
+        TypeError: ``scores`` is not a dense tensor of a floating dtype.
 
     MetaDOCK's gate (Chavan et al., CVPR 2022), 1[sigmoid(scores) > 0.5] with the logistic's own
     derivative, is ``binary_mask(scores.sigmoid() - 0.5)``.
@@ -28,6 +30,7 @@ def binary_mask(scores: Tensor) -> Tensor:
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"binary_mask: expected scores to be a floating tensor, got {got}")
+    check_dense("binary_mask", "scores", scores)
     run = torch.ops.metasparse.binary_mask if _library.loaded() else reference.binary_mask
     return run(scores)
 
@@ -41,5 +44,5 @@ def _vmap(info, in_dims, scores):
 
 
 if _library.problem is None:
-    torch.library.register_fake("metasparse::binary_mask", _fake)
+    register_fake("binary_mask", _fake)
     torch.library.register_vmap("metasparse::binary_mask", _vmap)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library
+from metasparse_ext.ops._register import register_fake
 from metasparse_ext.reference import cg as reference
 
 
@@ -31,4 +32,4 @@ def _fake_step(x, r, p, q, preconditioner, rz, rr, limit, status, iterations) ->
 
 
 if _library.problem is None:
-    torch.library.register_fake("metasparse::cg_step", _fake_step)
+    register_fake("cg_step", _fake_step)

@@ -1,11 +1,12 @@
 """Masked 2-D convolution, batched over tasks."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.utils import _pair
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._register import register_vmap
+from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._register import register_fake, register_vmap
 
 _OP = "masked_conv2d"
 
@@ -16,7 +17,7 @@ def masked_conv2d(
     mask: Tensor | None,
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: int | tuple[int, int] | str = 0,
 ) -> Tensor:
     """Convolves with the kernels that a mask leaves, for many tasks in one call.
 
@@ -27,25 +28,29 @@ def masked_conv2d(
     the product ``weight * mask`` and is dense, which is how a pruned kernel can come back.
 
     Args:
-        x: (N, I, H, W) or (T, N, I, H, W), float32 or float64.
+        x: (N, I, H, W) or (T, N, I, H, W), or one image (I, H, W); float32 or float64.
         weight: (O, I, kh, kw) or (T, O, I, kh, kw), dtype of ``x``.
         mask: (O, I) or (T, O, I), zeros and ones in the dtype of ``x`` or bool; other reals
             multiply the kernels. None keeps every kernel.
         bias: (O,) or (T, O), added to every output channel, also to one without kernels.
         stride: Step of the window, one integer or (vertical, horizontal).
-        padding: Zeros around the image, one integer or (vertical, horizontal).
+        padding: Zeros around the image, one integer or (vertical, horizontal); or "valid" for none
+            or, with stride 1, "same" for a result of the image's size, as in ``conv2d``.
 
     Returns:
-        (T, N, O, Ho, Wo), or (N, O, Ho, Wo) when no argument has a task axis;
-        Ho = floor((H + 2 * padding - kh) / stride) + 1.
+        (T, N, O, Ho, Wo), or (N, O, Ho, Wo) when no argument has a task axis; without N for one
+        image. Ho = floor((H + 2 * padding - kh) / stride) + 1.
 
     Raises:
-        ValueError: A shape does not fit; the message names the argument.
-        TypeError: Dtypes differ or are not supported, or an argument is not a tensor.
+        ValueError: A shape, device or option does not fit; the message names the argument.
+        TypeError: Dtypes differ or are not supported, or an argument is not a dense tensor.
 
     The kernel-wise gate is that of MetaDOCK (Chavan et al., "Dynamic Kernel Selection for Improved
     Generalization and Memory Efficiency in Meta-learning", CVPR 2022).
     """
+    single = isinstance(x, Tensor) and x.dim() == 3
+    if single:
+        x = x.unsqueeze(0)
     args = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
     tasks = _task_count(args)
     if mask is not None and mask.dtype == torch.bool:
@@ -53,9 +58,44 @@ def masked_conv2d(
     x, weight, mask, bias = (
         _with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values()
     )
+    stride = _pair_of("stride", stride)
+    x, padding = _padded(x, weight.shape[-2:], stride, padding)
     run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
-    y = run(x, weight, mask, bias, _pair(stride), _pair(padding))
+    y = run(x, weight, mask, bias, stride, padding)
+    if single:
+        y = y.squeeze(1)
     return y if tasks is not None else y.squeeze(0)
+
+
+def _pair_of(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+        raise ValueError(f"{_OP}: expected {name} to be one integer or two, got {value!r}")
+    return tuple(pair)
+
+
+def _padded(
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: int | tuple[int, int] | str,
+) -> tuple[Tensor, tuple[int, int]]:
+    """The padding as two numbers; what is uneven ("same" for an even kernel) is added to x."""
+    if not isinstance(padding, str):
+        return x, _pair_of("padding", padding)
+    if padding == "valid":
+        return x, (0, 0)
+    if padding != "same":
+        raise ValueError(
+            f"{_OP}: expected padding to be integers, 'same' or 'valid', got {padding!r}"
+        )
+    if stride != (1, 1):
+        raise ValueError(f"{_OP}: expected stride 1 for padding 'same', got {stride}")
+    height, width = (size - 1 for size in kernel_size)
+    if height % 2 == 0 and width % 2 == 0:
+        return x, (height // 2, width // 2)
+    left, top = width // 2, height // 2
+    return F.pad(x, (left, width - left, top, height - top)), (0, 0)
 
 
 def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
@@ -66,13 +106,15 @@ def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{_OP}: expected {name} to be a tensor, got {type(tensor).__name__}")
+        check_dense(_OP, name, tensor)
         if tensor.device != args["x"][0].device:
             device = args["x"][0].device
             raise ValueError(f"{_OP}: expected {name} on {device} like x, got {tensor.device}")
         if tensor.dim() not in (rank, rank + 1):
+            image = ", or 3 for one image," if name == "x" else ""
             raise ValueError(
-                f"{_OP}: expected {name} of {rank} dimensions, or {rank + 1} with a leading task "
-                f"axis, got shape {tuple(tensor.shape)}"
+                f"{_OP}: expected {name} of {rank} dimensions{image} or {rank + 1} with a leading "
+                f"task axis, got shape {tuple(tensor.shape)}"
             )
         if tensor.dim() == rank:
             continue
@@ -148,7 +190,7 @@ def _register() -> None:
         "masked_conv_backward": _fake_backward,
     }
     for name, fake in fakes.items():
-        torch.library.register_fake(f"metasparse::{name}", fake)
+        register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
         # The kernels compute in float32 and float64: lower precisions of a surrounding autocast
         # region come in as float32.

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._register import register_vmap
+from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._register import register_fake, register_vmap
 
 ACTIVATIONS = ("relu", "none")
 ORDERS = ("norm_act_pool", "norm_pool_act", "act_pool_norm")
@@ -96,6 +97,7 @@ def _check(
         raise ValueError(f"norm_act_pool: expected eps >= 0, got {eps!r}")
     if not isinstance(x, Tensor):
         raise TypeError(f"norm_act_pool: expected x to be a Tensor, got {type(x).__name__}")
+    check_dense("norm_act_pool", "x", x)
     if x.dtype not in (torch.float32, torch.float64) and not _to_be_cast(x):
         raise TypeError(f"norm_act_pool: expected x of float32 or float64, got {x.dtype}")
     if x.dim() not in (4, 5):
@@ -122,8 +124,11 @@ def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int
         raise TypeError(
             f"norm_act_pool: expected {name} to be a Tensor or None, got {type(value).__name__}"
         )
+    check_dense("norm_act_pool", name, value)
     if value.dtype != x.dtype and not _to_be_cast(value):
         raise TypeError(f"norm_act_pool: expected {name} of x's dtype {x.dtype}, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"norm_act_pool: expected {name} on {x.device} like x, got {value.device}")
     channels = x.size(-3)
     if value.dim() == 1 and value.size(0) == channels:
         return tasks
@@ -189,7 +194,7 @@ def _register() -> None:
         "norm_act_pool_double_backward": _fake_double_backward,
     }
     for name, fake in fakes.items():
-        torch.library.register_fake(f"metasparse::{name}", fake)
+        register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
         for device in ("cpu", "cuda"):  # like masked_conv, and like PyTorch's other norms
             torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)

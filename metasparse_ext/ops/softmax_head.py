@@ -7,10 +7,8 @@ from collections.abc import Callable
 import torch
 
 from metasparse_ext import _library
-from metasparse_ext.ops._register import fold
+from metasparse_ext.ops._register import register_fake, register_vmap
 from metasparse_ext.reference import softmax_head as reference
-
-_NAMES = ("softmax_head", "softmax_head_attach", "softmax_head_grad")
 
 
 def choose(name: str) -> Callable:
@@ -26,37 +24,15 @@ def _fake_solve(features, labels, center, lam, tolerance, max_iterations):
     return torch.empty_like(center), per_task, residual, torch.empty_like(per_task)
 
 
-def _fake_attach(weight, features, labels, center, lam):
-    return torch.empty_like(weight)
-
-
 def _fake_grad(grad, weight, features, labels, center, lam):
     return torch.empty_like(features), torch.empty_like(center), torch.empty_like(lam)
 
 
-def _fold_rule(name: str) -> Callable:
-    """The vmap rule of an op with several results, all leading with the task axis."""
-    op = getattr(torch.ops.metasparse, name)
-
-    def rule(info, in_dims, *args):
-        batch = info.batch_size
-        folded = [
-            fold(arg, dim, batch) if isinstance(arg, torch.Tensor) else arg
-            for arg, dim in zip(args, in_dims, strict=True)
-        ]
-        results = op(*folded)
-        if isinstance(results, torch.Tensor):
-            return results.unflatten(0, (batch, -1)), 0
-        return tuple(r.unflatten(0, (batch, -1)) for r in results), (0,) * len(results)
-
-    return rule
-
-
 def _register() -> None:
-    fakes = (_fake_solve, _fake_attach, _fake_grad)
-    for name, fake in zip(_NAMES, fakes, strict=True):
-        torch.library.register_fake(f"metasparse::{name}", fake)
-        torch.library.register_vmap(f"metasparse::{name}", _fold_rule(name))
+    fakes = {"softmax_head": _fake_solve, "softmax_head_grad": _fake_grad}
+    for name, fake in fakes.items():
+        register_fake(name, fake)
+        register_vmap(name, getattr(torch.ops.metasparse, name))
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
 

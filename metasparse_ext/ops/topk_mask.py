@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._register import register_vmap
+from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._register import register_fake, register_vmap
 
 _OP = "topk_mask"
 _GRANULARITIES = ("weight", "kernel", "channel")
@@ -22,6 +23,7 @@ def topk_mask(
     *,
     granularity: Literal["weight", "kernel", "channel"] = "weight",
     scope: Literal["layer", "network", "task"] = "layer",
+    tasks: bool | None = None,
 ) -> Scores:
     """The mask that keeps a given fraction of a network: its largest scores.
 
@@ -32,7 +34,7 @@ def topk_mask(
     ``granularity`` says what a unit is, ``scope`` which units share a budget:
 
     - ``"weight"``: an entry of ``scores``. The mask has the shape of the scores.
-    - ``"kernel"``: a kernel (o, i), whose score is the mean of its kh * kw. The mask is (O, I) or
+    - ``"kernel"``: a kernel (o, i), whose score is the mean of its taps. The mask is (O, I) or
       (T, O, I), as :func:`masked_conv2d` takes it.
     - ``"channel"``: an output channel o, whose score is the mean of all of its scores. The mask is
       (O, I) or (T, O, I), its rows constant.
@@ -47,46 +49,74 @@ def topk_mask(
     in forward mode; a mean spreads it evenly over its entries. Pass detached scores for none.
 
     Args:
-        scores: A tensor, or a sequence or mapping of tensors, one a layer: (O, I, kh, kw) or, with
-            one score a kernel, (O, I); with a leading task axis (T, O, I, kh, kw) or (T, O, I). A
-            vector (n,) is a layer of n weights. float32 or float64; lower precisions are ranked as
-            float32.
+        scores: A tensor, or a sequence or mapping of tensors, one a layer: a weight of any layer,
+            (O, I, kh, kw) of a ``Conv2d``, (O, I, k) of a ``Conv1d``, (O, I) of a ``Linear``, one
+            score a kernel (O, I), or a vector (n,); or each with a leading task axis. float32 or
+            float64; lower precisions are ranked as float32.
         density: Fraction kept, from 0 to 1: a number, a tensor of one value, or a tensor (T,) of
             one value a task. A tensor is only read: no gradient reaches it.
         granularity: What is kept or pruned as one.
         scope: What shares a budget.
+        tasks: Whether every tensor leads with a task axis T. By default (T, O, I, kh, kw), of five
+            dimensions, does and tensors of one, two and four dimensions do not; three dimensions
+            are (T, O, I) or (O, I, k), so they need a word.
 
     Returns:
         Zeros and ones in the dtype of the scores and the structure of ``scores``.
 
     Raises:
-        ValueError: A shape, density or option does not fit, or scores hold NaN, which has no rank.
+        ValueError: A shape, device, density or option does not fit, three dimensions come without
+            ``tasks``, or scores hold NaN, which has no rank.
             (On a GPU, where an error would cost a synchronisation, and in the plain PyTorch
             reference the mask of units that share a budget with NaN is NaN instead.)
         TypeError: ``scores`` or ``density`` is of another type or dtype.
     """
     _check_option("granularity", granularity, _GRANULARITIES)
     _check_option("scope", scope, _SCOPES)
+    if tasks not in (None, False, True):
+        raise ValueError(f"{_OP}: expected tasks to be True, False or None, got {tasks!r}")
     names, layers = _layers(scores)
-    for name, layer in zip(names, layers, strict=True):
-        _check_scores(name, layer, granularity)
+    stacked = [
+        _check_scores(name, layer, granularity, tasks)
+        for name, layer in zip(names, layers, strict=True)
+    ]
     if not layers:
         return _like(scores, [])
-    units = [_units(layer, granularity) for layer in layers]
+    # from here on every layer leads with a task axis
+    batched = [
+        layer if leads else layer.unsqueeze(0) for layer, leads in zip(layers, stacked, strict=True)
+    ]
+    units = [_units(layer, granularity) for layer in batched]
     if scope == "layer":
         masks = [_topk(unit, density) for unit in units]
-    elif scope == "task":
-        _check_same_tasks(names, layers)
-        sizes = [unit.shape[1] for unit in units]
-        masks = _topk(_joined(units, dim=1), density).split(sizes, dim=1)
     else:
-        flat = [unit.flatten() for unit in units]
-        sizes = [unit.shape[0] for unit in flat]
-        masks = _topk(_joined(flat, dim=0).unsqueeze(0), density).squeeze(0).split(sizes)
+        _check_same_device(names, layers)
+        masks = _shared_budgets(names, layers, stacked, units, density, scope)
+    results = [
+        _from_units(mask, layer, granularity) for mask, layer in zip(masks, batched, strict=True)
+    ]
     return _like(
         scores,
-        [_from_units(m, layer, granularity) for m, layer in zip(masks, layers, strict=True)],
+        [m if leads else m.squeeze(0) for m, leads in zip(results, stacked, strict=True)],
     )
+
+
+def _shared_budgets(
+    names: list[str],
+    layers: list[Tensor],
+    stacked: list[bool],
+    units: list[Tensor],
+    density: float | Tensor,
+    scope: str,
+) -> Sequence[Tensor]:
+    """The masks (T, n) of layers that share the budgets of each task, or the one of a network."""
+    if scope == "task":
+        _check_same_tasks(names, layers, stacked)
+        sizes = [unit.shape[1] for unit in units]
+        return _topk(_joined(units, dim=1), density).split(sizes, dim=1)
+    flat = [unit.flatten() for unit in units]
+    sizes = [unit.shape[0] for unit in flat]
+    return _topk(_joined(flat, dim=0).unsqueeze(0), density).squeeze(0).split(sizes)
 
 
 def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
@@ -117,25 +147,42 @@ def _like(scores: Scores, masks: list[Tensor]) -> Scores:
     return tuple(masks) if isinstance(scores, tuple) else masks
 
 
-def _has_tasks(layer: Tensor) -> bool:
-    return layer.dim() in (3, 5)
-
-
-def _check_scores(name: str, layer: Tensor, granularity: str) -> None:
+def _check_scores(name: str, layer: Tensor, granularity: str, tasks: bool | None) -> bool:
+    """Checks one layer's scores; whether they lead with a task axis."""
     if not isinstance(layer, Tensor):
         raise TypeError(f"{_OP}: expected {name} to be a tensor, got {type(layer).__name__}")
+    check_dense(_OP, name, layer)
     if not layer.is_floating_point():
         raise TypeError(f"{_OP}: expected {name} of a floating dtype, got {layer.dtype}")
-    least = 1 if granularity == "weight" else 2
-    if not least <= layer.dim() <= 5:
+    if tasks is None and layer.dim() == 3:
         raise ValueError(
-            f"{_OP}: expected {name} of {least} to 5 dimensions for granularity {granularity!r}, "
-            f"got shape {tuple(layer.shape)}"
+            f"{_OP}: expected tasks=True or tasks=False for {name} of 3 dimensions, which may be "
+            f"(T, O, I) or the weight (O, I, k) of a Conv1d, got shape {tuple(layer.shape)} alone"
         )
+    leads = layer.dim() == 5 if tasks is None else tasks
+    least, most = (1 if granularity == "weight" else 2) + leads, 5 + leads
+    if not least <= layer.dim() <= most:
+        axis = " with its task axis" if leads else ""
+        raise ValueError(
+            f"{_OP}: expected {name} of {least} to {most} dimensions{axis} for granularity "
+            f"{granularity!r}, got shape {tuple(layer.shape)}"
+        )
+    return leads
 
 
-def _check_same_tasks(names: list[str], layers: list[Tensor]) -> None:
-    tasks = [layer.shape[0] if _has_tasks(layer) else None for layer in layers]
+def _check_same_device(names: list[str], layers: list[Tensor]) -> None:
+    for name, layer in zip(names, layers, strict=True):
+        if layer.device != layers[0].device:
+            raise ValueError(
+                f"{_OP}: expected {name} on {layers[0].device} like {names[0]}, with which it "
+                f"shares a budget, got {layer.device}"
+            )
+
+
+def _check_same_tasks(names: list[str], layers: list[Tensor], stacked: list[bool]) -> None:
+    tasks = [
+        layer.shape[0] if leads else None for layer, leads in zip(layers, stacked, strict=True)
+    ]
     for name, layer, count in zip(names, layers, tasks, strict=True):
         if count != tasks[0]:
             raise ValueError(
@@ -145,23 +192,19 @@ def _check_same_tasks(names: list[str], layers: list[Tensor]) -> None:
 
 
 def _units(layer: Tensor, granularity: str) -> Tensor:
-    """The scores of a layer's units, one row a task: (T, n), T = 1 without a task axis."""
+    """The scores of a layer's units, one row a task: (T, O, I, ...) -> (T, n)."""
     if layer.dtype in (torch.float16, torch.bfloat16):
         layer = layer.float()
-    if not _has_tasks(layer):
-        layer = layer.unsqueeze(0)
-    if granularity == "kernel" and layer.dim() == 5:
-        layer = layer.mean((3, 4))
+    if granularity == "kernel" and layer.dim() > 3:
+        layer = layer.flatten(3).mean(3)
     elif granularity == "channel":
         layer = layer.flatten(2).mean(2)
     return layer.flatten(1)
 
 
 def _from_units(mask: Tensor, layer: Tensor, granularity: str) -> Tensor:
-    """The masks (T, n) of a layer's units -> the mask of the layer."""
-    shape = layer.shape
-    if granularity != "weight":
-        shape = shape[: 3 if _has_tasks(layer) else 2]
+    """The masks (T, n) of a layer's units -> the mask of the layer (T, O, I, ...)."""
+    shape = layer.shape if granularity == "weight" else layer.shape[:3]
     if granularity == "channel":
         return mask.view(*shape[:-1], 1).expand(shape).to(layer.dtype)
     return mask.reshape(shape).to(layer.dtype)
@@ -204,5 +247,5 @@ def _fake(scores, k):
 
 
 if _library.problem is None:
-    torch.library.register_fake("metasparse::topk_mask", _fake)
+    register_fake("topk_mask", _fake)
     register_vmap("topk_mask", torch.ops.metasparse.topk_mask)

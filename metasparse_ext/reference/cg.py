@@ -37,6 +37,24 @@ def cg_step(
         status: (T,) int64 task states; updated. Only running tasks change anything else.
         iterations: (T,) int64 steps taken; updated.
     """
+    advanced = advance(x, r, p, q, preconditioner, rz, rr, limit, status, iterations)
+    for state, value in zip((x, r, p, rz, rr, status, iterations), advanced, strict=True):
+        state.copy_(value)
+
+
+def advance(
+    x: Tensor,
+    r: Tensor,
+    p: Tensor,
+    q: Tensor,
+    preconditioner: Tensor | None,
+    rz: Tensor,
+    rr: Tensor,
+    limit: Tensor,
+    status: Tensor,
+    iterations: Tensor,
+) -> tuple[Tensor, ...]:
+    """:func:`cg_step` out of place: the new x, r, p, rz, rr, status and iterations."""
     curvature = dots(p, q)
     # Below the rounding of p'Ap a direction cannot be told from one in the null space.
     floor = torch.finfo(x.dtype).eps * (dots(p, p) * dots(q, q)).sqrt()
@@ -46,17 +64,16 @@ def cg_step(
 
     alpha = torch.where(step, rz / curvature, 0).to(x.dtype)[:, None]
     moves = step[:, None]
-    x.copy_(torch.where(moves, x + alpha * p, x))
-    r.copy_(torch.where(moves, r - alpha * q, r))
+    x = torch.where(moves, x + alpha * p, x)
+    r = torch.where(moves, r - alpha * q, r)
     z = r if preconditioner is None else preconditioner * r
     new_rz, new_rr = dots(r, z), dots(r, r)
     beta = (new_rz / rz).to(x.dtype)[:, None]
-    p.copy_(torch.where(moves, z + beta * p, p))
+    p = torch.where(moves, z + beta * p, p)
 
-    rz.copy_(torch.where(step, new_rz, rz))
-    rr.copy_(torch.where(step, new_rr, rr))
-    iterations += step
+    rz = torch.where(step, new_rz, rz)
+    rr = torch.where(step, new_rr, rr)
     outcome = torch.where(step & (rr <= limit), CONVERGED, status)
     outcome = torch.where(running & finite & ~step, NOT_POSITIVE, outcome)
     broken = running & ~(finite & rr.isfinite())
-    status.copy_(torch.where(broken, NOT_FINITE, outcome))
+    return x, r, p, rz, rr, torch.where(broken, NOT_FINITE, outcome), iterations + step

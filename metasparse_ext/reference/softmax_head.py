@@ -104,26 +104,3 @@ def softmax_head_grad(
     features_grad = -((probabilities - hot) / x.shape[1] @ s + curve(x @ s.mT) @ w)
     lam_grad = -(s * (w - center)).sum((-2, -1))
     return features_grad.to(features), (wide * s).to(center), lam_grad.to(lam)
-
-
-class _Attach(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, weight, features, labels, center, lam):
-        ctx.save_for_backward(weight, features, labels, center, lam)
-        return weight.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        weight, features, labels, center, lam = ctx.saved_tensors
-        by_features, by_center, by_lam = softmax_head_grad(
-            grad, weight, features, labels, center, lam
-        )
-        return None, by_features, None, by_center, by_lam
-
-
-def softmax_head_attach(
-    weight: Tensor, features: Tensor, labels: Tensor, center: Tensor, lam: Tensor
-) -> Tensor:
-    """``weight``, with the derivatives of the minimiser it stands for; first order only."""
-    return _Attach.apply(weight, features, labels, center, lam)

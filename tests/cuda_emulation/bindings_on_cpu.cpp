@@ -5,7 +5,7 @@
 #include "../../csrc/cuda/bindings_conv.cpp"
 #include "../../csrc/masked_conv_checks.cpp"
 #include "../../csrc/softmax_head_checks.cpp"
-#include "../../csrc/topk_mask_checks.cpp"
+#include "../../csrc/mask_checks.cpp"
 
 TORCH_LIBRARY_IMPL(metasparse_cuda, CPU, m) {
   metasparse::cuda::register_kernels(m);

@@ -1,7 +1,11 @@
 #pragma once
+// Arguments of the makers of masks, checked once for every device.
 #include <ATen/core/Tensor.h>
 
 namespace metasparse {
+
+// scores floating.
+void check_binary_mask(const at::Tensor& scores);
 
 // scores (S, n) floating, k (S) int64 on the same device.
 void check_topk_mask(const at::Tensor& scores, const at::Tensor& k);
