@@ -128,7 +128,14 @@ KERNEL_FLAGS = [
 
 def make_extension():
     kind = cpp_extension.CUDAExtension if CUDA.build else cpp_extension.CppExtension
-    files = ["*.cpp", "autograd/*.cpp", "cpu/*.cpp", "cpu/conv/*.cpp", "cpu/runtime/*.cpp"]
+    files = [
+        "*.cpp",
+        "autograd/*.cpp",
+        "checks/*.cpp",
+        "cpu/*.cpp",
+        "cpu/conv/*.cpp",
+        "cpu/runtime/*.cpp",
+    ]
     files += ["dense/*.cpp"]
     if CUDA.build:
         files += ["cuda/*.cpp", "cuda/*.cu"]

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../cg_checks.h"
+#include "../checks/cg.h"
 #include "kernels/cg.h"
 #include "runtime/isa.h"
 

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "../checks/masked_conv.h"
 #include "../dense/masked_conv.h"
 #include "../dense/masked_conv_sums.h"
-#include "../masked_conv_checks.h"
 #include "../task_operand.h"
 #include "conv/algorithm.h"
 #include "conv/conv.h"

@@ -4,7 +4,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include "../norm_act_pool_checks.h"
+#include "../checks/norm_act_pool.h"
 #include "kernels/norm/norm_act_pool.h"
 #include "runtime/isa.h"
 #include "runtime/memory.h"

@@ -9,8 +9,8 @@
 #include <memory>
 #include <type_traits>
 
-#include "../checks.h"
-#include "../softmax_head_checks.h"
+#include "../checks/common.h"
+#include "../checks/softmax_head.h"
 #include "kernels/row_products.h"
 #include "kernels/softmax_head.h"
 #include "runtime/isa.h"

@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "../mask_checks.h"
+#include "../checks/mask.h"
 #include "kernels/topk_mask.h"
 #include "runtime/isa.h"
 #include "runtime/memory.h"

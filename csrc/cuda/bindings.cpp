@@ -6,9 +6,9 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "../cg_checks.h"
-#include "../softmax_head_checks.h"
-#include "../mask_checks.h"
+#include "../checks/cg.h"
+#include "../checks/mask.h"
+#include "../checks/softmax_head.h"
 #include "cg.h"
 #include "softmax_head.h"
 #include "topk_mask.h"

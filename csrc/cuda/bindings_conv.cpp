@@ -7,7 +7,7 @@
 
 #include <array>
 
-#include "../masked_conv_checks.h"
+#include "../checks/masked_conv.h"
 #include "../task_operand.h"
 #include "bindings.h"
 #include "masked_conv.h"

@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "../mask_checks.h"
+#include "../checks/mask.h"
 
 namespace metasparse::dense {
 namespace {

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../masked_conv_checks.h"
+#include "../checks/masked_conv.h"
 
 namespace metasparse::dense {
 namespace {

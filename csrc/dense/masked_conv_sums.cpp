@@ -5,8 +5,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "../checks/masked_conv.h"
 #include "../find_op.h"
-#include "../masked_conv_checks.h"
 
 namespace metasparse::dense {
 namespace {

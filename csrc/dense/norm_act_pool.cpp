@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "../norm_act_pool_checks.h"
+#include "../checks/norm_act_pool.h"
 #include "../norm_act_pool_gate.h"
 
 namespace metasparse::dense {

@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "../mask_checks.h"
+#include "../checks/mask.h"
 
 namespace metasparse::dense {
 namespace {

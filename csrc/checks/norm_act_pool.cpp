@@ -1,6 +1,6 @@
-#include "norm_act_pool_checks.h"
+#include "norm_act_pool.h"
 
-#include "checks.h"
+#include "common.h"
 
 namespace metasparse {
 namespace {
@@ -9,8 +9,8 @@ void check_input(const char* op, const at::Tensor& x, bool pool) {
   check_rank(op, "x", x, 5, "(T, N, C, H, W)");
   check_floating(op, "x", x);
   const int64_t smallest = pool ? 2 : 1;
-  TORCH_CHECK_VALUE(x.sym_size(1) >= 1 && x.sym_size(3) >= smallest && x.sym_size(4) >= smallest, op,
-                    ": expected x with N >= 1 and H, W >= ", smallest, ", got ", x.sym_sizes());
+  TORCH_CHECK_VALUE(x.sym_size(1) >= 1 && x.sym_size(3) >= smallest && x.sym_size(4) >= smallest,
+                    op, ": expected x with N >= 1 and H, W >= ", smallest, ", got ", x.sym_sizes());
 }
 
 void check_output_size(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x,

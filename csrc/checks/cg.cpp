@@ -1,6 +1,6 @@
-#include "cg_checks.h"
+#include "cg.h"
 
-#include "checks.h"
+#include "common.h"
 
 namespace metasparse {
 namespace {
@@ -22,8 +22,7 @@ void check_state(const char* name, const Tensor& t, const Tensor& x, at::ScalarT
 
 void check_written(const char* name, const Tensor& t) {
   TORCH_CHECK_VALUE(t.is_contiguous(), "cg_step: expected ", name,
-                    ", which is updated in place, to be contiguous, got strides ",
-                    t.sym_strides());
+                    ", which is updated in place, to be contiguous, got strides ", t.sym_strides());
 }
 
 }  // namespace

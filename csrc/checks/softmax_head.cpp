@@ -1,12 +1,12 @@
-#include "softmax_head_checks.h"
+#include "softmax_head.h"
 
-#include "checks.h"
+#include "common.h"
 
 namespace metasparse {
 namespace {
 
 void check_like_center(const char* op, const char* name, const at::Tensor& t,
-                                    const at::Tensor& center) {
+                       const at::Tensor& center) {
   check_shape_like(op, name, t, "center", center);
   check_same_kind(op, name, t, "center", center);
 }
@@ -32,8 +32,8 @@ void check_softmax_head(const char* op, const at::Tensor& features, const at::Te
   check_size(op, "center", center, 0, tasks, "T");
   check_size(op, "center", center, 2, features.sym_size(2), "D");
   check_size(op, "lam", lam, 0, tasks, "T");
-  TORCH_CHECK_VALUE(features.sym_size(1) > 0, op, ": expected features of at least one sample, got ",
-                    features.sym_sizes());
+  TORCH_CHECK_VALUE(features.sym_size(1) > 0, op,
+                    ": expected features of at least one sample, got ", features.sym_sizes());
   TORCH_CHECK_VALUE(center.sym_size(1) > 0, op, ": expected center of at least one class, got ",
                     center.sym_sizes());
 }

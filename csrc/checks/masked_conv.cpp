@@ -1,6 +1,6 @@
-#include "masked_conv_checks.h"
+#include "masked_conv.h"
 
-#include "checks.h"
+#include "common.h"
 
 namespace metasparse {
 namespace {
@@ -108,7 +108,8 @@ void check_weight_grad(const char* op, const Tensor& grad, const Tensor& x,
   check_size(op, "x", x, 0, grad.sym_size(0), "T");
   check_size(op, "x", x, 1, grad.sym_size(1), "N");
   check_mask(op, mask, grad.sym_size(0), grad.sym_size(2), x.sym_size(2), "grad", grad);
-  check_output_size(op, x.sym_sizes().slice(3), kernel_size, grad.sym_sizes().slice(3), stride, padding);
+  check_output_size(op, x.sym_sizes().slice(3), kernel_size, grad.sym_sizes().slice(3), stride,
+                    padding);
 }
 
 // What the derivatives in weight and mask are taken of: a gradient, the images and the weight.
@@ -163,7 +164,8 @@ void check_masked_conv_input_grad_pair(const Tensor& grad1, const Tensor& weight
   check_input_grad(op, grad1, weight1, mask1, input_size, stride, padding);
   check_alike(op, "grad2", grad2, "grad1", grad1);
   check_alike(op, "weight2", weight2, "weight1", weight1);
-  check_mask(op, mask2, grad1.sym_size(0), weight1.sym_size(1), weight1.sym_size(2), "grad1", grad1);
+  check_mask(op, mask2, grad1.sym_size(0), weight1.sym_size(1), weight1.sym_size(2), "grad1",
+             grad1);
 }
 
 void check_masked_conv_weight_grad_pair(const Tensor& grad1, const Tensor& x1, const Tensor& grad2,

@@ -3,12 +3,12 @@
 // takes the same arguments.
 #include <torch/library.h>
 
-#include "cg_checks.h"
-#include "checks.h"
-#include "masked_conv_checks.h"
-#include "norm_act_pool_checks.h"
-#include "softmax_head_checks.h"
-#include "mask_checks.h"
+#include "cg.h"
+#include "common.h"
+#include "mask.h"
+#include "masked_conv.h"
+#include "norm_act_pool.h"
+#include "softmax_head.h"
 
 namespace metasparse {
 namespace {

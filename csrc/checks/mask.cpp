@@ -1,6 +1,6 @@
-#include "mask_checks.h"
+#include "mask.h"
 
-#include "checks.h"
+#include "common.h"
 
 namespace metasparse {
 
