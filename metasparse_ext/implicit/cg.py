@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from metasparse_ext.implicit import cg_derivatives
+from metasparse_ext.implicit.transforms import derivative_levels
 from metasparse_ext.ops._operands import check_dense
 from metasparse_ext.ops.cg import cg_step
 from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUNNING, advance, dots
@@ -126,10 +126,8 @@ def _transformed() -> bool:
 
 def _refuse_mixed_modes() -> None:
     """What ``operator`` closes over cannot be followed into the level of another derivative."""
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    kinds = [level.key() for level in stack]
-    forward = kinds.count(TransformType.Jvp)
-    if forward and forward + kinds.count(TransformType.Grad) > 1:
+    forward, reverse = derivative_levels()
+    if forward and forward + reverse > 1:
         raise NotImplementedError(
             "cg: expected forward mode alone or reverse mode, once or twice, got forward mode "
             "combined with another derivative; jacrev(jacrev(f)) is a Hessian in reverse mode"

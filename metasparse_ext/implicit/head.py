@@ -11,6 +11,7 @@ from torch import Tensor
 from metasparse_ext.implicit import head_derivatives
 from metasparse_ext.implicit.head_problem import HeadProblem
 from metasparse_ext.implicit.head_solvers import SOLVERS, Solver
+from metasparse_ext.implicit.transforms import derivative_levels
 from metasparse_ext.ops._operands import check_dense
 from metasparse_ext.ops._register import fold_into_tasks
 from metasparse_ext.reference.softmax_head import CONVERGED, ITERATIONS, NOT_FINITE
@@ -79,8 +80,8 @@ def softmax_head(
     gradient with respect to ``features``, ``weight``, ``bias`` and ``lam`` is that of the
     minimiser, by the implicit function theorem: one small linear solve whichever solver found it,
     and nothing of the search is kept. Through ``features`` it holds the backbone's cross term. Any
-    order, in reverse and in forward mode and under the transforms of ``torch.func``; a derivative
-    costs one more solve.
+    order in reverse mode, forward mode at most once among them, and under the transforms of
+    ``torch.func``; a derivative costs one more solve.
 
     Solvers: ``"exact"``: Newton-CG to machine precision in float64, in the dual when N <= 2D (the
     problem then has N C unknowns however many features there are), else in the primal.
@@ -99,6 +100,7 @@ def softmax_head(
 
     Raises:
         TypeError: a wrong dtype, or a tensor that is not dense.
+        NotImplementedError: forward mode inside forward mode.
         ValueError: a wrong shape, device, label, lambda or solver name.
 
     Source:
@@ -109,6 +111,11 @@ def softmax_head(
     if solver not in SOLVERS:
         raise ValueError(
             f"softmax_head: expected solver to be one of {tuple(SOLVERS)}, got {solver!r}"
+        )
+    if derivative_levels()[0] > 1:
+        raise NotImplementedError(
+            "softmax_head: expected forward mode at most once, got it inside itself; hessian(f) "
+            "and jacrev(jacrev(f)) differentiate twice"
         )
     device = features.device.type
     if features.dtype != weight.dtype and torch.is_autocast_enabled(device):
