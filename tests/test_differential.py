@@ -26,8 +26,9 @@ compiled = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def workers():
-    with Workers() as running:
-        yield running
+    running = Workers()
+    yield running
+    running.close()
 
 
 @compiled
