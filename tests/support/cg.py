@@ -89,7 +89,7 @@ class Step(NamedTuple):
         # alpha rounds once p'q has; what cancels in p'q counts.
         alpha = (rz / (p @ q)).abs() * (1 + (p.abs() @ q.abs()) / (p @ q).abs())
         residual = r.abs() + alpha * q.abs()
-        z = residual if m is None else residual * m
+        z = residual if m is None else residual * m.abs()
         new_rz = residual @ z
         direction = (z + new_rz / rz * p.abs()).max()
         sizes = {
