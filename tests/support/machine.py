@@ -61,6 +61,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "support.machine"],
                 env=environment(self._isa),
+                cwd=TESTS.parent,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
