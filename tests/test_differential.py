@@ -26,8 +26,9 @@ compiled = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def workers():
-    with Workers() as running:
-        yield running
+    running = Workers()
+    yield running
+    running.close()
 
 
 @compiled
@@ -37,6 +38,41 @@ def test_draws_equal_the_definition(name, workers):
     for seed in (0, fresh):
         failure = search(STRATEGIES[name], workers, seed, draws=100)
         assert failure is None, f"{name}, seed {seed}: {failure}"
+
+
+# Calls that were wrong once, by what was wrong.
+STRIDED = {"operation": "input_grad", "kernel": (2, 2), "stride": (2, 2), "dtype": "float32"}
+REMEMBERED = {
+    "columns of the image that no window covers": masked_conv.Conv(
+        samples=4, inputs=16, outputs=12, size=(9, 9), mask="binary", density=0.3, **STRIDED
+    ),
+    "the same, forced": masked_conv.Conv(size=(3, 3), outputs=2, backend="direct", **STRIDED),
+    "the gradient ends before a guard page": masked_conv.Conv(
+        samples=4,
+        inputs=16,
+        outputs=12,
+        size=(9, 9),
+        mask="binary",
+        density=0.1,
+        layouts=(*["contiguous"] * 4, "before guard"),
+        **STRIDED,
+    ),
+    "stride 2 without padding, an even image": masked_conv.Conv(
+        samples=4,
+        inputs=16,
+        outputs=12,
+        size=(10, 10),
+        mask="binary",
+        density=0.3,
+        **(STRIDED | {"kernel": (3, 3)}),
+    ),
+}
+
+
+@compiled
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_what_was_wrong_once_is_right(name, workers):
+    assert workers.check(REMEMBERED[name]) is None
 
 
 class Planted(NamedTuple):

@@ -39,7 +39,8 @@ class Step(NamedTuple):
         """What is wrong with the new state, or None."""
         vectors, fixed, scalars = self._state()
         mine = [t.clone() for t in (*vectors, *scalars)]
-        exact = [t.double() if t.is_floating_point() else t.clone() for t in (*vectors, *scalars)]
+        exact = [t.double() if t.is_floating_point() else t for t in mine]
+        exact = [t.clone() for t in exact]
         before = {name: t.clone() for name, t in fixed.items() if t is not None}
         with conditions(self.threads):
             cg_step(*mine[:3], *fixed.values(), *mine[3:])
@@ -89,7 +90,7 @@ class Step(NamedTuple):
         # alpha rounds once p'q has; what cancels in p'q counts.
         alpha = (rz / (p @ q)).abs() * (1 + (p.abs() @ q.abs()) / (p @ q).abs())
         residual = r.abs() + alpha * q.abs()
-        z = residual if m is None else residual * m
+        z = residual if m is None else residual * m.abs()
         new_rz = residual @ z
         direction = (z + new_rz / rz * p.abs()).max()
         sizes = {

@@ -39,7 +39,13 @@ def conditions(threads: int, backend: str = "automatic") -> Iterator[None]:
 def environment(isa: str) -> dict[str, str]:
     """Variables of a process that runs draws with one instruction set."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    return {**os.environ, "METASPARSE_CPU_ISA": isa, "PYTHONPATH": path}
+    # More threads than cores must not wait for each other on one.
+    return {
+        **os.environ,
+        "METASPARSE_CPU_ISA": isa,
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONPATH": os.pathsep.join([path, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
 
 
 class Worker:
@@ -55,6 +61,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "support.machine"],
                 env=environment(self._isa),
+                cwd=TESTS.parent,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
@@ -90,10 +97,7 @@ class Workers:
     def check(self, draw) -> str | None:
         return self._workers.setdefault(draw.isa, Worker(draw.isa)).check(draw)
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
         for worker in self._workers.values():
             worker.close()
 
