@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._operands import autocast_is_on, check_dense
 from metasparse_ext.ops._register import register_fake, register_vmap
 
 ACTIVATIONS = ("relu", "none")
@@ -143,7 +143,7 @@ def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int
 
 def _to_be_cast(tensor: Tensor) -> bool:
     """Whether a surrounding autocast region makes it float32."""
-    return tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
+    return tensor.is_floating_point() and autocast_is_on(tensor)
 
 
 def _with_tasks(tensor: Tensor | None, rank: int, tasks: int) -> Tensor | None:
