@@ -8,9 +8,11 @@ over tasks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metasparse_ext._capture import observed
-from metasparse_ext.algorithms.course import Course
 from metasparse_ext.algorithms.labels import check_classes
-from metasparse_ext.algorithms.signature import spelled_out
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
 
@@ -43,6 +43,22 @@ class Metrics:
     accuracy: Tensor
     active: Tensor
     support_loss: Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """The origin of a learner.
+
+    Attributes:
+        paper: What it is published in.
+        exact: What follows the paper or its public code to the letter.
+        reconstructed: What the public sources leave open and is decided here, or where this
+            package departs from them; empty if neither.
+    """
+
+    paper: str
+    exact: str
+    reconstructed: str = ""
 
 
 class AdaptedTasks:
@@ -81,7 +97,7 @@ class AdaptedTasks:
         return parameter.new_ones(self.tasks)
 
 
-class MetaLearner(Course, nn.Module):
+class MetaLearner(nn.Module):
     """A meta-learner: its parameters are the meta-parameters, its state dict is its whole state.
 
     A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimizer is left
@@ -102,6 +118,7 @@ class MetaLearner(Course, nn.Module):
         adapt_steps: Steps that :meth:`adapt` takes; as many as ``inner_steps`` by default.
 
     Attributes:
+        source: Class attribute: where the learner is from.
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
         nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a
             meta-step that the host could not look at (:func:`metasparse_ext.capture`). From then
@@ -112,6 +129,8 @@ class MetaLearner(Course, nn.Module):
         TypeError: if model is not an ``nn.Module``.
         ValueError: if no parameter requires grad, or a number is out of range.
     """
+
+    source: ClassVar[Source] = Source(paper="", exact="")
 
     iteration: Tensor
     nonfinite: Tensor
@@ -287,6 +306,11 @@ class MetaLearner(Course, nn.Module):
         if not holds:
             raise ValueError(f"{self.name}: {argument} must be {expected}, got {got!r}")
 
+    def _require_choice(self, argument: str, kind: Any, got: object) -> None:
+        """Refuses a value that the ``Literal`` type ``kind`` does not name."""
+        choices = get_args(kind)
+        self._require(got in choices, argument, f"one of {choices}", got)
+
 
 def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """Runs T task networks, each with its own parameters on its own images.
@@ -366,3 +390,28 @@ def active_fraction(masks: Mapping[str, Tensor]) -> Tensor:
     """(T,) fraction of kernels in use, those with at least one active weight, over all layers."""
     kernels = [(m if m.dim() == 3 else m.flatten(-2).amax(-1)).flatten(1) for m in masks.values()]
     return torch.cat(kernels, 1).ne(0).float().mean(1)
+
+
+def spelled_out(kind: type) -> Signature:
+    """The signature of a class's own constructor, whose ``**`` is replaced by what it stands for.
+
+    A constructor that ends in ``**options`` hands them on to that of the class above. Its signature
+    then has the keyword arguments of both, those from above first; one that both name has the
+    annotation and the default of the class's own.
+    """
+    _, *parameters = _evaluated(vars(kind)["__init__"]).parameters.values()
+    if not parameters or parameters[-1].kind is not Parameter.VAR_KEYWORD:
+        return Signature(parameters)
+    own = {p.name: p for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    above = inspect.signature(kind.__mro__[1]).parameters.values()
+    handed_on = {p.name: p for p in above if p.kind is Parameter.KEYWORD_ONLY}
+    positional = [p for p in parameters[:-1] if p.name not in own]
+    return Signature([*positional, *(handed_on | own).values()])
+
+
+def _evaluated(constructor: Any) -> Signature:
+    """A signature whose annotations are types, or strings where they name what is not imported."""
+    try:
+        return inspect.signature(constructor, eval_str=True)
+    except NameError:
+        return inspect.signature(constructor)

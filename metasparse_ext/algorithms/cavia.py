@@ -11,6 +11,7 @@ from metasparse_ext.algorithms.base import (
     AdaptedTasks,
     MetaLearner,
     Metrics,
+    Source,
     cross_entropy,
     mean_gradient,
 )
@@ -45,6 +46,12 @@ class CAVIA(MetaLearner):
     Source: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via
         Meta-Learning", ICML 2019, and its public code.
     """
+
+    source = Source(
+        paper="Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, ICML 2019",
+        exact="the context from zero, FiLM before the ReLU of the third block, the meta-gradient "
+        "in both orders",
+    )
 
     def __init__(
         self,

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext._capture import observed
-from metasparse_ext.algorithms.base import AdaptedTasks
+from metasparse_ext.algorithms.base import AdaptedTasks, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.implicit import Linearization
 from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
+from metasparse_ext.nn.learned_topk import DensityGradient
+from metasparse_ext.nn.masks import Granularity
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples
@@ -57,15 +59,23 @@ class MMSUP(MAML):
         supplement, listings 3 and 4.
     """
 
+    source = Source(
+        paper="Pimpalkhute, Kunde, Singhal, GEMS, WACV 2023; only its supplement is public",
+        exact="the top k of each convolution's adapted weights, detached scores, k learned from "
+        "0.5 on",
+        reconstructed="ranking by magnitude, the derivative in k, its floor of 0.05, and that the "
+        "inner loop leaves k alone; each has its option but the floor",
+    )
+
     def __init__(
         self,
         model: nn.Module,
         *,
         density: float = 0.5,
-        granularity: str = "weight",
+        granularity: Granularity = "weight",
         signed: bool = False,
         edge_popup: bool = False,
-        sparsity_gradient: str = "mean",
+        sparsity_gradient: DensityGradient = "mean",
         adapt_density: bool = False,
         **maml: Unpack[MAMLOptions],
     ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.maml import MAML, StepOptions
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class MultiMAML(MAML):
     Source: the baseline of Vuorio, Sun, Hu, Lim, "Multimodal Model-Agnostic Meta-Learning via
         Task-Aware Modulation", NeurIPS 2019, and of GEMS (WACV 2023).
     """
+
+    source = Source(
+        paper="Vuorio, Sun, Hu, Lim, NeurIPS 2019, and GEMS: their baseline",
+        exact="one independent MAML for each distribution, told which is which",
+    )
 
     def __init__(
         self,

@@ -1,6 +1,10 @@
 """What the few-shot backbones share: blocks, and a head on their last map."""
 
+from typing import Literal
+
 from torch import Tensor, nn
+
+HeadInput = Literal["flatten", "mean"]
 
 
 class Backbone(nn.Module):
@@ -22,7 +26,7 @@ class Backbone(nn.Module):
     blocks: nn.Module
     head: nn.Module
     image_shape: tuple[int, int, int]
-    head_input: str
+    head_input: HeadInput
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: (N, F), or (T, N, F)."""

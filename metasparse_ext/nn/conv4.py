@@ -1,16 +1,17 @@
 """Conv-4, the backbone of few-shot learning."""
 
 from itertools import pairwise
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.nn.backbone import Backbone
+from metasparse_ext.nn.backbone import Backbone, HeadInput
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
-from metasparse_ext.nn.norm import NormActPool
+from metasparse_ext.nn.norm import NormActPool, Order
 
 
 class ConvBlock(nn.Module):
@@ -32,7 +33,7 @@ class ConvBlock(nn.Module):
         out_channels: int,
         *,
         strided: bool,
-        order: str,
+        order: Order,
         bias: bool,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -103,14 +104,14 @@ class Conv4(Backbone):
         *,
         blocks: int = 4,
         strided: bool = True,
-        order: str = "norm_act_pool",
+        order: Order = "norm_act_pool",
         bias: bool = True,
-        head: str = "flatten",
+        head: HeadInput = "flatten",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if head not in ("flatten", "mean"):
+        if head not in get_args(HeadInput):
             raise ValueError(f"Conv4: head must be 'flatten' or 'mean', got {head!r}")
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         place = {"device": device, "dtype": dtype}

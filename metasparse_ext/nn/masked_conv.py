@@ -11,7 +11,7 @@ from metasparse_ext.ops import masked_conv2d
 class MaskedConv2d(nn.Conv2d):
     """An ``nn.Conv2d`` with a mask that switches kernels on and off; pruned ones are skipped.
 
-    Takes ``nn.Conv2d``'s arguments and is one, so initialisers and ``isinstance`` checks work as
+    Takes ``nn.Conv2d``'s arguments and is one, so initializers and ``isinstance`` checks work as
     usual. It also works on a task axis: images (N, I, H, W) or (T, N, I, H, W), and through
     ``torch.func.functional_call`` each parameter with or without a leading T.
 

@@ -6,10 +6,14 @@ weight's shape. What a maker learns is an ordinary parameter, so learners adapt 
 other. A maker whose masks pass no gradient back says so by ``learned = False``.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from metasparse_ext.ops import binary_mask, topk_mask
+
+Granularity = Literal["weight", "kernel", "channel"]
 
 
 class FixedMask(nn.Module):
@@ -113,12 +117,12 @@ class TopKMask(nn.Module):
     learned = False
 
     def __init__(
-        self, density: float, granularity: str = "weight", *, signed: bool = False
+        self, density: float, granularity: Granularity = "weight", *, signed: bool = False
     ) -> None:
         super().__init__()
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"TopKMask: density must lie in [0, 1], got {density}")
-        if granularity not in ("weight", "kernel", "channel"):
+        if granularity not in get_args(Granularity):
             raise ValueError(
                 "TopKMask: granularity must be 'weight', 'kernel' or 'channel', "
                 f"got {granularity!r}"

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.nn.backbone import Backbone
+from metasparse_ext.nn.backbone import Backbone, HeadInput
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 from metasparse_ext.nn.norm import BatchNorm2d, NormActPool
+
+Activation = Literal["leaky_relu", "relu"]
 
 # The published widths 64, 160, 320, 640 as multiples of the first.
 _PROPORTIONS = (1.0, 2.5, 5.0, 10.0)
@@ -37,7 +40,7 @@ class ResBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        activation: str,
+        activation: Activation,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -117,15 +120,15 @@ class ResNet12(Backbone):
         width: int | Sequence[int] = 64,
         ways: int = 5,
         *,
-        activation: str = "leaky_relu",
-        head: str = "flatten",
+        activation: Activation = "leaky_relu",
+        head: HeadInput = "flatten",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, value, known in (
-            ("activation", activation, ("leaky_relu", "relu")),
-            ("head", head, ("flatten", "mean")),
+            ("activation", activation, get_args(Activation)),
+            ("head", head, get_args(HeadInput)),
         ):
             if value not in known:
                 raise ValueError(f"ResNet12: {name} must be one of {known}, got {value!r}")

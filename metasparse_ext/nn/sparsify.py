@@ -29,7 +29,7 @@ def sparsify(
             ``ScoreMask.like`` or ``lambda weight: TopKMask(0.5)``. All kernels active by default.
         inplace: Change the model itself instead of a deep copy.
         keep_unsupported: Leave convolutions that cannot be masked (dilated, grouped, with another
-            padding mode, parametrised, lazy) as they are and warn, naming them, instead of raising.
+            padding mode, parametrized, lazy) as they are and warn, naming them, instead of raising.
 
     Returns:
         The masked model.
@@ -68,7 +68,7 @@ def _refusal(conv: nn.Conv2d) -> str | None:
     if type(conv) is not nn.Conv2d:
         return f"it is a {type(conv).__name__}, whose forward may do more than a convolution"
     if parametrize.is_parametrized(conv):
-        return "its parameters are parametrised"
+        return "its parameters are parametrized"
     return unsupported(dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode)
 
 
