@@ -112,6 +112,8 @@ class Kill:
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*arguments)
 
+# What is loaded and built on the way is then there in every process that is forked.
+Trainer(config, Run(folder / "whole")).fit()
 at, killed = 0, True
 while killed:
     at += 1

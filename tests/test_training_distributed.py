@@ -1,5 +1,6 @@
 """Two processes that share the tasks of a meta-batch train as one does."""
 
+import inspect
 import subprocess
 import sys
 
@@ -38,6 +39,8 @@ def cases(root):
             learner="multi-maml", data="omniglot+glyphs", image_size=16, tasks=4, iterations=2
         ),
         "reptile": plain.replace(learner="reptile", options={"inner_steps": 2}, iterations=2),
+        # In one iteration, the tasks of the second process alone are not finite.
+        "skipped": plain.replace(on_nonfinite="skip"),
         "ticket": plain.replace(learner="meta-ticket", options=pruned, iterations=3),
     }
 
@@ -49,8 +52,20 @@ from metasparse_ext.training.distributed import joined
 torch.set_num_threads(1)
 with joined("cpu") as workers:
     for config, folder in zip(sys.argv[1::2], sys.argv[2::2]):
-        Trainer(RunConfig.from_json(open(config).read()), Run(folder), workers=workers).fit()
+        trainer = Trainer(
+            RunConfig.from_json(open(config).read()), Run(folder), workers=workers
+        )
+        if trainer.config.on_nonfinite == "skip" and workers.rank == 1:
+            trainer.batches = poisoned(trainer.batches)
+        trainer.fit()
 """
+
+
+def poisoned(batches):
+    for number, batch in enumerate(batches):
+        if number == 2:
+            batch.query.images.fill_(float("nan"))
+        yield batch
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +74,11 @@ def alone_and_shared(tiny_root, tmp_path_factory, one_thread):
     folder = tmp_path_factory.mktemp("distributed")
     runs = {name: (Run(folder / name), Run(folder / f"{name}-2")) for name in cases(tiny_root)}
     for name, config in cases(tiny_root).items():
-        Trainer(config, runs[name][0]).fit()
-    (folder / "train.py").write_text(SCRIPT)
+        trainer = Trainer(config, runs[name][0])
+        if name == "skipped":
+            trainer.batches = poisoned(trainer.batches)
+        trainer.fit()
+    (folder / "train.py").write_text(inspect.getsource(poisoned) + SCRIPT)
     work = [part for alone, shared in runs.values() for part in (alone.config_path, shared.folder)]
     ended = subprocess.run(
         [
@@ -76,15 +94,19 @@ def alone_and_shared(tiny_root, tmp_path_factory, one_thread):
     return runs
 
 
-@pytest.mark.parametrize("case", ["maml", "mixture", "distributions", "reptile", "ticket"])
+@pytest.mark.parametrize(
+    "case", ["maml", "mixture", "distributions", "reptile", "skipped", "ticket"]
+)
 def test_two_processes_train_as_one(alone_and_shared, case):
     alone, shared = alone_and_shared[case]
     for one, two in zip(
         metrics.read(alone.metrics_path), metrics.read(shared.metrics_path), strict=True
     ):
-        assert one["iteration"] == two["iteration"]
+        assert (one["iteration"], one["kind"]) == (two["iteration"], two["kind"])
+        assert one.get("skipped") == two.get("skipped")
         for name in set(one) & {"loss", "accuracy/glyphs", "density", "search_macs"}:
             assert one[name] == pytest.approx(two[name], rel=1e-4)
+    assert checkpoint.load(shared.last_path).skipped["count"] == (case == "skipped")
     left, right = (checkpoint.load(run.last_path).learner for run in (alone, shared))
     # Of a bias that a batch norm takes out again, Reptile's inner Adam makes whole steps of noise.
     for name in (name for name in left if not (case == "reptile" and name.endswith("conv.bias"))):

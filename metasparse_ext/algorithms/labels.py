@@ -66,6 +66,5 @@ def _refuse(wrong: Tensor, labels: Tensor, what: str, expected: str) -> None:
         return
     task, image = wrong.nonzero()[0].tolist()
     raise ValueError(
-        f"{what}: expected {expected}, got {labels[task, image].item()} "
-        f"for image {image} of task {task}"
+        f"{what}: expected {expected}, got {labels[task, image].item()} in task {task}"
     )

@@ -1,0 +1,176 @@
+"""What a user can mend is one line and exit code 2: disks, folders, variables, large numbers."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from test_cli import assert_one_line_error, invoke, train
+from training_helpers import package_path, tiny_config
+
+from metasparse_ext.cli import environment
+from metasparse_ext.training import Run, Trainer, atomic
+from metasparse_ext.training.lock import RunLock
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_root, tmp_path_factory, one_thread):
+    """A finished run."""
+    run = Run(tmp_path_factory.mktemp("runs") / "maml")
+    Trainer(tiny_config(tiny_root, iterations=1), run).fit()
+    return run
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    def system(call, *arguments):
+        if call is os.write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call(*arguments)
+
+    monkeypatch.setattr(atomic, "_system", system)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk(tmp_path, tiny_root, trained):
+    result = train("maml", tiny_root, tmp_path / "run")
+    assert_one_line_error(result, "run/config.json: No space left on device")
+    result = invoke("export", trained, "--out", tmp_path / "masks.npz")
+    assert_one_line_error(result, "masks.npz: No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_an_evaluation_that_cannot_be_kept_is_shown(trained):
+    result = invoke("evaluate", trained, "--tasks", "2")
+    assert result.exit_code == 2
+    assert "2 tasks, transductive" in " ".join(result.stdout.split())
+    assert len(result.stderr.splitlines()) == 1
+    assert "usage-test.npz: No space left on device" in result.stderr
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path, tiny_root):
+    (tmp_path / "run").write_text("mine")
+    assert_one_line_error(train("maml", tiny_root, tmp_path / "run"), f"{tmp_path / 'run'}: ")
+    inside = tmp_path / "run" / "deeper"
+    assert_one_line_error(train("maml", tiny_root, inside), str(inside))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, tiny_root, monkeypatch):
+    def system(call, *arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(atomic, "_system", system)
+    assert_one_line_error(train("maml", tiny_root, tmp_path / "run"), "run: Permission denied")
+
+
+def test_a_folder_that_vanishes(tmp_path, tiny_root, monkeypatch):
+    out = tmp_path / "run"
+    original = Trainer._validate
+
+    def vanish(self):
+        shutil.rmtree(out)
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_validate", vanish)
+    result = train("maml", tiny_root, out)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "No such file or directory" in result.stderr
+
+
+def test_an_export_into_a_folder_that_is_not_there(tmp_path, trained):
+    out = tmp_path / "absent" / "masks.npz"
+    assert_one_line_error(
+        invoke("export", trained, "--out", out), f"{out}: No such file or directory"
+    )
+
+
+def test_a_run_in_use(tmp_path, trained):
+    pytest.importorskip("fcntl")
+    lock = RunLock(trained.lock_path)
+    assert lock.acquire()
+    result = invoke("train", "maml", "--out", trained, "--resume")
+    lock.release()
+    assert_one_line_error(result, "another process is training in this folder")
+
+
+def test_numbers_too_large(tmp_path, tiny_root):
+    result = train("maml", tiny_root, tmp_path / "run", "--meta-lr", "1e38")
+    assert_one_line_error(result, "meta_lr: expected a number above 0 and at most 1e+06, got 1e+38")
+    result = train("maml", tiny_root, tmp_path / "run", "--image-size", "100000")
+    assert_one_line_error(result, "image_size: 96 images of 100000x100000 need 894 GiB")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"METASPARSE_DATTA": "x"}, "METASPARSE_DATTA: did you mean METASPARSE_DATA?"),
+        ({"METASPARSE_DATA": "/no/such"}, "METASPARSE_DATA: there is no folder /no/such"),
+        ({"METASPARSE_DATA": __file__}, "METASPARSE_DATA: expected a folder, got the file"),
+        ({"METASPARSE_CACHE": __file__}, "METASPARSE_CACHE: expected a folder, got the file"),
+    ],
+)
+def test_environment_variables(monkeypatch, variables, message):
+    with pytest.raises(environment.EnvironmentVariableError, match=message.replace("?", r"\?")):
+        environment.check(variables)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert_one_line_error(invoke("info"), message)
+
+
+def test_environment_variables_that_are_right():
+    environment.check({"METASPARSE_CACHE": "/not/yet", "METASPARSE_DATA": "/", "OTHER": "x"})
+
+
+@pytest.mark.parametrize("name", ["METASPARSE_CONV_BACKEND", "METASPARSE_CPU_ISA"])
+def test_variables_that_the_library_reads(name):
+    if environment._library.problem is not None:
+        pytest.skip("the library is not there to read them")
+    ended = subprocess.run(
+        [sys.executable, "-m", "metasparse_ext.cli", "info"],
+        env={**package_path(), name: "abacus"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert "abacus" in ended.stderr
+
+
+def test_no_home_folder(monkeypatch, tmp_path):
+    def no_home(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("METASPARSE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.expanduser", no_home)
+    result = invoke("train", "maml", "--data", "glyphs", "--out", tmp_path / "run")
+    assert_one_line_error(result, "there is no home folder", "METASPARSE_CACHE")
+
+
+def test_brackets_and_colons_are_shown_as_they_are(tmp_path, tiny_root, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = "run[/bold][red]:smile:"
+    result = train("maml", tiny_root, out, "--resume")
+    assert result.exit_code == 0, result.output
+    assert f"nothing to resume in {out}: starting" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith(f"saved in {out}")
+    os.rename(out, "a[b]")
+    assert "a[b]" in invoke("evaluate", "a[b]", "--tasks", "2").stdout
+
+
+def test_a_checkpoint_that_is_damaged_is_named(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    assert_one_line_error(invoke("evaluate", folder), ".safetensors: not a whole checkpoint")
+    assert_one_line_error(invoke("train", "maml", "--out", folder, "--resume"), "last.previous")
