@@ -139,7 +139,7 @@ class MetaLearner(nn.Module):
         """Shows in a learner's signature the options that it hands on to the learner above."""
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls):
-            cls.__signature__ = spelled_out(cls)
+            cls.__signature__ = spelled_out(cls)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -273,14 +273,15 @@ class MetaLearner(nn.Module):
         """Adds a gradient by name to ``.grad``, in one launch; sets it where there is none."""
         named = dict(self.named_parameters())
         parameters = [named[name] for name in gradient]
-        if all(p.grad is not None for p in parameters):
-            torch._foreach_add_([p.grad for p in parameters], list(gradient.values()))
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if len(grads) == len(parameters):
+            torch._foreach_add_(grads, list(gradient.values()))
             return
         for parameter, part in zip(parameters, gradient.values(), strict=True):
             parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
 
     def _require_finite(self, losses: Tensor, gradient: Mapping[str, Tensor]) -> None:
-        """The host's one look at a meta-step; in one that is captured the device takes a note."""
+        """Raises if a loss or the meta-gradient is not finite; under capture sets ``nonfinite``."""
         norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
         finite = losses.isfinite().all() & norms.isfinite().all()
         if not observed():

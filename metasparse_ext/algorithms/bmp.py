@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.head_learner import head_name
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions, spread
+from metasparse_ext.nn.backbone import Place
 from metasparse_ext.ops import binary_mask
 
 if TYPE_CHECKING:
@@ -95,15 +96,17 @@ class BMP(MAML):
         self.units = tuple(n for n, gated in zip(self._sizes, self._gated, strict=True) if gated)
         self._require(len(self.units) > 0, "model", "more than its head", type(model).__name__)
         width = 2 * len(self.units)
-        place = {"dtype": self.start(1).dtype, "device": self.start(1).device}
+        place: Place = {"device": self.start(1).device, "dtype": self.start(1).dtype}
         hidden = [
             layer
             for _ in range(hidden_layers)
             for layer in (nn.Linear(width, width, **place), nn.ReLU())
         ]
-        self.perceptron = nn.Sequential(*hidden, nn.Linear(width, len(self.units), **place))
-        nn.init.zeros_(self.perceptron[-1].weight)
-        nn.init.constant_(self.perceptron[-1].bias, initial_bias)
+        last = nn.Linear(width, len(self.units), **place)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, initial_bias)
+        self.perceptron = nn.Sequential(*hidden, last)
+        self.emphasis: nn.Parameter | BatchEmbedding
         if emphasis == "vector":
             self.emphasis = nn.Parameter(torch.ones(width, **place))
         else:
@@ -122,8 +125,8 @@ class BMP(MAML):
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         gates = iter(self.gates(phi, gradient, support).unbind(-1))
         columns = [next(gates) if gated else torch.ones_like(phi[:, 0]) for gated in self._gated]
-        gates = spread(torch.stack(columns, -1), tuple(self._sizes.values()))
-        return super().rates(step, phi, gradient, support) * gates
+        spread_gates = spread(torch.stack(columns, -1), tuple(self._sizes.values()))
+        return super().rates(step, phi, gradient, support) * spread_gates
 
     @torch.no_grad()
     def moved_layers(self, support: Samples) -> dict[str, Tensor]:
@@ -141,7 +144,7 @@ class BMP(MAML):
         channels = next((conv.in_channels for conv in convolutions), None)
         kind = type(self.model).__name__
         self._require(channels is not None, "model", "of convolutions for a batch's emphasis", kind)
-        return channels
+        return cast(int, channels)
 
 
 class BatchEmbedding(nn.Module):
@@ -168,7 +171,7 @@ class BatchEmbedding(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        place: Place = {"device": device, "dtype": dtype}
         self.each = nn.Linear(channels * _SIDE**2, width, **place)
         self.whole = nn.Linear(width, width, bias=False, **place)
         nn.init.zeros_(self.whole.weight)

@@ -100,12 +100,13 @@ class CAVIA(MetaLearner):
     def _modulate(self, model: nn.Module, block: int, context: int) -> None:
         blocks = getattr(model, "blocks", ())
         found = blocks[block] if -len(blocks) <= block < len(blocks) else None
-        if not hasattr(found, "modulate"):
+        modulate = getattr(found, "modulate", None)
+        if modulate is None:
             raise ValueError(
                 f"{self.name}: model has neither a metasparse_ext.nn.FiLM nor a block {block} that "
                 "could be given one"
             )
-        found.modulate(context)
+        modulate(context)
 
 
 def _films(model: nn.Module) -> dict[str, FiLM]:

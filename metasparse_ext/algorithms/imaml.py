@@ -67,6 +67,9 @@ class IMAML(MetaLearner):
         reconstructed="tasks whose operator is not positive definite stop the solve there",
     )
 
+    mode: Mode
+    curvature: Curvature
+
     def __init__(
         self,
         model: nn.Module,

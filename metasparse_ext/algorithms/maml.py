@@ -41,20 +41,31 @@ class MAMLOptions(StepOptions, total=False):
 
 
 @dataclass
+class _RateGraph:
+    """Rates a_k that depend on parameters: with a graph to ``point``, phi_k as they saw it.
+
+    ``gradient`` is that of the support loss there.
+    """
+
+    rates: Tensor
+    point: Tensor
+    gradient: Tensor
+
+
+@dataclass
 class _Step:
     """What the way back needs of one inner step; each is None where it needs none.
 
     Attributes:
+        rates: a_k.
         curvature: The linearization at phi_k, or phi_k itself to make it from; first order: None.
-        rates: a_k, with a graph to ``point`` if they depend on parameters.
-        point: phi_k as the rates saw it, and ``gradient``, that of the support loss there.
+        graph: The graph of the rates.
         query: This step's part of a multi-step loss: its gradient at phi_k.
     """
 
     rates: float | Tensor
     curvature: Linearization | Tensor | None = None
-    point: Tensor | None = None
-    gradient: Tensor | None = None
+    graph: _RateGraph | None = None
     query: Tensor | None = None
 
 
@@ -162,8 +173,8 @@ class MAML(MetaLearner):
         trace.append(loss)
         gradient = weights[-1] * gradient if weights else gradient
         gradient, own = self._walk_back(path, gradient, support)
-        gradient = self.meta_gradient(gradient, own, support)
-        return self.finish(gradient, phi, trace, query, logits)
+        mean = self.meta_gradient(gradient, own, support)
+        return self.finish(mean, phi, trace, query, logits)
 
     def _learn_rates(self, kind: Rates, initial: Tensor) -> None:
         self.learned_rates = LearnedRates(
@@ -217,7 +228,7 @@ class MAML(MetaLearner):
             point = phi.detach().requires_grad_()
             rates = self.rates(k, point, gradient, support)
         if isinstance(rates, Tensor) and rates.requires_grad:
-            return _Step(rates, point=point, gradient=gradient)
+            return _Step(rates, graph=_RateGraph(rates, point, gradient))
         return _Step(rates)
 
     def _walk_back(
@@ -231,24 +242,29 @@ class MAML(MetaLearner):
         while path:
             step, arriving = path.pop(), gradient
             if step.curvature is not None:
-                gradient = self._through_curvature(step, arriving, support)
-            if step.point is not None:
-                gradient = self._through_rates(step, arriving, own, gradient)
+                gradient = self._through_curvature(step.rates, step.curvature, arriving, support)
+            if step.graph is not None:
+                gradient = self._through_rates(step.graph, arriving, own, gradient)
             if step.query is not None:
                 gradient = gradient + step.query
         return gradient, own
 
-    def _through_curvature(self, step: _Step, gradient: Tensor, support: Samples) -> Tensor:
+    def _through_curvature(
+        self,
+        rates: float | Tensor,
+        curvature: Linearization | Tensor,
+        gradient: Tensor,
+        support: Samples,
+    ) -> Tensor:
         """(I - H_k a) applied to (T, P)."""
-        curvature = step.curvature
         if isinstance(curvature, Tensor):
             curvature = self._linearize(curvature, support)
-        if isinstance(step.rates, Tensor):
-            return gradient - curvature.hvp(step.rates.detach() * gradient)
-        return torch.sub(gradient, curvature.hvp(gradient), alpha=step.rates)
+        if isinstance(rates, Tensor):
+            return gradient - curvature.hvp(rates.detach() * gradient)
+        return torch.sub(gradient, curvature.hvp(gradient), alpha=rates)
 
     def _through_rates(
-        self, step: _Step, gradient: Tensor, own: dict[str, Tensor], onward: Tensor
+        self, graph: _RateGraph, gradient: Tensor, own: dict[str, Tensor], onward: Tensor
     ) -> Tensor:
         """Adds what a step's rates pass on: to parameters to ``own``, to phi_k to ``onward``."""
         sources = {
@@ -257,9 +273,9 @@ class MAML(MetaLearner):
             if parameter.requires_grad and not name.startswith("model.")
         }
         to_phi, *parts = torch.autograd.grad(
-            step.rates,
-            [step.point, *sources.values()],
-            -(step.gradient * gradient).sum_to_size(step.rates.shape),
+            graph.rates,
+            [graph.point, *sources.values()],
+            -(graph.gradient * gradient).sum_to_size(graph.rates.shape),
             allow_unused=True,
         )
         for name, part in zip(sources, parts, strict=True):
@@ -320,7 +336,8 @@ class LearnedRates(nn.Module):
     def __init__(self, kind: Rates, layout: Layout, *, initial: Tensor, steps: int) -> None:
         super().__init__()
         shape = (layout.numel,) if kind == "parameter" else (max(steps, 1), len(layout.names))
-        self.kind, self.sizes = kind, layout.sizes
+        self.kind: Rates = kind
+        self.sizes = layout.sizes
         values = initial.view(*initial.shape, *[1] * len(shape)).expand(*initial.shape, *shape)
         self.values = nn.Parameter(values.clone())
 

@@ -85,6 +85,8 @@ class MetaTicket(MAML):
         "the lottery-ticket papers",
     )
 
+    scope: Scope
+    signals: tuple[Signal, ...]
     kept: Tensor
     start_point: Tensor
     start_rates: Tensor | None
@@ -131,7 +133,9 @@ class MetaTicket(MAML):
             "'mask_stability'",
             early_detection,
         )
-        require(signals and set(signals) <= set(known), "signals", f"some of {known}", signals)
+        require(
+            bool(signals) and set(signals) <= set(known), "signals", f"some of {known}", signals
+        )
         require(check_every >= 1, "check_every", "at least 1", check_every)
         require(window >= 2, "window", "at least 2", window)
         require(threshold > 0, "threshold", "above 0", threshold)
@@ -144,7 +148,7 @@ class MetaTicket(MAML):
             self.densities = self.densities[-1:]
         self.stages, self.stage, self.stage_start = 1 + len(self.densities), 0, 0.0
         self.prunable = pruning.prunable(model, self.layout.names, skip)
-        require(self.prunable, "skip", "such that something is left to prune", skip)
+        require(bool(self.prunable), "skip", "such that something is left to prune", skip)
         self._convolutions = _convolutions(model)
         masked = {f"{name}.weight" for name in self._convolutions}
         self._holds_others = not masked.issuperset(self.prunable)
@@ -233,7 +237,7 @@ class MetaTicket(MAML):
             start = self.layout.unflatten(self.start_point * self.kept)
             for name, parameter in self._adapted_parameters().items():
                 parameter.copy_(start[name])
-            if self.learned_rates is not None:
+            if self.learned_rates is not None and self.start_rates is not None:
                 self.learned_rates.values.copy_(self.start_rates)
         self.elsewhere = done - (self.rewind or 0)
         self.stage += 1
@@ -270,7 +274,7 @@ class MetaTicket(MAML):
     def _mark_start(self) -> None:
         """Notes the present weights as those that a training starts from."""
         self.start_point.copy_(self.start(1)[0])
-        if self.learned_rates is not None:
+        if self.learned_rates is not None and self.start_rates is not None:
             self.start_rates.copy_(self.learned_rates.values.detach())
 
     def _check(self) -> None:
@@ -297,7 +301,7 @@ class MetaTicket(MAML):
         self.kept.copy_(kept)
         masks = self.layout.unflatten(kept)
         for name, layer in self._convolutions.items():
-            layer.masker.mask.copy_(masks[f"{name}.weight"])
+            layer.masker.get_buffer("mask").copy_(masks[f"{name}.weight"])
         self._costs.clear()
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:

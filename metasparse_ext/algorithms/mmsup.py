@@ -67,6 +67,8 @@ class MMSUP(MAML):
         "inner loop leaves k alone; each has its option but the floor",
     )
 
+    _moves: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -132,7 +134,7 @@ class MMSUP(MAML):
         return {
             name: layer.masker.kept().squeeze()
             for name, layer in self.model.named_modules()
-            if isinstance(layer, MaskedConv2d)
+            if isinstance(layer, MaskedConv2d) and isinstance(layer.masker, LearnedTopKMask)
         }
 
 

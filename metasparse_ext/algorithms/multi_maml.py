@@ -43,6 +43,8 @@ class MultiMAML(MAML):
         exact="one independent MAML for each distribution, told which is which",
     )
 
+    _inner_lrs: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -56,7 +58,8 @@ class MultiMAML(MAML):
         wanted = f"a number above 0, or {distributions} of them"
         self._require(len(each) == distributions and min(each) > 0, "inner_lr", wanted, inner_lr)
         super().__init__(copy.deepcopy(model), inner_lr=each[0], **maml)
-        self.inner_lr, self.distributions = inner_lr, distributions
+        self.inner_lr = inner_lr  # type: ignore[assignment]  # all of them, to be shown
+        self.distributions = distributions
         self.register_buffer("_inner_lrs", self.start(1).new_tensor(each), persistent=False)
         if self.learned_rates is not None:
             self._learn_rates(self.learned_rates.kind, self._inner_lrs)
@@ -85,7 +88,7 @@ class MultiMAML(MAML):
 
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         learned = self.learned_rates
-        every = self._inner_lrs.unsqueeze(-1) if learned is None else learned(step)
+        every: Tensor = self._inner_lrs.unsqueeze(-1) if learned is None else learned(step)
         return every.index_select(0, self._which(support))
 
     def meta_gradient(

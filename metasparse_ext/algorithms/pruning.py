@@ -21,7 +21,7 @@ Scope = Literal["global", "layer"]
 Signal = Literal["inter", "intra", "hamming", "jaccard"]
 
 # The names that the op has for them.
-_SCOPES = {"global": "network", "layer": "layer"}
+_SCOPES: dict[Scope, Literal["network", "layer"]] = {"global": "network", "layer": "layer"}
 
 Masks = Mapping[str, Tensor]
 
@@ -59,7 +59,7 @@ def schedule(density: float | None, rounds: int | None, rate: float) -> list[flo
         rate: Pruned by a round, where the two others do not say it.
     """
     if density is None:
-        return [(1 - rate) ** r for r in range(1, rounds + 1)]
+        return [(1 - rate) ** r for r in range(1, (rounds or 0) + 1)]
     if rounds is not None:
         return [density ** (r / rounds) for r in range(1, rounds + 1)]
     # Less a rounding error, so that 0.64 at a rate of 0.2 takes two rounds.
@@ -82,7 +82,7 @@ def largest(
         name: torch.where(kept[name] != 0, weight.detach().abs(), -1.0)
         for name, weight in weights.items()
     }
-    return topk_mask(scores, density, scope=_SCOPES[scope])
+    return dict(topk_mask(scores, density, scope=_SCOPES[scope]))
 
 
 def inter_layer(one: Masks, two: Masks) -> float:
@@ -123,7 +123,7 @@ SIGNALS: dict[Signal, Callable[[Masks, Masks], float]] = {
 }
 
 
-def distances(signals: Sequence[Signal], history: list[Masks]) -> dict[Signal, float]:
+def distances(signals: Sequence[Signal], history: Sequence[Masks]) -> dict[Signal, float]:
     """The largest distance of the newest masks, the last, from the older ones, by signal."""
     *older, newest = history
     return {name: max(SIGNALS[name](newest, masks) for masks in older) for name in signals}

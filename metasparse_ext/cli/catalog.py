@@ -41,8 +41,8 @@ def presets(name: str | None) -> None:
 
     The name of a learner, such as reptile, lists those of that learner.
     """
-    listed = PRESETS if name is None else within(name, PRESETS)
-    if listed:
+    listed = list(PRESETS) if name is None else within(name, PRESETS)
+    if name is None or listed:
         click.echo("\n".join(listed))
         return
     preset = PRESETS[known("preset", name, PRESETS)]

@@ -41,6 +41,7 @@ class LearnedTopKMask(TopKMask):
     """
 
     learned = True
+    gradient: DensityGradient
 
     def __init__(
         self,

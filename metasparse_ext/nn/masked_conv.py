@@ -41,6 +41,10 @@ class MaskedConv2d(nn.Conv2d):
     """
 
     task_aware = True
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    masker: nn.Module
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class MaskedConv2d(nn.Conv2d):
         return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
-def unsupported(*, dilation: int | tuple[int, int], groups: int, padding_mode: str) -> str | None:
+def unsupported(*, dilation: int | tuple[int, ...], groups: int, padding_mode: str) -> str | None:
     """Why a masked convolution cannot have these arguments, or None if it can."""
     if dilation not in (1, (1, 1)):
         return f"dilation must be 1, got {dilation}"

@@ -115,6 +115,7 @@ class TopKMask(nn.Module):
     """
 
     learned = False
+    granularity: Granularity
 
     def __init__(
         self, density: float, granularity: Granularity = "weight", *, signed: bool = False

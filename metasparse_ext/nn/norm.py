@@ -90,6 +90,9 @@ class NormActPool(_TaskNorm):
     Shapes: x (N, C, H, W) or (T, N, C, H, W); weight and bias (C,) or (T, C).
     """
 
+    activation: Activation
+    order: Order
+
     def __init__(
         self,
         num_features: int,

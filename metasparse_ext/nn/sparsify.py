@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -97,9 +98,9 @@ def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> Ma
     masked = MaskedConv2d(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
+        cast("tuple[int, int]", conv.kernel_size),
+        cast("tuple[int, int]", conv.stride),
+        cast("tuple[int, int] | str", conv.padding),
         bias=conv.bias is not None,
         device="meta",
         mask=masker(conv.weight) if masker else None,
