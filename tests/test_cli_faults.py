@@ -142,6 +142,7 @@ def test_variables_that_the_library_reads(name):
     )
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith(f"metasparse: {name}: ")
     assert "abacus" in ended.stderr
 
 

@@ -223,6 +223,27 @@ def test_what_a_killed_process_left_is_cleaned(tmp_path, tiny_root):
     assert other.exists()
 
 
+def test_a_best_checkpoint_that_the_last_one_knows_nothing_of_goes(tmp_path, tiny_root):
+    run, config = Run(tmp_path / "run"), config_of(tiny_root).replace(validate_every=1)
+    Trainer(config.replace(iterations=1), run).fit()
+    saved = checkpoint.load(run.best_path)
+    assert saved.iteration == 1
+    saved.iteration = 9
+    checkpoint.save(saved, run.best_path)
+    Trainer(config, run)
+    assert checkpoint.read(run.best_path).iteration == 1
+    assert not checkpoint.previous(run.best_path).exists()
+
+
+def test_a_best_checkpoint_that_is_damaged_is_chosen_anew(tmp_path, tiny_root, caplog):
+    run, config = Run(tmp_path / "run"), config_of(tiny_root).replace(validate_every=1)
+    Trainer(config.replace(iterations=1), run).fit()
+    run.best_path.write_bytes(b"damaged")
+    assert Trainer(config, run).fit().best["iteration"] == 2
+    assert f"{run.best_path}: the best checkpoint, of iteration 1, is lost" in caplog.text
+    assert checkpoint.read(run.best_path).iteration == 2
+
+
 def test_another_machine_is_named(tmp_path, tiny_root, caplog):
     run = Run(tmp_path / "run")
     Trainer(config_of(tiny_root), run).fit()

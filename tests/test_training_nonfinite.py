@@ -177,6 +177,13 @@ def test_the_total_norm_does_not_overflow():
     assert float(finite.total_norm(gradients)) == pytest.approx(math.sqrt(4 + 36) * 1e30)
 
 
+def test_tensors_of_several_types_are_looked_at_together():
+    wide = torch.tensor([1e300], dtype=torch.float64)
+    assert finite.all_finite([wide, torch.ones(2), torch.tensor(3.0)])
+    for wrong in (torch.inf, -torch.inf, torch.nan):
+        assert not finite.all_finite([wide, torch.tensor([1.0, wrong])])
+
+
 @pytest.mark.parametrize(
     ("name", "was", "now"),
     [("meta_lr", 1e-3, 1e-4), ("clip_norm", None, 1.0), ("on_nonfinite", "stop", "skip")],

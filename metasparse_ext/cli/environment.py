@@ -42,11 +42,15 @@ def _check_choices() -> None:
     """Has the library read its variables, which it does when it first needs them."""
     if _library.problem is not None:
         return
-    try:
-        torch.ops.metasparse.conv_backend()
-        torch.ops.metasparse.build_info()
-    except RuntimeError as error:
-        raise EnvironmentVariableError(str(error).splitlines()[0]) from error
+    readers = {
+        "METASPARSE_CPU_ISA": torch.ops.metasparse.build_info,
+        "METASPARSE_CONV_BACKEND": torch.ops.metasparse.conv_backend,
+    }
+    for name, reader in readers.items():
+        try:
+            reader()
+        except (RuntimeError, ValueError) as error:
+            raise EnvironmentVariableError(f"{name}: {str(error).splitlines()[0]}") from error
 
 
 def _check_folder(name: str, value: str | None) -> None:

@@ -98,6 +98,13 @@ def remove(path: Path) -> None:
         _system(os.unlink, path)
 
 
+def move(source: Path, target: Path) -> None:
+    """Gives a file another name in its folder, which it takes from a file that has it."""
+    with _naming(target):
+        _system(os.replace, source, target)
+        _flush_folder(target.parent)
+
+
 def clean(folder: Path, names: tuple[str, ...]) -> None:
     """Removes what processes that died left of files of these names, which none writes now."""
     for name in names:

@@ -158,6 +158,8 @@ def from_bytes(data: bytes) -> Checkpoint:
         raise ValueError(f"expected format {FORMAT!r}, got {metadata.get('format')!r}")
     tensors = safetensors.torch.load(data)
     tree = json.loads(metadata["state"])
+    if not isinstance(tree, dict):
+        raise TypeError(f"expected a JSON object as its state, got {type(tree).__name__}")
     unknown = sorted(tree.keys() ^ _TYPES.keys())
     if unknown:
         raise ValueError(f"unknown or missing entry {', '.join(unknown)}")

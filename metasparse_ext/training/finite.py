@@ -23,7 +23,8 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """() bool, on the device: whether no element of any of the tensors is NaN or infinite."""
-    return torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all()
+    norms = torch._foreach_norm(tensors, torch.inf, dtype=torch.float64)
+    return torch.stack(norms).isfinite().all()
 
 
 def state_of(

@@ -131,6 +131,7 @@ class Trainer:
         self.best: Mapping[str, Any] | None = None
         self.skipped = Skipped()
         self.log: metrics.MetricsFile | None = None
+        self._failure: FloatingPointError | None = None
         self._lock = RunLock(run.lock_path)
         try:
             self._prepare()
@@ -404,7 +405,7 @@ class Trainer:
 
     def _meta_backward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Leaves the meta-gradient of all tasks, and returns the totals of what was measured."""
-        self._failure: FloatingPointError | None = None
+        self._failure = None
         measured: dict[str, Tensor] = {}
         try:
             found = self.learner.meta_backward(batch)
@@ -521,6 +522,7 @@ class Trainer:
             group["lr"] = rate  # on its device; set anew in every iteration
         self.iteration, self.elapsed = saved.iteration, saved.elapsed
         self.best, self.records = saved.best, saved.records
+        self._restore_best()
         if not self.workers.first:
             return
         for change in changes(saved.platform, machine(self.config)):
@@ -532,6 +534,18 @@ class Trainer:
         self.run.clean()
         metrics.truncate(self.run.metrics_path, self.records)
         atomic.replace_text(self.run.config_path, self.config.to_json())
+
+    def _restore_best(self) -> None:
+        """Holds on to the best checkpoint, or chooses it anew where its file is lost."""
+        iteration = None if self.best is None else self.best["iteration"]
+        kept = not self.workers.first or self.run.restore_best(iteration)
+        if self.workers.any(not kept):
+            self.best = None
+            logger.warning(
+                "%s: the best checkpoint, of iteration %d, is lost: from now on it is chosen anew",
+                self.run.best_path,
+                iteration,
+            )
 
     def _begun_with(self, saved: Checkpoint) -> RunConfig:
         try:

@@ -79,6 +79,30 @@ class Run:
         """Whether some checkpoint was eligible."""
         return checkpoint.exists(self.best_path)
 
+    def restore_best(self, iteration: int | None) -> bool:
+        """Leaves the best checkpoint of this iteration, or with None, none.
+
+        Of a run that died after it had written a better one, that one goes: the last checkpoint
+        knows nothing of it. False if there is no whole checkpoint of that iteration.
+        """
+        older = checkpoint.previous(self.best_path)
+        for path in (self.best_path, older):
+            if iteration is not None and _iteration(path) == iteration:
+                if path == older:
+                    atomic.move(older, self.best_path)
+                return True
+        for path in (self.best_path, older):
+            atomic.remove(path)
+        return iteration is None
+
     def best(self) -> Checkpoint:
         """Reads the best eligible checkpoint, or the last one where none was eligible."""
         return checkpoint.load(self.best_path if self.has_best else self.last_path)
+
+
+def _iteration(path: Path) -> int | None:
+    """The iteration of a checkpoint, if the file is a whole one."""
+    try:
+        return checkpoint.read(path).iteration
+    except CheckpointError:
+        return None
