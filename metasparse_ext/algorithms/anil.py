@@ -58,7 +58,7 @@ class ANIL(HeadLearner):
         tasks, samples = labels.shape
         weight = weight.expand(tasks, *weight.shape)
         bias = None if bias is None else bias.expand(tasks, *bias.shape)
-        # F.one_hot would look at the labels on the host.
+        # F.one_hot reads the labels on the host, which a captured graph cannot.
         classes = torch.arange(weight.shape[-2], device=labels.device)
         hot = (labels.unsqueeze(-1) == classes).to(features.dtype)
         loss = None

@@ -68,7 +68,7 @@ class AdaptedTasks:
     through its own network, with batch statistics over the N images of that task.
 
     Attributes:
-        model: The network, whose own parameters play no part where ``parameters`` has another.
+        model: The network. ``parameters`` take the place of its own.
         parameters: Name to tensor (T, ...), without a graph.
     """
 
@@ -120,10 +120,10 @@ class MetaLearner(nn.Module):
     Attributes:
         source: Class attribute: where the learner is from.
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
-        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a
-            meta-step that the host could not look at (:func:`metasparse_ext.capture`). From then
-            on ``iteration`` stands still; an optimizer that takes ``found_inf`` can stand still
-            too.
+        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a captured
+            meta-step (:func:`metasparse_ext.capture`), which cannot raise. From then on
+            ``iteration`` no longer counts; an optimizer that takes ``found_inf`` can be given it,
+            to skip its steps.
 
     Raises:
         TypeError: if model is not an ``nn.Module``.
@@ -259,7 +259,7 @@ class MetaLearner(nn.Module):
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def _refuse_running_statistics(self, model: nn.Module) -> None:
-        """Tracked statistics would be shared by all tasks, and vmap cannot update them."""
+        """Refuses tracked statistics: tasks would share them, and vmap cannot update them."""
         for name, module in model.named_modules():
             if module.training and getattr(module, "track_running_stats", False):
                 raise ValueError(

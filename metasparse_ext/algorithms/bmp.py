@@ -35,7 +35,7 @@ class BMP(MAML):
         phi_l <- phi_l - a m_l grad_l L_support(phi_k),
 
     and the head moves always. So one initialization serves several distributions of tasks, each of
-    which trains the layers that are relevant to it. The outer loop trains theta, the MLP and u; the
+    which moves the layers that matter for it. The outer loop trains theta, the MLP and u; the
     gradient half of e is a constant. The first-order form leaves out the Hessians only: the mask
     learns in it as well.
 

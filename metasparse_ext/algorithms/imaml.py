@@ -38,8 +38,8 @@ class IMAML(MetaLearner):
     ============  =====================================  ====================================
 
     In official mode the meta-gradient is close to half the first-order one. Numbers of the two
-    modes do not compare. The official optimizer is Adam with eps = 1e-3. A task whose A is found
-    not to be positive definite keeps the last iterate before it showed; if there is none, it gets
+    modes do not compare. The official optimizer is Adam with eps = 1e-3. A task whose A turns
+    out not to be positive definite keeps the last iterate before that; if there is none, it gets
     the meta-gradient of a zero Hessian.
 
     Args:

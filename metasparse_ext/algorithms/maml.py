@@ -54,7 +54,7 @@ class _RateGraph:
 
 @dataclass
 class _Step:
-    """What the way back needs of one inner step; each is None where it needs none.
+    """What backpropagation through one inner step needs; None where it needs nothing.
 
     Attributes:
         rates: a_k.
@@ -81,8 +81,8 @@ class MAML(MetaLearner):
     soon as it was used. The first-order form leaves out the Hessians.
 
     With learned rates a is a vector: H_k a v takes the place of a H_k v, and the meta-gradient of
-    a_k is -grad L_support(phi_k) * v_{k+1}, v being the gradient on its way back. A learner with
-    rates of its own overrides :meth:`rates`.
+    a_k is -grad L_support(phi_k) * v_{k+1}, v being the gradient that is propagated back. A
+    learner with rates of its own overrides :meth:`rates`.
 
     Args:
         model: A network from images to logits.
@@ -172,7 +172,7 @@ class MAML(MetaLearner):
         loss, gradient, logits = self.gradient(phi, query)
         trace.append(loss)
         gradient = weights[-1] * gradient if weights else gradient
-        gradient, own = self._walk_back(path, gradient, support)
+        gradient, own = self._backpropagate(path, gradient, support)
         mean = self.meta_gradient(gradient, own, support)
         return self.finish(mean, phi, trace, query, logits)
 
@@ -215,7 +215,7 @@ class MAML(MetaLearner):
     def _step(
         self, phi: Tensor, support: Samples, first_order: bool
     ) -> tuple[Tensor, Tensor, Linearization | Tensor | None]:
-        """Losses and gradients at phi, and what the way back needs for its curvature."""
+        """Losses and gradients at phi, and what backpropagation needs for the curvature there."""
         if first_order or self.recompute:
             loss, gradient, _ = self.gradient(phi, support)
             return loss, gradient, None if first_order else phi
@@ -223,7 +223,7 @@ class MAML(MetaLearner):
         return step.loss, step.gradient, step
 
     def _rated(self, k: int, phi: Tensor, gradient: Tensor, support: Samples) -> _Step:
-        """The step's rates, with what their derivative needs where they have one."""
+        """The step's rates, with their graph where they depend on parameters."""
         with torch.enable_grad():
             point = phi.detach().requires_grad_()
             rates = self.rates(k, point, gradient, support)
@@ -231,10 +231,10 @@ class MAML(MetaLearner):
             return _Step(rates, graph=_RateGraph(rates, point, gradient))
         return _Step(rates)
 
-    def _walk_back(
+    def _backpropagate(
         self, path: list[_Step], gradient: Tensor, support: Samples
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From the gradient in phi_n to that in phi_0, and the tasks' sum of the own parameters'.
+        """The gradient in phi_0 from that in phi_n, and the sum over the tasks for own parameters.
 
         Empties the path to free graphs.
         """
@@ -266,7 +266,7 @@ class MAML(MetaLearner):
     def _through_rates(
         self, graph: _RateGraph, gradient: Tensor, own: dict[str, Tensor], onward: Tensor
     ) -> Tensor:
-        """Adds what a step's rates pass on: to parameters to ``own``, to phi_k to ``onward``."""
+        """Backpropagates through a step's rates: adds to ``own`` by name, and to ``onward``."""
         sources = {
             name: parameter
             for name, parameter in self.named_parameters()

@@ -160,7 +160,7 @@ class MetaTicket(MAML):
         # The last masks that the early search drew, newest last.
         rows = window if search == "early" else 0
         self.register_buffer("drawn", whole.new_ones(rows, whole.numel(), dtype=torch.bool))
-        self._forget()
+        self._reset_checks()
         self.start_position = 0.0
         # Iterations that are not the present training's.
         self.elsewhere = 0
@@ -242,7 +242,7 @@ class MetaTicket(MAML):
         self.elsewhere = done - (self.rewind or 0)
         self.stage += 1
         self.stage_start = position - self.start_position
-        self._forget()
+        self._reset_checks()
 
     @property
     def stable(self) -> bool:
@@ -272,7 +272,7 @@ class MetaTicket(MAML):
         self._require(reached, "rewind", f"at most {iterations}, the training", self.rewind)
 
     def _mark_start(self) -> None:
-        """Notes the present weights as those that a training starts from."""
+        """Saves the present weights as those that a training starts from."""
         self.start_point.copy_(self.start(1)[0])
         if self.learned_rates is not None and self.start_rates is not None:
             self.start_rates.copy_(self.learned_rates.values.detach())
@@ -286,7 +286,7 @@ class MetaTicket(MAML):
             history = [self._named(mask) for mask in self.drawn]
             self.distances = pruning.distances(self.signals, history)
 
-    def _forget(self) -> None:
+    def _reset_checks(self) -> None:
         self.checks, self.distances = 0, {}
 
     def _draw(self, density: float) -> Tensor:

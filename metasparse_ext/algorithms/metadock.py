@@ -153,7 +153,7 @@ class MetaDOCK(IMAML):
 
 
 def _make_scores(model: nn.Module) -> None:
-    """Gives every masked convolution scores to learn, where it has none."""
+    """Gives every masked convolution that has no learned scores some."""
     layers = [layer for layer in model.modules() if isinstance(layer, MaskedConv2d)]
     if not layers:
         raise ValueError(
@@ -204,7 +204,7 @@ class Budget:
         return slope * (logistic * (1 - logistic)) + self.lambda4 * scores.sign()
 
     def _at(self, done: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight of the budget and V0 at an iteration, on the device: nothing is read."""
+        """The weight of the budget and V0 at an iteration, as tensors on the device."""
         progress = (done.to(like.dtype) / self.iterations).clamp(max=1)
         goal = torch.full_like(progress, self.target)
         if self.schedule == "exponential":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ReturningTopKMask(LearnedTopKMask):
     """A learned top-k mask whose s, below its floor, keeps the gradient of one above it.
 
-    The value is that of the floor; a gradient that is zero there would hold s for good.
+    The value is that of the floor; with a gradient of zero s would stay there for good.
     """
 
     def kept(self) -> Tensor:
@@ -117,7 +117,7 @@ class MMSUP(MAML):
         return super()._linearize(phi, support)
 
     def _require_densities(self, logits: list[Tensor]) -> None:
-        """No number of weights can be made of a density that is NaN: the loss comes too late."""
+        """Raises on a density that is NaN, of which no number of weights can be made."""
         if not observed():
             return
         wrong = ~torch.stack([logit.isfinite().flatten(1).all(1) for logit in logits]).all(0)

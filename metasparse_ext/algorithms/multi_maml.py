@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class MultiMAML(MAML):
-    """N independent MAMLs, one a distribution; every task says which is its own.
+    """N independent MAMLs, one for each distribution of tasks.
 
     A meta-batch may mix the distributions: all of its tasks are adapted together, each from the
-    initialization of its ``distribution``, which the oracle tells at test time too. The gradient of
+    initialization of its ``distribution``, which is given at test time too. The gradient of
     an initialization is N times its tasks' sum over the tasks of the meta-batch: with equal shares
     the mean over its own tasks, as if it were trained alone. (A distribution that a meta-batch
     leaves out has a gradient of zero, on which an optimizer with momentum still moves.)
 
     Args:
         model: A network from images to logits, which N copies start from; it is copied itself.
-        distributions: N. With one, tasks need not say theirs.
+        distributions: N. With one, tasks need not name it.
         inner_lr: One learning rate for all distributions, or one for each.
         **maml: The other options of :class:`MAML`. Learned rates are those of each distribution.
 
@@ -64,7 +64,7 @@ class MultiMAML(MAML):
         if self.learned_rates is not None:
             self._learn_rates(self.learned_rates.kind, self._inner_lrs)
         self.initializations = nn.Parameter(self.start(distributions).clone())
-        # The model is the shape of the networks; nothing of it is learned.
+        # The model is a template: its own parameters are not learned.
         self.model.requires_grad_(False)
 
     def extra_repr(self) -> str:

@@ -27,10 +27,10 @@ class Reptile(MetaLearner):
     official code lets epsilon fall linearly from 1 to 0. There is no second derivative, and no
     query set: a training task is all of its images.
 
-    The inner optimizer is Adam with beta1 = 0, whose average of squared gradients outlives the
-    task. The official code visits the tasks of a meta-batch one after the other; here they run side
-    by side from the same average, and the mean of theirs is kept. With one task a meta-batch the
-    two are the same.
+    The inner optimizer is Adam with beta1 = 0, whose average of squared gradients carries over from
+    task to task. The official code visits the tasks of a meta-batch one after the other; here they
+    run side by side from the same average, and the mean of theirs is kept. With one task a
+    meta-batch the two are the same.
 
     Args:
         model: A network from images to logits.
@@ -83,7 +83,7 @@ class Reptile(MetaLearner):
 
     def adapt(self, support: Samples) -> AdaptedTasks:
         check_samples(self.name, "support", support)
-        # No iteration of training has this number.
+        # A seed that no iteration of training uses.
         order = torch.full_like(self.iteration, -1)
         phi, *_ = self._train(support, self.adapt_steps, self.adapt_batch, order)
         return self.adapted(phi)
@@ -105,7 +105,7 @@ class Reptile(MetaLearner):
     def _train(
         self, samples: Samples, steps: int, size: int, seed: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """After so many minibatches: parameters and squares (T, P), and each one's losses (T,)."""
+        """Parameters and squares (T, P) after so many minibatches, and the losses (T,) of each."""
         tasks, count = samples.labels.shape
         phi, trace = self.start(tasks).clone(), []
         square, first = self.square.repeat(tasks, 1), torch.zeros_like(phi)
@@ -156,7 +156,7 @@ def minibatches(count: int, size: int, steps: int, seed: Tensor) -> Tensor:
         count: How many samples there are.
         size: Samples in a minibatch.
         steps: How many minibatches.
-        seed: () int64. The order is a function of its value, which is not read by the host.
+        seed: () int64. The order depends on its value, which stays on the device.
 
     Returns:
         (steps, size) int64 indices, on the seed's device.

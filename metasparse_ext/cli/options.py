@@ -104,7 +104,7 @@ run_options = _options(
 
 
 def preset_fields(learner: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the preset that was named; a ramp follows the iterations where they change."""
+    """The fields of the preset that was named; --iterations sets ``total_iterations`` too."""
     if "preset" not in given:
         return {}
     name = known("preset", given["preset"], PRESETS)

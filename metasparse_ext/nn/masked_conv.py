@@ -119,6 +119,6 @@ def _masked_weights(weight: Tensor, mask: Tensor, learned: bool) -> tuple[Tensor
     """A mask with one entry a weight, as the masked weight and the mask of its non-zero kernels.
 
     A mask that is learned needs the gradient of every weight, those of the skipped kernels too, so
-    nothing is skipped. A tensor cannot be asked: under ``torch.func.vmap`` none requires grad.
+    nothing is skipped. ``requires_grad`` does not tell which it is: it is False under vmap.
     """
     return weight * mask, None if learned else mask.detach().flatten(-2).amax(-1)

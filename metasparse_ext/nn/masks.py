@@ -3,7 +3,7 @@
 A maker is called with the weight of its layer, (O, I, kh, kw) or (T, O, I, kh, kw), and returns a
 tensor of zeros and ones: one number a kernel, (O, I) or (T, O, I), or one number a weight, in the
 weight's shape. What a maker learns is an ordinary parameter, so learners adapt it per task like any
-other. A maker whose masks pass no gradient back says so by ``learned = False``.
+other. A maker whose masks pass no gradient back has ``learned = False``.
 """
 
 from typing import Literal, get_args

@@ -26,7 +26,7 @@ def sparsify(
 
     Args:
         model: Any module; a lone ``nn.Conv2d`` too.
-        masker: Makes the maker of masks of a layer from its weight, for example
+        masker: Builds the module that makes the masks of a layer, from its weight; for example
             ``ScoreMask.like`` or ``lambda weight: TopKMask(0.5)``. All kernels active by default.
         inplace: Change the model itself instead of a deep copy.
         keep_unsupported: Leave convolutions that cannot be masked (dilated, grouped, with another
