@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import RunConfig
 
 
@@ -103,9 +102,7 @@ def learners(given: Budget) -> Iterator[Case]:
     """
     for task, fields in TASKS.items():
         budget = Budget(SECONDS[task]) if given == Budget() else given
-        for name, kind in LEARNERS.items():
-            if name != next(other for other in LEARNERS if LEARNERS[other] is kind):
-                continue
+        for name in SETTINGS:
             if name == "multi-maml":
                 continue
             stages = (budget.of(config(name, **fields)),)

@@ -134,7 +134,7 @@ def test_variables_that_the_library_reads(name):
     if environment._library.problem is not None:
         pytest.skip("the library is not there to read them")
     ended = subprocess.run(
-        [sys.executable, "-m", "metasparse_ext.cli", "info"],
+        [sys.executable, "-m", "metasparse_ext", "info"],
         env={**package_path(), name: "abacus"},
         capture_output=True,
         text=True,

@@ -141,7 +141,7 @@ class _Operands:
             for name, shape in shapes.items():
                 fill = fills.get(name, self._normal)
                 self.given[name + suffix] = self._with_tasks(name, shape, layout[name], fill)
-        self.exact = {name: t.double().contiguous() for name, t in self.given.items()}
+        self.exact = {name: t.double().contiguous().clone() for name, t in self.given.items()}
         self._poison_pruned()
 
     def magnitudes(self) -> Operands:
@@ -164,14 +164,15 @@ class _Operands:
 
     def _poison_pruned(self) -> None:
         """NaN into the weights of pruned kernels, which must not be read; the gradient in the mask
-        needs them, and where elements share memory an active kernel may need them too."""
+        needs them, and where elements share memory an active kernel may need them too. What is the
+        second term of a sum is a direction of the Hessian, which is read."""
         draw = self._draw
         wants_mask = draw.operation == "mask_grad" or "mask" in draw.wanted
         shares = draw.layouts[1] in SHARING or ("weight" in draw.shared) > ("mask" in draw.shared)
         if draw.mask == "none" or wants_mask or shares:
             return
         tasks = slice(0, 1) if "weight" in draw.shared else slice(None)
-        for suffix in ("", "2"):
+        for suffix in ("",) if draw.operation == "hessian" else ("", "2"):
             weight, mask = self.given["weight" + suffix][tasks], self.given["mask" + suffix][tasks]
             weight.copy_(weight.masked_fill((mask == 0)[..., None, None], torch.nan))
 
