@@ -36,7 +36,7 @@ gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmark,
 sanitize:  ## the CPU convolution kernels under AddressSanitizer and UBSan, between guard pages
 	$(PYTHON) tools/check_cpu_kernels.py
 
-stress: $(INSTALLED)  ## random calls of every op against its definition, 20,000 of them
+stress: $(INSTALLED)  ## random attacks on ops, checkpoints and long runs, 20,000 of them
 	OMP_NUM_THREADS=1 $(BIN)/python tools/stress.py --draws $(DRAWS)
 
 $(INSTALLED): $(SOURCES)

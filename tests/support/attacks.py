@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-MODULES = ("support.differential",)
+MODULES = ("support.differential", "support.run_attacks")
 
 
 class Result(NamedTuple):
