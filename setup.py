@@ -120,6 +120,8 @@ CXX_FLAGS = ["-O2", "-std=c++20", "-fvisibility=hidden", "-fopenmp", "-DNDEBUG",
 KERNEL_FLAGS = [
     *("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-g0"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    # Where code lands in the library must not decide how fast it is: 1.13 times, on Cascade Lake.
+    *("-falign-functions=64", "-falign-loops=64"),
     # gcc 12 takes the undefined lanes of its own AVX-512 intrinsics for uninitialised variables
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
