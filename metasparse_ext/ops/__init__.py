@@ -1,6 +1,6 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
-from metasparse_ext.ops import cuda
+from metasparse_ext.ops import cuda, flops
 from metasparse_ext.ops.backend import backend, get_backend, set_backend
 from metasparse_ext.ops.binary_mask import binary_mask
 from metasparse_ext.ops.explain import explain
@@ -13,6 +13,7 @@ __all__ = [
     "binary_mask",
     "cuda",
     "explain",
+    "flops",
     "get_backend",
     "masked_conv2d",
     "norm_act_pool",
