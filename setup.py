@@ -171,6 +171,6 @@ else:
 setup(
     version=VERSION,
     packages=find_packages(include=["metasparse_ext", "metasparse_ext.*"]),
-    package_data={"metasparse_ext": ["py.typed", RECORD, "ops/*.json"]},
+    package_data={"metasparse_ext": ["py.typed", RECORD, "ops/*.json", "presets/*.toml"]},
     **build,
 )

@@ -1,8 +1,10 @@
 """Sparse meta-learning for PyTorch: task-batched ops, implicit differentiation, and learners."""
 
-__version__ = "0.1.0"
+from __future__ import annotations
 
-from metasparse_ext import data, implicit
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from metasparse_ext._capture import capture
 from metasparse_ext._info import info
 from metasparse_ext.ops import (
@@ -16,7 +18,13 @@ from metasparse_ext.ops import (
     topk_mask,
 )
 
+if TYPE_CHECKING:
+    from metasparse_ext import algorithms, data, implicit, nn, presets, training
+
+__version__ = "0.1.0"
+
 __all__ = [
+    "algorithms",
     "backend",
     "binary_mask",
     "capture",
@@ -26,7 +34,23 @@ __all__ = [
     "implicit",
     "info",
     "masked_conv2d",
+    "nn",
     "norm_act_pool",
+    "presets",
     "set_backend",
     "topk_mask",
+    "training",
 ]
+
+_MODULES = ("algorithms", "data", "implicit", "nn", "presets", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a part of the package when it is first asked for."""
+    if name in _MODULES:
+        return importlib.import_module(f"metasparse_ext.{name}")
+    raise AttributeError(f"module 'metasparse_ext' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

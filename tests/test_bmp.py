@@ -15,7 +15,7 @@ from plain_tasks import (
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms import BMP
-from metasparse_ext.algorithms.multi_step import step_weights
+from metasparse_ext.algorithms.maml import step_weights
 
 STEPS, RATE = 3, 0.3
 OWN = ("emphasis", "perceptron", "learned_rates")

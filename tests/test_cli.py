@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from click.testing import CliRunner
 from training_helpers import package_path, tiny_config
 
 from metasparse_ext import cli
-from metasparse_ext.algorithms import LEARNERS, SOURCES
-from metasparse_ext.cli import settings
+from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.cli.options import read
 from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
 from metasparse_ext.training.progress import LineReporter
 
@@ -233,8 +235,8 @@ def test_a_learner_says_what_is_exact_and_what_is_not(name):
     result = invoke("learners", name)
     assert result.exit_code == 0
     words = " ".join(result.stdout.split())
-    assert SOURCES[name].exact.split(",")[0] in words
-    assert ("our own" in words) is bool(SOURCES[name].reconstructed)
+    assert LEARNERS[name].source.exact.split(",")[0] in words
+    assert ("our own" in words) is bool(LEARNERS[name].source.reconstructed)
     option = "lam=" if name == "convex-imaml" else "inner_lr="
     assert option in words
 
@@ -319,39 +321,43 @@ def test_a_damaged_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "annotation", "value"),
     [
-        ("3", "int", 3),
-        ("3", "float", 3),
-        ("1e-3", "float", 1e-3),
-        ("True", "bool", True),
-        ("false", "bool", False),
-        ("none", "int | None", None),
-        ("paper", "str", "paper"),
-        ("head, bias", "Sequence[str]", ["head", "bias"]),
-        ("head", "Sequence[str]", ["head"]),
-        ("", "Sequence[str]", []),
-        ("('head', 'bias')", "Sequence[str]", ("head", "bias")),
-        ("0.4,0.01", "float | Sequence[float]", (0.4, 0.01)),
+        ("3", int, 3),
+        ("3", float, 3),
+        ("1e-3", float, 1e-3),
+        ("True", bool, True),
+        ("false", bool, False),
+        ("none", int | None, None),
+        ("paper", str, "paper"),
+        ("head, bias", Sequence[str], ["head", "bias"]),
+        ("head", Sequence[str], ["head"]),
+        ("", Sequence[str], []),
+        ("('head', 'bias')", Sequence[str], ("head", "bias")),
+        ("0.4,0.01", float | Sequence[float], (0.4, 0.01)),
+        ("layer", Literal["fixed", "layer"], "layer"),
+        ("inter,intra", Sequence[Literal["inter", "intra"]], ["inter", "intra"]),
+        ("3", "a name that is not imported", 3),
     ],
 )
 def test_settings_are_read_as_they_are_declared(text, annotation, value):
-    assert settings.read(text, annotation) == value
+    assert read(text, annotation) == value
 
 
 @pytest.mark.parametrize(
     ("text", "annotation"),
     [
-        ("abc", "int"),
-        ("2.5", "int"),
-        ("true", "float"),
-        ("no", "bool"),
-        ("1", "bool"),
-        ("none", "str"),
-        ("0.4,x", "float | Sequence[float]"),
+        ("abc", int),
+        ("2.5", int),
+        ("true", float),
+        ("no", bool),
+        ("1", bool),
+        ("none", str),
+        ("0.4,x", float | Sequence[float]),
+        ("layers", Literal["fixed", "layer"]),
     ],
 )
 def test_settings_of_another_type_are_refused(text, annotation):
     with pytest.raises(ValueError, match=r"expected .*, got"):
-        settings.read(text, annotation)
+        read(text, annotation)
 
 
 def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):
@@ -383,7 +389,7 @@ def test_help_is_short_and_complete():
 
 
 def test_as_a_process(tmp_path):
-    command = [sys.executable, "-m", "metasparse_ext.cli", "train", "metadok", "--out", "x"]
+    command = [sys.executable, "-m", "metasparse_ext", "train", "metadok", "--out", "x"]
     ended = subprocess.run(
         command, cwd=tmp_path, env=package_path(), capture_output=True, text=True, check=False
     )

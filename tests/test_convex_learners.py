@@ -13,7 +13,7 @@ from plain_tasks import (
 )
 from torch import nn
 
-from metasparse_ext.algorithms import LEARNERS, ConvexIMAML, ConvexMAML
+from metasparse_ext.algorithms import ANIL, LEARNERS, ConvexIMAML, ConvexMAML
 from metasparse_ext.implicit import SOLVERS
 
 STEPS, RATE, LAM = 3, 0.3, 0.5
@@ -41,7 +41,7 @@ def unrolled_gradient(net, support, query, steps, rate, lam):
 @pytest.mark.parametrize("kind", ["task-aware", "vmap"])
 def test_convex_maml_is_the_unrolled_one(kind):
     net, tasks = network(kind), batch(tasks=3)
-    metrics = ConvexMAML(net, inner_lr=RATE, inner_steps=STEPS).meta_backward(tasks)
+    metrics = ANIL(net, inner_lr=RATE, inner_steps=STEPS).meta_backward(tasks)
     expected, loss, accuracy = mean_gradients(unrolled_gradient, net, tasks, STEPS, RATE, 0.0)
     assert_same_gradients(net, expected)
     torch.testing.assert_close(metrics.loss, loss)
@@ -113,7 +113,7 @@ def test_gradients_accumulate_and_frozen_parameters_stay(learner):
         torch.testing.assert_close(net.get_parameter(name).grad, 2 * gradient)
 
 
-@pytest.mark.parametrize("learner", [ConvexMAML, ConvexIMAML])
+@pytest.mark.parametrize("learner", [ANIL, ConvexIMAML])
 def test_a_head_without_bias_in_a_foreign_model(learner):
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -129,7 +129,7 @@ def test_a_head_without_bias_in_a_foreign_model(learner):
 
 def test_no_steps_is_no_adaptation():
     net, tasks = network(), batch()
-    metrics = ConvexMAML(net, inner_steps=0).meta_backward(tasks)
+    metrics = ANIL(net, inner_steps=0).meta_backward(tasks)
     expected = F.cross_entropy(net(tasks.query.images).flatten(0, 1), tasks.query.labels.flatten())
     torch.testing.assert_close(metrics.loss.mean(), expected.detach())
     assert metrics.support_loss.isnan().all()
@@ -146,13 +146,13 @@ def test_nan_is_refused_and_changes_nothing():
 
 
 def test_registered_names():
-    assert LEARNERS["anil"] is LEARNERS["convex-maml"] is ConvexMAML
+    assert LEARNERS["anil"] is LEARNERS["convex-maml"] is ANIL is ConvexMAML
     assert LEARNERS["convex-imaml"] is ConvexIMAML
 
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"head must be one of \('head',\), got 'fc'"):
-        ConvexMAML(network(), head="fc")
+        ANIL(network(), head="fc")
     with pytest.raises(ValueError, match="head must be one of"):
         ConvexIMAML(nn.Sequential(nn.Conv2d(2, 3, 8), nn.Flatten()))
     with pytest.raises(ValueError, match="lam must be above 0, got 0"):
@@ -161,4 +161,4 @@ def test_bad_arguments():
         ConvexIMAML(network(), solver="sgd")
     followed = nn.Sequential(network(), nn.LogSoftmax(-1))
     with pytest.raises(ValueError, match=r"output must be that of its head '0\.head'"):
-        ConvexMAML(followed).meta_backward(batch())
+        ANIL(followed).meta_backward(batch())

@@ -12,7 +12,7 @@ import torch
 from cpu_kernels import Case
 from torch import Tensor
 
-from metasparse_ext.ops import backend, cuda
+from metasparse_ext.ops import backends, cuda
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(cuda_emulator.COMPILER) is None, reason="no C++ compiler"),
@@ -221,7 +221,7 @@ def without_triton(ops, monkeypatch):
     """The key's choice as in a build with CUDA, on a machine without Triton, in full float32."""
     absent = {"triton": "Triton is not installed"}
     monkeypatch.setattr(cuda, "problem", absent.get)
-    monkeypatch.setattr(backend, "_cuda", backend.AUTOMATIC)
+    monkeypatch.setattr(backends, "_cuda", backends.AUTOMATIC)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -237,7 +237,7 @@ def test_winograd_is_a_backend_of_the_calls_that_it_takes():
     assert names == ["dense", "cuda", "winograd"]
     names = [choice.backend for choice in cuda.candidates("masked_conv", strided)]
     assert names == ["dense", "cuda"]
-    with backend.backend("winograd", "cuda"):
+    with backends.backend("winograd", "cuda"):
         assert cuda.choose("masked_conv", taken).backend == "winograd"
         assert cuda.choose("masked_conv", strided).backend == "dense"
         result = cuda.run("masked_conv", *taken)

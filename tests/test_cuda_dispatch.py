@@ -11,7 +11,7 @@ from host import NothingOnTheHost
 from op_calls import WINDOW, all_calls, conv_calls, other_calls
 from triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
-from metasparse_ext.ops import backend, cuda, cuda_table
+from metasparse_ext.ops import backends, cuda, cuda_table
 
 BACKENDS = ["dense", pytest.param("triton", marks=runs_kernels)]
 
@@ -19,7 +19,7 @@ BACKENDS = ["dense", pytest.param("triton", marks=runs_kernels)]
 @pytest.fixture(autouse=True)
 def unforced(monkeypatch):
     """As without the environment variable, and with the table of the package."""
-    monkeypatch.setattr(backend, "_cuda", backend.AUTOMATIC)
+    monkeypatch.setattr(backends, "_cuda", backends.AUTOMATIC)
     cuda_table.table.cache_clear()
     cuda_table.rows_for.cache_clear()
 
@@ -37,7 +37,7 @@ def test_forced_backends_agree_with_the_definition(op, name, monkeypatch):
     expected_args = all_calls()[op]
     args = on_device(*(a.clone() if isinstance(a, torch.Tensor) else a for a in expected_args))
     expected = getattr(torch.ops.metasparse, op)(*expected_args)
-    with backend.backend(name, "cuda"):
+    with backends.backend(name, "cuda"):
         assert cuda.choose(op, tuple(args)).backend == name
         actual = cuda.run(op, *args)
     if op == "cg_step":  # in place
@@ -57,7 +57,7 @@ def test_nothing_waits_for_the_device(name):
         del calls["softmax_head"], calls["softmax_head_grad"]  # one_hot looks at labels on the CPU
     for op in calls:
         args = on_device(*calls[op])
-        with backend.backend(name, "cuda"):
+        with backends.backend(name, "cuda"):
             choice = cuda.choose(op, tuple(args))
         with NothingOnTheHost(DEVICE):
             cuda.run_choice(op, choice, tuple(args))
@@ -72,7 +72,7 @@ def test_autograd_lies_above_the_key(name):
     inputs = [t.clone().requires_grad_() for t in inputs]
     with (
         torch.library._scoped_library("metasparse", "IMPL") as library,
-        backend.backend(name, "cuda"),
+        backends.backend(name, "cuda"),
     ):
         for op in conv_calls():
             library.impl(op, lambda *a, op=op: cuda.run(op, *a), "CPU", allow_override=True)
@@ -91,27 +91,27 @@ def test_who_has_the_cuda_key():
 
 
 def test_one_switch_serves_both_devices():
-    assert backend.get_backend("cpu") == backend.get_backend("cuda") == "automatic"
-    with backend.backend("direct", "cpu"), backend.backend("dense", "cuda"):
-        assert (backend.get_backend("cpu"), backend.get_backend("cuda")) == ("direct", "dense")
+    assert backends.get_backend("cpu") == backends.get_backend("cuda") == "automatic"
+    with backends.backend("direct", "cpu"), backends.backend("dense", "cuda"):
+        assert (backends.get_backend("cpu"), backends.get_backend("cuda")) == ("direct", "dense")
         assert torch.ops.metasparse.conv_backend() == "direct"
-    assert backend.get_backend("cpu") == backend.get_backend("cuda") == "automatic"
+    assert backends.get_backend("cpu") == backends.get_backend("cuda") == "automatic"
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(
         ValueError, match="one of automatic, dense, triton, cuda, winograd on cuda, got 'x'"
     ):
-        backend.set_backend("x", "cuda")
+        backends.set_backend("x", "cuda")
     with pytest.raises(ValueError, match="device to be 'cpu' or 'cuda', got 'tpu'"):
-        backend.get_backend("tpu")
+        backends.get_backend("tpu")
 
 
 @runs_kernels[0]
 def test_a_call_that_the_forced_backend_cannot_serve_goes_by_the_table():
     args = other_calls()["softmax_head"]
     many = (args[0].repeat(1, 20, 1), args[1].repeat(1, 20), *args[2:])
-    with backend.backend("triton", "cuda"):
+    with backends.backend("triton", "cuda"):
         assert cuda.choose("softmax_head", args).backend == "triton"
         assert cuda.choose("softmax_head", many).backend != "triton"
 
@@ -121,7 +121,7 @@ def test_a_forced_backend_that_is_not_there_says_so(name, monkeypatch):
     monkeypatch.setattr(cuda, "problem", {name: "it was left at home"}.get)
     args = other_calls()["topk_mask"]
     with (
-        backend.backend(name, "cuda"),
+        backends.backend(name, "cuda"),
         pytest.raises(ValueError, match=f"topk_mask: .* {name!r} .* it was left at home"),
     ):
         cuda.choose("topk_mask", args)
@@ -131,7 +131,7 @@ def test_empty_calls_go_to_pytorch():
     x, weight, mask, *rest = conv_calls()["masked_conv"]
     empty = (x[:, :0], weight, mask, *rest)
     for name in ("automatic", "triton"):
-        with backend.backend(name, "cuda"):
+        with backends.backend(name, "cuda"):
             assert cuda.choose("masked_conv", empty).backend == "dense"
     assert cuda.run("masked_conv", *empty).shape == (2, 0, 4, 3, 2)
 
@@ -150,7 +150,7 @@ def test_the_table_is_sound():
     assert (table.status == "modelled") == (table.device is None)
     for row in table.rows:
         assert set(row.ops) <= cuda.OPS.keys()
-        assert row.backend in backend.CUDA_BACKENDS
+        assert row.backend in backends.CUDA_BACKENDS
         for op in row.ops:
             assert row.options.keys() <= cuda.OPS[op].grid.keys()
             features = cuda.OPS[op].features(*all_calls()[op])

@@ -15,7 +15,7 @@ from benchmarks.gpu.timing import Clock, precision
 from benchmarks.harness import WrongResult
 from metasparse_ext.ops import cuda as backends
 from metasparse_ext.ops import cuda_table
-from metasparse_ext.ops.backend import CUDA_BACKENDS
+from metasparse_ext.ops.backends import CUDA_BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -199,7 +199,7 @@ def test_any_module_can_be_meta_learned():
 
 def test_samples_without_a_task_axis_are_refused():
     learner, support = MAML(network()), batch().support
-    with pytest.raises(ValueError, match=r"labels must be \(T, N\) = \(5, 5\)"):
+    with pytest.raises(ValueError, match=r"labels must be \(T, N\) = \(5, 2\)"):
         learner.adapt(type(support)(support.images[0], support.labels[0]))
     with pytest.raises(ValueError, match=r"labels must be \(T, N\) = \(3, 5\)"):
         learner.adapt(support._replace(labels=support.labels[:, :4]))

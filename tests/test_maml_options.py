@@ -15,7 +15,7 @@ from plain_tasks import (
 )
 
 from metasparse_ext.algorithms import FOMAML, MAML
-from metasparse_ext.algorithms.multi_step import step_weights
+from metasparse_ext.algorithms.maml import step_weights
 
 STEPS, RATE = 3, 0.2
 

@@ -1,6 +1,7 @@
 """Meta winning tickets: masks that hold, exact densities, rewinding, costs, early detection."""
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from plain_tasks import batch, flat, leaves, network, plain_logits, plain_rates
 from training_helpers import timeless, tiny_config
 
 from metasparse_ext import cli
-from metasparse_ext.algorithms import MAML, MetaTicket, multi_step, pruning, stability
+from metasparse_ext.algorithms import MAML, MetaTicket, pruning
+from metasparse_ext.algorithms.maml import step_weights
 from metasparse_ext.nn import Conv4
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics
 
@@ -26,7 +28,7 @@ def ticket(net=None, **options):
 
 def prune(learner, rounds=1):
     for _ in range(rounds):
-        learner.begin_again(0.0)
+        learner.next_stage(0.0)
     return learner
 
 
@@ -75,7 +77,7 @@ def test_exactly_the_smallest_weights_go(scope, skip):
 
 def test_kinds_of_parameters():
     names = [name for name, _ in network().named_parameters()]
-    kinds = set(pruning.KINDS)
+    kinds = set(get_args(pruning.Kind))
     found = {kind: pruning.prunable(network(), names, kinds - {kind}) for kind in kinds}
     assert found["first"] == ["blocks.0.conv.weight"]
     assert found["conv"] == ["blocks.1.conv.weight"]
@@ -178,12 +180,12 @@ def test_the_options_of_maml_hold_in_every_training(rewind):
         rates.append(learner.learned_rates.values.detach().clone())
     assert not torch.equal(rates[0], rates[2])
     assert learner._phase() == (False, [])
-    learner.begin_again(5.0)
+    learner.next_stage(5.0)
     assert torch.equal(learner.learned_rates.values, rates[rewind])
     assert learner.age() == rewind
     first_order, weights = learner._phase()
     assert first_order
-    assert weights == multi_step.step_weights(2, rewind / 4)
+    assert weights == step_weights(2, rewind / 4)
 
 
 # Costs.
@@ -223,15 +225,15 @@ def masks(*rows):
 def test_distances_of_masks():
     one = masks([1, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0])
     two = masks([1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0])
-    assert stability.inter_layer(one, two) == pytest.approx(1 / 6)
-    assert stability.intra_layer(one, two) == pytest.approx(3 / 8)
-    assert stability.hamming(one, two) == pytest.approx(4 / 12)
-    assert stability.jaccard(one, two) == pytest.approx(1 / 2)
-    for signal in stability.SIGNALS.values():
+    assert pruning.inter_layer(one, two) == pytest.approx(1 / 6)
+    assert pruning.intra_layer(one, two) == pytest.approx(3 / 8)
+    assert pruning.hamming(one, two) == pytest.approx(4 / 12)
+    assert pruning.jaccard(one, two) == pytest.approx(1 / 2)
+    for signal in pruning.SIGNALS.values():
         assert signal(one, one) == 0
         assert signal(one, two) == signal(two, one)
     empty = masks([0, 0])
-    assert stability.jaccard(empty, empty) == 0
+    assert pruning.jaccard(empty, empty) == 0
 
 
 def sequence(learner, flips, monkeypatch):
@@ -247,7 +249,7 @@ def sequence(learner, flips, monkeypatch):
     found = []
     for check in range(1, len(flips) + 1):
         learner.stepped(check * learner.check_every, float(check))
-        found.append(learner.ended(float(check), 1000.0))
+        found.append(learner.stage_ended(float(check), 1000.0))
     return found
 
 
@@ -260,7 +262,7 @@ def test_the_search_ends_once_masks_are_stable(monkeypatch):
     assert learner.distances["hamming"] == pytest.approx(10 / 291)
     never = ticket(window=3, threshold=9 / 291, **options)
     assert not any(sequence(never, flips, monkeypatch))
-    assert never.ended(1000.0, 1000.0)
+    assert never.stage_ended(1000.0, 1000.0)
 
 
 def test_every_signal_must_be_stable(monkeypatch):
@@ -280,24 +282,24 @@ def test_masks_are_drawn_at_the_final_density_and_the_network_stays_dense():
     total = sum(mask.numel() for mask in drawn.values())
     assert sum(int(mask.sum()) for mask in drawn.values()) == round(0.25 * total)
     assert learner.density() == 1
-    assert learner.trainings == 2
+    assert learner.stages == 2
 
 
 # In the training loop.
 
 
-def course(root, **options):
+def stages(root, **options):
     shared = {"inner_lr": 0.1, "inner_steps": 1, "rounds": 2, "density": 0.3}
     return tiny_config(root, "meta-ticket", iterations=4, options={**shared, **options})
 
 
 @pytest.mark.parametrize("rewind", [0, 2, None])
 def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
-    """Or, with None, stay as they are while the course begins anew."""
-    config = course(tiny_root, rewind=rewind).replace(schedule="cosine", save_every=1)
+    """Or, with None, stay as they are while the next stage begins."""
+    config = stages(tiny_root, rewind=rewind).replace(schedule="cosine", save_every=1)
     trainer = Trainer(config, Run(tmp_path))
     learner, seen, rates = trainer.learner, {}, []
-    original, step = learner.begin_again, trainer._step
+    original, step = learner.next_stage, trainer._step
 
     def stepping(tasks):
         seen.setdefault(trainer.iteration, learner.start(1)[0].clone())
@@ -309,17 +311,17 @@ def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
         original(position)
         assert torch.equal(learner.start(1)[0], back * learner.kept)
 
-    trainer._step, learner.begin_again = stepping, beginning
+    trainer._step, learner.next_stage = stepping, beginning
     trainer.fit()
     rest = 4 - (rewind or 0)
     assert trainer.iteration == 4 + 2 * rest
-    assert (learner.finished, trainer.optimizer.state_dict()["state"][0]["step"]) == (2, rest)
+    assert (learner.stage, trainer.optimizer.state_dict()["state"][0]["step"]) == (2, rest)
     assert rates == rates[:4] + 2 * rates[4 - rest : 4]
 
 
 def test_a_search_may_be_shorter_than_the_training(tmp_path, tiny_root):
     """Its rates fall as far in fewer iterations; what it rewinds to must lie in them."""
-    config = course(tiny_root, rewind=1, search_length=0.5).replace(schedule="linear")
+    config = stages(tiny_root, rewind=1, search_length=0.5).replace(schedule="linear")
     trainer, rates = Trainer(config, Run(tmp_path)), []
     step = trainer._step
 
@@ -331,12 +333,12 @@ def test_a_search_may_be_shorter_than_the_training(tmp_path, tiny_root):
     trainer.fit()
     assert rates == [1, 0.5, 0.5, 0.75, 0.5, 0.25]
     with pytest.raises(ValueError, match="rewind must be at most 2, the training, got 3"):
-        Trainer(course(tiny_root, rewind=3, search_length=0.5), Run(tmp_path / "late"))
+        Trainer(stages(tiny_root, rewind=3, search_length=0.5), Run(tmp_path / "late"))
 
 
-def test_metrics_tell_the_course_and_the_best_is_a_ticket(tmp_path, tiny_root):
+def test_metrics_tell_the_stages_and_the_best_is_a_ticket(tmp_path, tiny_root):
     run = Run(tmp_path)
-    outcome = Trainer(course(tiny_root), run).fit()
+    outcome = Trainer(stages(tiny_root), run).fit()
     records = metrics.read(run.metrics_path)
     steps = [r for r in records if r["kind"] == "train"]
     assert [s["round"] for s in steps] == [0] * 4 + [1] * 4 + [2] * 4
@@ -356,7 +358,7 @@ def test_an_early_ticket_costs_less_than_an_iterative_one(tmp_path, tiny_root):
     early = {"search": "early", "rounds": 1, "check_every": 1, "window": 2, "threshold": 0.5}
     costs = {}
     for name, options in (("iterative", {}), ("early", early)):
-        trainer = Trainer(course(tiny_root, **options), Run(tmp_path / name))
+        trainer = Trainer(stages(tiny_root, **options), Run(tmp_path / name))
         trainer.fit()
         costs[name] = trainer.learner.macs
         assert trainer.learner.density() == pytest.approx(0.3, abs=2e-3)
@@ -368,7 +370,7 @@ def test_an_early_search_may_take_several_rounds(tmp_path, tiny_root):
     """Each ends when the masks of its own density are stable: here after two of them."""
     early = {"search": "early", "check_every": 1, "window": 2, "threshold": 0.9, "rewind": None}
     run = Run(tmp_path)
-    trainer = Trainer(course(tiny_root, **early), run)
+    trainer = Trainer(stages(tiny_root, **early), run)
     trainer.fit()
     steps = [r for r in metrics.read(run.metrics_path) if r["kind"] == "train"]
     assert [s["round"] for s in steps] == [0] * 2 + [1] * 2 + [2] * 4
@@ -381,7 +383,7 @@ def test_an_early_search_may_take_several_rounds(tmp_path, tiny_root):
 )
 def test_resume_is_exact_in_every_round(tmp_path, tiny_root, search, stop):
     options = {"search": search, "check_every": 2, "window": 3, "threshold": 1e-9, "rewind": 1}
-    config = course(tiny_root, **options).replace(save_every=1)
+    config = stages(tiny_root, **options).replace(save_every=1)
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     Trainer(config, whole).fit()
     first = Trainer(config, parts)
@@ -408,7 +410,7 @@ def test_resume_is_exact_in_every_round(tmp_path, tiny_root, search, stop):
 def test_seconds_are_shared_among_the_trainings(tmp_path, tiny_root, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr("time.process_time", lambda: float(next(ticks)))
-    config = course(tiny_root).replace(max_seconds=9.0, schedule="linear")
+    config = stages(tiny_root).replace(max_seconds=9.0, schedule="linear")
     trainer = Trainer(config, Run(tmp_path))
     assert trainer.fit().iteration == 9
     steps = [r for r in metrics.read(trainer.run.metrics_path) if r["kind"] == "train"]
@@ -453,7 +455,7 @@ def test_the_command_line_trains_evaluates_and_exports_a_ticket(tmp_path, tiny_r
         ({"search_length": 0.0}, "search_length must be"),
         ({"scope": "local"}, "scope must be one of"),
         ({"skip": ("bn",)}, "skip must be of"),
-        ({"skip": pruning.KINDS}, "skip must be such that something is left"),
+        ({"skip": get_args(pruning.Kind)}, "skip must be such that something is left"),
         ({"rewind": -1}, "rewind must be"),
         ({"early_detection": "kdd"}, "early_detection must be 'mask_stability'"),
         ({"signals": ("mean",)}, "signals must be some of"),
@@ -473,4 +475,4 @@ def test_a_rewind_point_past_the_training_is_refused():
     learner = ticket(rewind=5)
     learner.iteration.fill_(4)
     with pytest.raises(ValueError, match="rewind must be at most 4"):
-        learner.begin_again(4.0)
+        learner.next_stage(4.0)

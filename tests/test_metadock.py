@@ -21,7 +21,7 @@ from plain_tasks import (
 from torch import nn
 
 from metasparse_ext.algorithms import IMAML, LEARNERS, MetaDOCK
-from metasparse_ext.algorithms.budget import Budget
+from metasparse_ext.algorithms.metadock import Budget
 from metasparse_ext.nn import Conv4, ScoreMask
 
 STEPS, CG = 3, 5

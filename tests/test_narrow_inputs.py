@@ -5,7 +5,7 @@ import torch
 from op_calls import conv_calls, norm_calls
 from triton_kernels import DEVICE, assert_close, bfloat16_products, on_device, runs_kernels
 
-from metasparse_ext.ops import backend, cuda
+from metasparse_ext.ops import backends, cuda
 
 pytestmark = [*runs_kernels, pytest.mark.usefixtures(bfloat16_products.__name__)]
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
@@ -36,7 +36,7 @@ def listed(results):
 @pytest.mark.parametrize("op", NARROW_OPS)
 def test_results_are_those_of_float64_rounded(op, dtype):
     args = cast(calls()[op], dtype)
-    with backend.backend("triton", "cuda"):
+    with backends.backend("triton", "cuda"):
         choice = cuda.choose(op, tuple(args))
     assert choice.backend == "triton"
     results = listed(cuda.run_choice(op, choice, on_device(*args)))

@@ -13,7 +13,7 @@ from plain_tasks import (
 )
 
 from metasparse_ext.algorithms import Reptile
-from metasparse_ext.algorithms.minibatches import minibatches
+from metasparse_ext.algorithms.reptile import minibatches
 
 RATE, STEPS, SIZE = 0.05, 5, 4
 

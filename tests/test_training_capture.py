@@ -69,7 +69,7 @@ def test_a_captured_run_equals_an_eager_one(tmp_path, tiny_root, changes):
     for run in runs:
         captures = run is runs[1]
         trainer = Trainer(tiny_config(tiny_root, capture=captures, **changes), run)
-        assert trainer.fit().iteration == 6 * trainer.learner.trainings
+        assert trainer.fit().iteration == 6 * trainer.stages.stages
         assert getattr(trainer._run, "captured", False) is captures
     assert steps(runs[0]) == steps(runs[1])
     assert same_weights(*runs)

@@ -18,6 +18,7 @@ from metasparse_ext.training import (
     results,
 )
 from metasparse_ext.training.loop import eligible
+from metasparse_ext.training.stages import SingleStage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,11 +83,11 @@ def test_validation_and_evaluation_have_query_sets_of_their_own_size(
     [(None, 1.0, True), (0.5, 1.0, False), (0.5, 0.515, True), (0.5, 0.47, False)],
 )
 def test_a_checkpoint_is_eligible_once_the_budget_holds(budget, active, expected):
-    assert eligible(SimpleNamespace(budget=budget, searching=False), active) is expected
+    assert eligible(SimpleNamespace(budget=budget), SingleStage(), active) is expected
 
 
 def test_no_checkpoint_of_a_search_is_eligible():
-    assert not eligible(SimpleNamespace(searching=True), 1.0)
+    assert not eligible(SimpleNamespace(), SimpleNamespace(stage=0, stages=2), 1.0)
 
 
 def test_gradients_are_clipped_by_norm(tmp_path, tiny_root):

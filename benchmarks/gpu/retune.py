@@ -26,7 +26,7 @@ from benchmarks.gpu.timing import PRECISIONS, Clock, precision
 from benchmarks.harness import WrongResult, verify
 from metasparse_ext.ops import cuda as backends
 from metasparse_ext.ops import cuda_table
-from metasparse_ext.ops.backend import backend
+from metasparse_ext.ops.backends import backend
 
 Call = tuple[str, tuple[tuple[str, int | str], ...]]
 

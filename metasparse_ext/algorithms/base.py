@@ -8,9 +8,11 @@ over tasks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metasparse_ext._capture import observed
-from metasparse_ext.algorithms.course import Course
 from metasparse_ext.algorithms.labels import check_classes
-from metasparse_ext.algorithms.signature import spelled_out
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
 
@@ -45,6 +45,22 @@ class Metrics:
     support_loss: Tensor
 
 
+@dataclass(frozen=True)
+class Source:
+    """The origin of a learner.
+
+    Attributes:
+        paper: What it is published in.
+        exact: What follows the paper or its public code to the letter.
+        reconstructed: What the public sources leave open and is decided here, or where this
+            package departs from them; empty if neither.
+    """
+
+    paper: str
+    exact: str
+    reconstructed: str = ""
+
+
 class AdaptedTasks:
     """T task networks: a model and its adapted parameters.
 
@@ -52,7 +68,7 @@ class AdaptedTasks:
     through its own network, with batch statistics over the N images of that task.
 
     Attributes:
-        model: The network, whose own parameters play no part where ``parameters`` has another.
+        model: The network. ``parameters`` take the place of its own.
         parameters: Name to tensor (T, ...), without a graph.
     """
 
@@ -81,7 +97,7 @@ class AdaptedTasks:
         return parameter.new_ones(self.tasks)
 
 
-class MetaLearner(Course, nn.Module):
+class MetaLearner(nn.Module):
     """A meta-learner: its parameters are the meta-parameters, its state dict is its whole state.
 
     A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimizer is left
@@ -102,16 +118,19 @@ class MetaLearner(Course, nn.Module):
         adapt_steps: Steps that :meth:`adapt` takes; as many as ``inner_steps`` by default.
 
     Attributes:
+        source: Class attribute: where the learner is from.
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
-        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a
-            meta-step that the host could not look at (:func:`metasparse_ext.capture`). From then
-            on ``iteration`` stands still; an optimizer that takes ``found_inf`` can stand still
-            too.
+        nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a captured
+            meta-step (:func:`metasparse_ext.capture`), which cannot raise. From then on
+            ``iteration`` no longer counts; an optimizer that takes ``found_inf`` can be given it,
+            to skip its steps.
 
     Raises:
         TypeError: if model is not an ``nn.Module``.
         ValueError: if no parameter requires grad, or a number is out of range.
     """
+
+    source: ClassVar[Source] = Source(paper="", exact="")
 
     iteration: Tensor
     nonfinite: Tensor
@@ -120,7 +139,7 @@ class MetaLearner(Course, nn.Module):
         """Shows in a learner's signature the options that it hands on to the learner above."""
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls):
-            cls.__signature__ = spelled_out(cls)
+            cls.__signature__ = spelled_out(cls)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -240,7 +259,7 @@ class MetaLearner(Course, nn.Module):
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def _refuse_running_statistics(self, model: nn.Module) -> None:
-        """Tracked statistics would be shared by all tasks, and vmap cannot update them."""
+        """Refuses tracked statistics: tasks would share them, and vmap cannot update them."""
         for name, module in model.named_modules():
             if module.training and getattr(module, "track_running_stats", False):
                 raise ValueError(
@@ -254,14 +273,15 @@ class MetaLearner(Course, nn.Module):
         """Adds a gradient by name to ``.grad``, in one launch; sets it where there is none."""
         named = dict(self.named_parameters())
         parameters = [named[name] for name in gradient]
-        if all(p.grad is not None for p in parameters):
-            torch._foreach_add_([p.grad for p in parameters], list(gradient.values()))
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if len(grads) == len(parameters):
+            torch._foreach_add_(grads, list(gradient.values()))
             return
         for parameter, part in zip(parameters, gradient.values(), strict=True):
             parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
 
     def _require_finite(self, losses: Tensor, gradient: Mapping[str, Tensor]) -> None:
-        """The host's one look at a meta-step; in one that is captured the device takes a note."""
+        """Raises if a loss or the meta-gradient is not finite; under capture sets ``nonfinite``."""
         norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
         finite = losses.isfinite().all() & norms.isfinite().all()
         if not observed():
@@ -286,6 +306,11 @@ class MetaLearner(Course, nn.Module):
     def _require(self, holds: bool, argument: str, expected: str, got: object) -> None:
         if not holds:
             raise ValueError(f"{self.name}: {argument} must be {expected}, got {got!r}")
+
+    def _require_choice(self, argument: str, kind: Any, got: object) -> None:
+        """Refuses a value that the ``Literal`` type ``kind`` does not name."""
+        choices = get_args(kind)
+        self._require(got in choices, argument, f"one of {choices}", got)
 
 
 def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -366,3 +391,28 @@ def active_fraction(masks: Mapping[str, Tensor]) -> Tensor:
     """(T,) fraction of kernels in use, those with at least one active weight, over all layers."""
     kernels = [(m if m.dim() == 3 else m.flatten(-2).amax(-1)).flatten(1) for m in masks.values()]
     return torch.cat(kernels, 1).ne(0).float().mean(1)
+
+
+def spelled_out(kind: type) -> Signature:
+    """The signature of a class's own constructor, whose ``**`` is replaced by what it stands for.
+
+    A constructor that ends in ``**options`` hands them on to that of the class above. Its signature
+    then has the keyword arguments of both, those from above first; one that both name has the
+    annotation and the default of the class's own.
+    """
+    _, *parameters = _evaluated(vars(kind)["__init__"]).parameters.values()
+    if not parameters or parameters[-1].kind is not Parameter.VAR_KEYWORD:
+        return Signature(parameters)
+    own = {p.name: p for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    above = inspect.signature(kind.__mro__[1]).parameters.values()
+    handed_on = {p.name: p for p in above if p.kind is Parameter.KEYWORD_ONLY}
+    positional = [p for p in parameters[:-1] if p.name not in own]
+    return Signature([*positional, *(handed_on | own).values()])
+
+
+def _evaluated(constructor: Any) -> Signature:
+    """A signature whose annotations are types, or strings where they name what is not imported."""
+    try:
+        return inspect.signature(constructor, eval_str=True)
+    except NameError:
+        return inspect.signature(constructor)

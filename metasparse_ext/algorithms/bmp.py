@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.batch_embedding import BatchEmbedding
+from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.head_learner import head_name
-from metasparse_ext.algorithms.maml import MAML, MAMLOptions
-from metasparse_ext.algorithms.rates import spread
+from metasparse_ext.algorithms.maml import MAML, MAMLOptions, spread
+from metasparse_ext.nn.backbone import Place
 from metasparse_ext.ops import binary_mask
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples
 
-UNITS = ("tensor", "module")
-EMPHASES = ("vector", "batch")
+Unit = Literal["tensor", "module"]
+Emphasis = Literal["vector", "batch"]
+
+# Images are averaged to so many positions a side.
+_SIDE = 4
 
 
 class BMP(MAML):
@@ -31,7 +35,7 @@ class BMP(MAML):
         phi_l <- phi_l - a m_l grad_l L_support(phi_k),
 
     and the head moves always. So one initialization serves several distributions of tasks, each of
-    which trains the layers that are relevant to it. The outer loop trains theta, the MLP and u; the
+    which moves the layers that matter for it. The outer loop trains theta, the MLP and u; the
     gradient half of e is a constant. The first-order form leaves out the Hessians only: the mask
     learns in it as well.
 
@@ -48,7 +52,7 @@ class BMP(MAML):
         head: Name of the head; the last ``nn.Linear`` by default.
         emphasis: What u is: a learned "vector", the same for all tasks, or made of each task's
             support images, the "batch", by a learned
-            :class:`~metasparse_ext.algorithms.batch_embedding.BatchEmbedding`. It starts from ones.
+            :class:`~metasparse_ext.algorithms.bmp.BatchEmbedding`. It starts from ones.
         **maml: The options of :class:`MAML`. A gate multiplies a learned rate.
 
     Attributes:
@@ -59,21 +63,30 @@ class BMP(MAML):
         2020 (ALFA).
     """
 
+    source = Source(
+        paper="Pimpalkhute, Kunde, Singhal, GEMS, WACV 2023; only its supplement is public",
+        exact="a binary mask on layers' inner updates, from the mean weights and gradients of the "
+        "layers, by a perceptron with 2 N hidden units; straight-through",
+        reconstructed="ALFA's perceptron with a binary output: its depth, the head always moves, "
+        "the output layer's start; the factor of the embedding, a learned vector or one made of "
+        "the support images",
+    )
+
     def __init__(
         self,
         model: nn.Module,
         *,
-        unit: str = "tensor",
+        unit: Unit = "tensor",
         hidden_layers: int = 1,
         initial_bias: float = 0.1,
         head: str | None = None,
-        emphasis: str = "vector",
+        emphasis: Emphasis = "vector",
         **maml: Unpack[MAMLOptions],
     ) -> None:
         super().__init__(model, **maml)
-        self._require(unit in UNITS, "unit", f"one of {UNITS}", unit)
+        self._require_choice("unit", Unit, unit)
         self._require(hidden_layers >= 1, "hidden_layers", "at least 1", hidden_layers)
-        self._require(emphasis in EMPHASES, "emphasis", f"one of {EMPHASES}", emphasis)
+        self._require_choice("emphasis", Emphasis, emphasis)
         head = head_name(self, head)
         # A module's own parameters are neighbours in the buffer.
         sizes = dict(zip(self.layout.names, self.layout.sizes, strict=True))
@@ -83,15 +96,17 @@ class BMP(MAML):
         self.units = tuple(n for n, gated in zip(self._sizes, self._gated, strict=True) if gated)
         self._require(len(self.units) > 0, "model", "more than its head", type(model).__name__)
         width = 2 * len(self.units)
-        place = {"dtype": self.start(1).dtype, "device": self.start(1).device}
+        place: Place = {"device": self.start(1).device, "dtype": self.start(1).dtype}
         hidden = [
             layer
             for _ in range(hidden_layers)
             for layer in (nn.Linear(width, width, **place), nn.ReLU())
         ]
-        self.perceptron = nn.Sequential(*hidden, nn.Linear(width, len(self.units), **place))
-        nn.init.zeros_(self.perceptron[-1].weight)
-        nn.init.constant_(self.perceptron[-1].bias, initial_bias)
+        last = nn.Linear(width, len(self.units), **place)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, initial_bias)
+        self.perceptron = nn.Sequential(*hidden, last)
+        self.emphasis: nn.Parameter | BatchEmbedding
         if emphasis == "vector":
             self.emphasis = nn.Parameter(torch.ones(width, **place))
         else:
@@ -110,8 +125,8 @@ class BMP(MAML):
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         gates = iter(self.gates(phi, gradient, support).unbind(-1))
         columns = [next(gates) if gated else torch.ones_like(phi[:, 0]) for gated in self._gated]
-        gates = spread(torch.stack(columns, -1), tuple(self._sizes.values()))
-        return super().rates(step, phi, gradient, support) * gates
+        spread_gates = spread(torch.stack(columns, -1), tuple(self._sizes.values()))
+        return super().rates(step, phi, gradient, support) * spread_gates
 
     @torch.no_grad()
     def moved_layers(self, support: Samples) -> dict[str, Tensor]:
@@ -129,7 +144,42 @@ class BMP(MAML):
         channels = next((conv.in_channels for conv in convolutions), None)
         kind = type(self.model).__name__
         self._require(channels is not None, "model", "of convolutions for a batch's emphasis", kind)
-        return channels
+        return cast(int, channels)
+
+
+class BatchEmbedding(nn.Module):
+    """1 + B mean_n ReLU(A x_n + a): the images x_n of each task as one vector, in any order.
+
+    B starts from zero, and so every vector from ones.
+
+    Args:
+        channels: C of the images, which are averaged to 4 x 4 positions.
+        width: K, the length of the vector, and of the hidden layer.
+        device, dtype: Of the parameters.
+
+    Shapes: images (T, N, C, H, W) to (T, K).
+
+    Source: the form is that of Deep Sets (Zaheer et al., NeurIPS 2017).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        place: Place = {"device": device, "dtype": dtype}
+        self.each = nn.Linear(channels * _SIDE**2, width, **place)
+        self.whole = nn.Linear(width, width, bias=False, **place)
+        nn.init.zeros_(self.whole.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(images.flatten(0, 1), _SIDE)
+        hidden = F.relu(self.each(pooled.flatten(1))).unflatten(0, images.shape[:2])
+        return 1 + self.whole(hidden.mean(1))
 
 
 def _owner(parameter: str) -> str:

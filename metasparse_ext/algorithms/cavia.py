@@ -11,6 +11,7 @@ from metasparse_ext.algorithms.base import (
     AdaptedTasks,
     MetaLearner,
     Metrics,
+    Source,
     cross_entropy,
     mean_gradient,
 )
@@ -45,6 +46,12 @@ class CAVIA(MetaLearner):
     Source: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via
         Meta-Learning", ICML 2019, and its public code.
     """
+
+    source = Source(
+        paper="Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, ICML 2019",
+        exact="the context from zero, FiLM before the ReLU of the third block, the meta-gradient "
+        "in both orders",
+    )
 
     def __init__(
         self,
@@ -93,12 +100,13 @@ class CAVIA(MetaLearner):
     def _modulate(self, model: nn.Module, block: int, context: int) -> None:
         blocks = getattr(model, "blocks", ())
         found = blocks[block] if -len(blocks) <= block < len(blocks) else None
-        if not hasattr(found, "modulate"):
+        modulate = getattr(found, "modulate", None)
+        if modulate is None:
             raise ValueError(
                 f"{self.name}: model has neither a metasparse_ext.nn.FiLM nor a block {block} that "
                 "could be given one"
             )
-        found.modulate(context)
+        modulate(context)
 
 
 def _films(model: nn.Module) -> dict[str, FiLM]:

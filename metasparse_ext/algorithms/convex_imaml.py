@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import cross_entropy
+from metasparse_ext.algorithms.base import Source, cross_entropy
 from metasparse_ext.algorithms.head_learner import HeadLearner, head_logits
 from metasparse_ext.implicit import SOLVERS, softmax_head
+
+SolverName = Literal["exact", "newton", "lbfgs", "gd"]
 
 
 class ConvexIMAML(HeadLearner):
@@ -25,12 +29,18 @@ class ConvexIMAML(HeadLearner):
         model: A network whose output is the output of its head.
         head: Name of the head; the last ``nn.Linear`` by default.
         lam: lambda, above 0.
-        solver: A name in ``metasparse_ext.implicit.SOLVERS``.
+        solver: "exact", "newton", "lbfgs" or "gd": one of ``metasparse_ext.implicit.SOLVERS``.
         max_iterations: Of the solver; its own default by default.
 
     Source: a report on convex heads for MAML and iMAML gives the definition but no hyperparameters
         and only the first of the two lines above; lambda and the solver are this package's choice.
     """
+
+    source = Source(
+        paper="a report that gives no hyperparameters",
+        exact="the definition: the head's regularized optimum and its implicit gradient",
+        reconstructed="lambda, the solver, and the backbone's cross term, which the source omits",
+    )
 
     def __init__(
         self,
@@ -38,11 +48,11 @@ class ConvexIMAML(HeadLearner):
         *,
         head: str | None = None,
         lam: float = 0.01,
-        solver: str = "exact",
+        solver: SolverName = "exact",
         max_iterations: int | None = None,
     ) -> None:
         self._require(lam > 0, "lam", "above 0", lam)
-        self._require(solver in SOLVERS, "solver", f"one of {tuple(SOLVERS)}", solver)
+        self._require_choice("solver", SolverName, solver)
         steps = SOLVERS[solver].max_iterations if max_iterations is None else max_iterations
         # The solvers choose their own step lengths.
         super().__init__(model, head=head, inner_lr=1.0, inner_steps=steps)

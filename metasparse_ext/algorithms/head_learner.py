@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,11 @@ class HeadLearner(MetaLearner):
 
     def _features(self, images: Tensor) -> Tensor:
         seen: list[tuple[Tensor, Tensor]] = []
-        hook = self._head.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            seen.append((args[0], out))
+
+        hook = self._head.register_forward_hook(note)
         try:
             output = self.model(images)
         finally:
@@ -114,7 +118,7 @@ class HeadLearner(MetaLearner):
 
     @property
     def _head(self) -> nn.Linear:
-        return self.model.get_submodule(self.head)
+        return cast(nn.Linear, self.model.get_submodule(self.head))
 
     @property
     def _prefix(self) -> str:
@@ -124,9 +128,10 @@ class HeadLearner(MetaLearner):
 def head_name(learner: MetaLearner, head: str | None) -> str:
     """The head of a learner's model: the ``nn.Linear`` of that name, or the last one."""
     linears = [n for n, m in learner.model.named_modules() if isinstance(m, nn.Linear)]
-    chosen = linears[-1] if head is None and linears else head
-    learner._require(chosen in linears, "head", f"one of {tuple(linears)}", head)
-    return chosen
+    if head is None and linears:
+        return linears[-1]
+    learner._require(head in linears, "head", f"one of {tuple(linears)}", head)
+    return cast(str, head)
 
 
 def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source, cross_entropy
 from metasparse_ext.algorithms.labels import check_batch, check_samples
-from metasparse_ext.implicit import CURVATURES, Kind, damped, implicit_solve, linearize
+from metasparse_ext.implicit import Kind, damped, implicit_solve, linearize
+from metasparse_ext.implicit.linearize import Curvature
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
 
+Mode = Literal["official", "paper"]
+
 # The operator of each mode.
-_OPERATORS: dict[str, Kind] = {"official": "imaml_dev", "paper": "paper"}
-MODES = tuple(_OPERATORS)
+_OPERATORS: dict[Mode, Kind] = {"official": "imaml_dev", "paper": "paper"}
 
 
 class IMAML(MetaLearner):
@@ -29,15 +31,15 @@ class IMAML(MetaLearner):
     ============  =====================================  ====================================
     mode          inner loop                             A
     ============  =====================================  ====================================
-    ``paper``     n gradient steps on the regularised    (1 + d) I + H / lambda, d = 0
+    ``paper``     n gradient steps on the regularized    (1 + d) I + H / lambda, d = 0
                   loss
     ``official``  n gradient steps on L_support alone,   (1 + d) I + H / (lambda + 10), d = 1
                   then one on lambda/2 ||phi - theta||^2
     ============  =====================================  ====================================
 
     In official mode the meta-gradient is close to half the first-order one. Numbers of the two
-    modes do not compare. The official optimizer is Adam with eps = 1e-3. A task whose A is found
-    not to be positive definite keeps the last iterate before it showed; if there is none, it gets
+    modes do not compare. The official optimizer is Adam with eps = 1e-3. A task whose A turns
+    out not to be positive definite keeps the last iterate before that; if there is none, it gets
     the meta-gradient of a zero Hessian.
 
     Args:
@@ -51,13 +53,22 @@ class IMAML(MetaLearner):
         cg_steps: Iterations of conjugate gradients. With 0, and in official mode with 1 as in its
             code, the solve is left out, which gives the first-order meta-gradient.
         damping: d.
-        curvature: What H is: "hessian", as in the sources, or "ggn", the generalised Gauss-Newton
+        curvature: What H is: "hessian", as in the sources, or "ggn", the generalized Gauss-Newton
             matrix. That is positive semi-definite, so A is definite always, where the Hessian of a
             network often makes it singular and the meta-gradient spike.
 
     Source: Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019,
         and its public code.
     """
+
+    source = Source(
+        paper="Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019",
+        exact="both the paper's equations and its code's, which differ: mode=paper, mode=official",
+        reconstructed="tasks whose operator is not positive definite stop the solve there",
+    )
+
+    mode: Mode
+    curvature: Curvature
 
     def __init__(
         self,
@@ -66,15 +77,15 @@ class IMAML(MetaLearner):
         inner_lr: float = 0.1,
         inner_steps: int = 16,
         adapt_steps: int | None = None,
-        mode: str = "official",
+        mode: Mode = "official",
         lam: float = 2.0,
         adapt_lam: float | None = None,
         cg_steps: int = 5,
         damping: float | None = None,
-        curvature: str = "hessian",
+        curvature: Curvature = "hessian",
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
-        self._require(mode in MODES, "mode", f"one of {MODES}", mode)
+        self._require_choice("mode", Mode, mode)
         self._require(lam > 0, "lam", "above 0", lam)
         self._require(cg_steps >= 0, "cg_steps", "at least 0", cg_steps)
         self.mode, self.lam, self.cg_steps = mode, lam, cg_steps
@@ -82,7 +93,7 @@ class IMAML(MetaLearner):
         self._require(adapt_lam is None or adapt_lam >= 0, "adapt_lam", "at least 0", adapt_lam)
         self.damping = float(mode == "official") if damping is None else damping
         self._require(self.damping >= 0, "damping", "at least 0", damping)
-        self._require(curvature in CURVATURES, "curvature", f"one of {CURVATURES}", curvature)
+        self._require_choice("curvature", Curvature, curvature)
         self.curvature = curvature
 
     def extra_repr(self) -> str:
@@ -99,14 +110,14 @@ class IMAML(MetaLearner):
         phi = self._descend(batch.support, self.inner_steps, self._proximal(), trace)
         loss, gradient, logits = self.gradient(phi, batch.query)
         trace.append(loss)
-        gradient = self._solve(self._penalised(gradient, phi), phi, batch.support)
+        gradient = self._solve(self._penalized(gradient, phi), phi, batch.support)
         return self.finish(gradient, phi, trace, batch.query, logits)
 
     def _proximal(self) -> float | Tensor:
         """lambda: a number, or one for each parameter (P,)."""
         return self.lam
 
-    def _penalised(self, gradient: Tensor, phi: Tensor) -> Tensor:
+    def _penalized(self, gradient: Tensor, phi: Tensor) -> Tensor:
         """The gradient of a cross-entropy plus, in learners that have one, of a penalty at phi."""
         return gradient
 
@@ -119,7 +130,7 @@ class IMAML(MetaLearner):
         for _ in range(steps):
             loss, gradient, _ = self.gradient(phi, support)
             trace.append(loss)
-            gradient = self._penalised(gradient, phi)
+            gradient = self._penalized(gradient, phi)
             phi = torch.lerp(phi, theta, pull) if self.mode == "paper" else phi
             phi = torch.sub(phi, gradient, alpha=self.inner_lr)
         return torch.lerp(phi, theta, pull) if self.mode == "official" else phi

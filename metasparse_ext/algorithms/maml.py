@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics
+from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source
 from metasparse_ext.algorithms.labels import check_batch, check_samples
-from metasparse_ext.algorithms.multi_step import step_weights
-from metasparse_ext.algorithms.rates import KINDS, LearnedRates
-from metasparse_ext.implicit import Linearization, linearize
+from metasparse_ext.implicit import Layout, Linearization, linearize
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
+
+Rates = Literal["fixed", "layer", "parameter"]
+
+# Each step but the last keeps at least this fraction of its first weight.
+_FLOOR = 0.03
 
 
 class StepOptions(TypedDict, total=False):
@@ -25,7 +29,7 @@ class StepOptions(TypedDict, total=False):
     adapt_steps: int | None
     first_order: bool
     recompute: bool
-    rates: str
+    rates: Rates
     multi_step: int
     first_order_until: int
 
@@ -37,20 +41,31 @@ class MAMLOptions(StepOptions, total=False):
 
 
 @dataclass
+class _RateGraph:
+    """Rates a_k that depend on parameters: with a graph to ``point``, phi_k as they saw it.
+
+    ``gradient`` is that of the support loss there.
+    """
+
+    rates: Tensor
+    point: Tensor
+    gradient: Tensor
+
+
+@dataclass
 class _Step:
-    """What the way back needs of one inner step; each is None where it needs none.
+    """What backpropagation through one inner step needs; None where it needs nothing.
 
     Attributes:
-        curvature: The linearisation at phi_k, or phi_k itself to make it from; first order: None.
-        rates: a_k, with a graph to ``point`` if they depend on parameters.
-        point: phi_k as the rates saw it, and ``gradient``, that of the support loss there.
+        rates: a_k.
+        curvature: The linearization at phi_k, or phi_k itself to make it from; first order: None.
+        graph: The graph of the rates.
         query: This step's part of a multi-step loss: its gradient at phi_k.
     """
 
     rates: float | Tensor
     curvature: Linearization | Tensor | None = None
-    point: Tensor | None = None
-    gradient: Tensor | None = None
+    graph: _RateGraph | None = None
     query: Tensor | None = None
 
 
@@ -66,8 +81,8 @@ class MAML(MetaLearner):
     soon as it was used. The first-order form leaves out the Hessians.
 
     With learned rates a is a vector: H_k a v takes the place of a H_k v, and the meta-gradient of
-    a_k is -grad L_support(phi_k) * v_{k+1}, v being the gradient on its way back. A learner with
-    rates of its own overrides :meth:`rates`.
+    a_k is -grad L_support(phi_k) * v_{k+1}, v being the gradient that is propagated back. A
+    learner with rates of its own overrides :meth:`rates`.
 
     Args:
         model: A network from images to logits.
@@ -81,13 +96,21 @@ class MAML(MetaLearner):
         rates: "fixed"; "parameter": one learned rate a parameter (Meta-SGD); "layer": one a
             parameter tensor and step (LSLR of MAML++).
         multi_step: For so many iterations the query loss is a weighted sum of those after every
-            step (:func:`~metasparse_ext.algorithms.multi_step.step_weights`), as in MAML++.
+            step (:func:`~metasparse_ext.algorithms.maml.step_weights`), as in MAML++.
         first_order_until: First order for so many iterations, as in MAML++. This option and the
             last read ``iteration`` on the host: such a meta-step is not captured in a CUDA graph.
 
     Source: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
         Networks", ICML 2017.
     """
+
+    source = Source(
+        paper="Finn, Abbeel, Levine, ICML 2017",
+        exact="the meta-gradient through all inner steps; Meta-SGD's and LSLR's rates, the "
+        "multi-step loss and the first-order warm-up of MAML++ as options",
+        reconstructed="the weights of the multi-step loss fall by the iteration, in MAML++'s code "
+        "by the epoch",
+    )
 
     def __init__(
         self,
@@ -98,12 +121,12 @@ class MAML(MetaLearner):
         adapt_steps: int | None = None,
         first_order: bool = False,
         recompute: bool = False,
-        rates: str = "fixed",
+        rates: Rates = "fixed",
         multi_step: int = 0,
         first_order_until: int = 0,
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
-        self._require(rates in KINDS, "rates", f"one of {KINDS}", rates)
+        self._require_choice("rates", Rates, rates)
         self._require(multi_step >= 0, "multi_step", "at least 0", multi_step)
         self._require(first_order_until >= 0, "first_order_until", "at least 0", first_order_until)
         self.first_order, self.recompute = first_order, recompute
@@ -149,11 +172,11 @@ class MAML(MetaLearner):
         loss, gradient, logits = self.gradient(phi, query)
         trace.append(loss)
         gradient = weights[-1] * gradient if weights else gradient
-        gradient, own = self._walk_back(path, gradient, support)
-        gradient = self.meta_gradient(gradient, own, support)
-        return self.finish(gradient, phi, trace, query, logits)
+        gradient, own = self._backpropagate(path, gradient, support)
+        mean = self.meta_gradient(gradient, own, support)
+        return self.finish(mean, phi, trace, query, logits)
 
-    def _learn_rates(self, kind: str, initial: Tensor) -> None:
+    def _learn_rates(self, kind: Rates, initial: Tensor) -> None:
         self.learned_rates = LearnedRates(
             kind, self.layout, initial=initial, steps=self.inner_steps
         )
@@ -192,7 +215,7 @@ class MAML(MetaLearner):
     def _step(
         self, phi: Tensor, support: Samples, first_order: bool
     ) -> tuple[Tensor, Tensor, Linearization | Tensor | None]:
-        """Losses and gradients at phi, and what the way back needs for its curvature."""
+        """Losses and gradients at phi, and what backpropagation needs for the curvature there."""
         if first_order or self.recompute:
             loss, gradient, _ = self.gradient(phi, support)
             return loss, gradient, None if first_order else phi
@@ -200,18 +223,18 @@ class MAML(MetaLearner):
         return step.loss, step.gradient, step
 
     def _rated(self, k: int, phi: Tensor, gradient: Tensor, support: Samples) -> _Step:
-        """The step's rates, with what their derivative needs where they have one."""
+        """The step's rates, with their graph where they depend on parameters."""
         with torch.enable_grad():
             point = phi.detach().requires_grad_()
             rates = self.rates(k, point, gradient, support)
         if isinstance(rates, Tensor) and rates.requires_grad:
-            return _Step(rates, point=point, gradient=gradient)
+            return _Step(rates, graph=_RateGraph(rates, point, gradient))
         return _Step(rates)
 
-    def _walk_back(
+    def _backpropagate(
         self, path: list[_Step], gradient: Tensor, support: Samples
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From the gradient in phi_n to that in phi_0, and the tasks' sum of the own parameters'.
+        """The gradient in phi_0 from that in phi_n, and the sum over the tasks for own parameters.
 
         Empties the path to free graphs.
         """
@@ -219,35 +242,40 @@ class MAML(MetaLearner):
         while path:
             step, arriving = path.pop(), gradient
             if step.curvature is not None:
-                gradient = self._through_curvature(step, arriving, support)
-            if step.point is not None:
-                gradient = self._through_rates(step, arriving, own, gradient)
+                gradient = self._through_curvature(step.rates, step.curvature, arriving, support)
+            if step.graph is not None:
+                gradient = self._through_rates(step.graph, arriving, own, gradient)
             if step.query is not None:
                 gradient = gradient + step.query
         return gradient, own
 
-    def _through_curvature(self, step: _Step, gradient: Tensor, support: Samples) -> Tensor:
+    def _through_curvature(
+        self,
+        rates: float | Tensor,
+        curvature: Linearization | Tensor,
+        gradient: Tensor,
+        support: Samples,
+    ) -> Tensor:
         """(I - H_k a) applied to (T, P)."""
-        curvature = step.curvature
         if isinstance(curvature, Tensor):
             curvature = self._linearize(curvature, support)
-        if isinstance(step.rates, Tensor):
-            return gradient - curvature.hvp(step.rates.detach() * gradient)
-        return torch.sub(gradient, curvature.hvp(gradient), alpha=step.rates)
+        if isinstance(rates, Tensor):
+            return gradient - curvature.hvp(rates.detach() * gradient)
+        return torch.sub(gradient, curvature.hvp(gradient), alpha=rates)
 
     def _through_rates(
-        self, step: _Step, gradient: Tensor, own: dict[str, Tensor], onward: Tensor
+        self, graph: _RateGraph, gradient: Tensor, own: dict[str, Tensor], onward: Tensor
     ) -> Tensor:
-        """Adds what a step's rates pass on: to parameters to ``own``, to phi_k to ``onward``."""
+        """Backpropagates through a step's rates: adds to ``own`` by name, and to ``onward``."""
         sources = {
             name: parameter
             for name, parameter in self.named_parameters()
             if parameter.requires_grad and not name.startswith("model.")
         }
         to_phi, *parts = torch.autograd.grad(
-            step.rates,
-            [step.point, *sources.values()],
-            -(step.gradient * gradient).sum_to_size(step.rates.shape),
+            graph.rates,
+            [graph.point, *sources.values()],
+            -(graph.gradient * gradient).sum_to_size(graph.rates.shape),
             allow_unused=True,
         )
         for name, part in zip(sources, parts, strict=True):
@@ -262,6 +290,10 @@ class MAML(MetaLearner):
 class FOMAML(MAML):
     """First-order MAML: :class:`MAML` with ``first_order=True``."""
 
+    source = Source(
+        paper="Finn, Abbeel, Levine, ICML 2017", exact="the meta-gradient without Hessians"
+    )
+
     def __init__(
         self,
         model: nn.Module,
@@ -269,7 +301,7 @@ class FOMAML(MAML):
         inner_lr: float = 0.01,
         inner_steps: int = 5,
         adapt_steps: int | None = None,
-        rates: str = "fixed",
+        rates: Rates = "fixed",
         multi_step: int = 0,
     ) -> None:
         super().__init__(
@@ -288,3 +320,53 @@ def _moved(phi: Tensor, gradient: Tensor, rates: float | Tensor) -> Tensor:
     if isinstance(rates, Tensor):
         return torch.addcmul(phi.detach(), rates.detach(), gradient, value=-1)
     return torch.sub(phi, gradient, alpha=rates)
+
+
+class LearnedRates(nn.Module):
+    """One rate for each parameter, or one for each parameter tensor and step.
+
+    Args:
+        kind: "parameter" (Meta-SGD: Li et al., 2017), or "layer" (LSLR of MAML++: Antoniou et al.,
+            ICLR 2019), whose steps after the last share its rates.
+        layout: Of the P adapted parameters.
+        initial: () the rate that all start from; or (N,) for N sets of rates, each from its own.
+        steps: Inner steps of training.
+    """
+
+    def __init__(self, kind: Rates, layout: Layout, *, initial: Tensor, steps: int) -> None:
+        super().__init__()
+        shape = (layout.numel,) if kind == "parameter" else (max(steps, 1), len(layout.names))
+        self.kind: Rates = kind
+        self.sizes = layout.sizes
+        values = initial.view(*initial.shape, *[1] * len(shape)).expand(*initial.shape, *shape)
+        self.values = nn.Parameter(values.clone())
+
+    def forward(self, step: int) -> Tensor:
+        """(P,) or (N, P): the rates of an inner step."""
+        if self.kind == "parameter":
+            return self.values
+        return spread(self.values[..., min(step, self.values.shape[-2] - 1), :], self.sizes)
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind!r}"
+
+
+def spread(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(..., L) to (..., P): one number a parameter tensor, repeated for each of its entries."""
+    parts = values.unsqueeze(-1).unbind(-2)
+    return torch.cat(
+        [part.expand(*part.shape[:-1], n) for part, n in zip(parts, sizes, strict=True)], -1
+    )
+
+
+def step_weights(steps: int, progress: float) -> list[float]:
+    """Weights of the query losses after each of n inner steps; they add up to 1.
+
+    All are 1 / n at first. Until ``progress`` is 1 those of all steps but the last fall linearly
+    towards 0, not below 0.03 / n, and the last one takes what they lose.
+
+    Source: Antoniou, Edwards, Storkey, "How to Train Your MAML", ICLR 2019, and its public code,
+    which counts progress in epochs.
+    """
+    early = max(1 - progress, _FLOOR) / steps
+    return [early] * (steps - 1) + [1 - (steps - 1) * early]

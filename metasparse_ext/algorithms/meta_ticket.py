@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms import pruning, stability
-from metasparse_ext.algorithms.base import Metrics
+from metasparse_ext.algorithms import pruning
+from metasparse_ext.algorithms.base import Metrics, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
+from metasparse_ext.algorithms.pruning import Kind, Scope, Signal
 from metasparse_ext.nn import FixedMask, MaskedConv2d, cost
 
 if TYPE_CHECKING:
     from metasparse_ext.data import TaskBatch
 
-SEARCHES = ("iterative", "early")
+Search = Literal["iterative", "early"]
 
-# Where the course of trainings is, which a checkpoint holds.
-_COURSE = ("finished", "begun", "checks", "distances", "start_position", "elsewhere", "macs")
+# How far the stages are, which a checkpoint holds.
+_PROGRESS = ("stage", "stage_start", "checks", "distances", "start_position", "elsewhere", "macs")
 
 
 class MetaTicket(MAML):
@@ -37,8 +38,8 @@ class MetaTicket(MAML):
       ``mask_stability``, is a reconstruction: inter- and intra-layer distances of the masks, by the
       window and the threshold of Early-Bird tickets.
 
-    The training loop runs the trainings one after the other (see
-    :class:`~metasparse_ext.algorithms.course.Course`): ``rounds + 1`` of them, each as long as that
+    The training loop runs the trainings one after the other, as stages (see
+    :class:`~metasparse_ext.training.stages.Stages`): ``rounds + 1`` of them, each as long as that
     of a dense network unless ``search_length`` or an early search makes it shorter.
 
     Args:
@@ -53,16 +54,16 @@ class MetaTicket(MAML):
             schedule is as much shorter: a rate that falls to 0 lets the masks settle.
         scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` keeps the same
             part of each.
-        skip: Kinds of parameters that stay whole, of ``pruning.KINDS``.
+        skip: Kinds of parameters that stay whole, of ``pruning.Kind``.
         rewind: Iteration of the first training that surviving weights return to; 0 is the start.
             None: they stay as they are, as in Early-Bird tickets, and are trained anew.
         early_detection: The rule of the early search: ``"mask_stability"``.
-        signals: Its distances, of ``stability.SIGNALS``.
+        signals: Its distances, of ``pruning.Signal``.
         check_every: Iterations between two masks.
         window: Masks compared.
         threshold: The largest distance of a stable mask.
-        **maml: The options of :class:`~metasparse_ext.algorithms.MAML`. They hold in every training
-            of the course: learned rates go back with the weights, and ``multi_step`` and
+        **maml: The options of :class:`~metasparse_ext.algorithms.MAML`. They hold in every stage:
+            learned rates go back with the weights, and ``multi_step`` and
             ``first_order_until`` count the iterations of the present one.
 
     Attributes:
@@ -75,6 +76,17 @@ class MetaTicket(MAML):
         and You et al., "Drawing Early-Bird Tickets", ICLR 2020.
     """
 
+    source = Source(
+        paper="Finding Meta Winning Ticket to Train Your MAML, KDD 2022; only its abstract is "
+        "public",
+        exact="iterative magnitude pruning of MAML with rewinding, the mask held in both loops",
+        reconstructed="the rule of early detection: the stability of the masks among and within "
+        "layers, by the window and threshold of Early-Bird tickets; rates, scope and rewinding of "
+        "the lottery-ticket papers",
+    )
+
+    scope: Scope
+    signals: tuple[Signal, ...]
     kept: Tensor
     start_point: Tensor
     start_rates: Tensor | None
@@ -84,16 +96,16 @@ class MetaTicket(MAML):
         self,
         model: nn.Module,
         *,
-        search: str = "iterative",
+        search: Search = "iterative",
         density: float | None = 0.2,
         rounds: int | None = None,
         rate: float = 0.2,
         search_length: float = 1.0,
-        scope: str = "global",
-        skip: Sequence[str] = ("head", "bias", "norm"),
+        scope: Scope = "global",
+        skip: Sequence[Kind] = ("head", "bias", "norm"),
         rewind: int | None = 0,
-        early_detection: str = "mask_stability",
-        signals: Sequence[str] = ("inter", "intra"),
+        early_detection: Literal["mask_stability"] = "mask_stability",
+        signals: Sequence[Signal] = ("inter", "intra"),
         check_every: int = 50,
         window: int = 5,
         threshold: float = 0.1,
@@ -103,7 +115,7 @@ class MetaTicket(MAML):
             layer.masker = FixedMask(torch.ones_like(layer.weight))
         super().__init__(model, **maml)
         require = self._require
-        require(search in SEARCHES, "search", f"one of {SEARCHES}", search)
+        self._require_choice("search", Search, search)
         require(density is None or 0 < density < 1, "density", "None or in (0, 1)", density)
         require(rounds is None or rounds >= 1, "rounds", "None or at least 1", rounds)
         require(
@@ -111,9 +123,9 @@ class MetaTicket(MAML):
         )
         require(0 < rate < 1, "rate", "in (0, 1)", rate)
         require(0 < search_length <= 1, "search_length", "in (0, 1]", search_length)
-        scopes, signals = tuple(pruning.SCOPES), tuple(signals)
-        require(scope in scopes, "scope", f"one of {scopes}", scope)
-        require(set(skip) <= set(pruning.KINDS), "skip", f"of {pruning.KINDS}", skip)
+        self._require_choice("scope", Scope, scope)
+        kinds, known, signals = get_args(Kind), get_args(Signal), tuple(signals)
+        require(set(skip) <= set(kinds), "skip", f"of {kinds}", skip)
         require(rewind is None or rewind >= 0, "rewind", "None or at least 0", rewind)
         require(
             early_detection == "mask_stability",
@@ -121,8 +133,9 @@ class MetaTicket(MAML):
             "'mask_stability'",
             early_detection,
         )
-        known = tuple(stability.SIGNALS)
-        require(signals and set(signals) <= set(known), "signals", f"some of {known}", signals)
+        require(
+            bool(signals) and set(signals) <= set(known), "signals", f"some of {known}", signals
+        )
         require(check_every >= 1, "check_every", "at least 1", check_every)
         require(window >= 2, "window", "at least 2", window)
         require(threshold > 0, "threshold", "above 0", threshold)
@@ -133,9 +146,9 @@ class MetaTicket(MAML):
         self.densities = pruning.schedule(density, rounds, rate)
         if search == "early" and rounds is None:
             self.densities = self.densities[-1:]
-        self.trainings = 1 + len(self.densities)
+        self.stages, self.stage, self.stage_start = 1 + len(self.densities), 0, 0.0
         self.prunable = pruning.prunable(model, self.layout.names, skip)
-        require(self.prunable, "skip", "such that something is left to prune", skip)
+        require(bool(self.prunable), "skip", "such that something is left to prune", skip)
         self._convolutions = _convolutions(model)
         masked = {f"{name}.weight" for name in self._convolutions}
         self._holds_others = not masked.issuperset(self.prunable)
@@ -147,7 +160,7 @@ class MetaTicket(MAML):
         # The last masks that the early search drew, newest last.
         rows = window if search == "early" else 0
         self.register_buffer("drawn", whole.new_ones(rows, whole.numel(), dtype=torch.bool))
-        self._forget()
+        self._reset_checks()
         self.start_position = 0.0
         # Iterations that are not the present training's.
         self.elsewhere = 0
@@ -184,7 +197,12 @@ class MetaTicket(MAML):
         others = {n: mask for n, mask in self._named(self.kept).items() if n not in masked}
         return {**super().masks(), **others}
 
-    # The course of trainings.
+    # The stages of the training.
+
+    @property
+    def searching(self) -> bool:
+        """Whether another stage follows the present one."""
+        return self.stage + 1 < self.stages
 
     def plan(self, iterations: int) -> None:
         self._require_reached(math.ceil(iterations * self.search_length))
@@ -194,17 +212,17 @@ class MetaTicket(MAML):
         images, shape = self._passed
         spent = images * self._cost(shape) if images else 0
         self.macs = (search + spent, training) if self.searching else (search, training + spent)
-        if self.finished == 0 and iteration == self.rewind:
+        if self.stage == 0 and iteration == self.rewind:
             self._mark_start()
             self.start_position = position
         checking = iteration >= (self.rewind or 0) and iteration % self.check_every == 0
         if self.search == "early" and self.searching and checking:
             self._check()
 
-    def ended(self, position: float, length: float) -> bool:
-        return (self.searching and self.stable) or super().ended(position, length)
+    def stage_ended(self, position: float, length: float) -> bool:
+        return (self.searching and self.stable) or position - self.stage_start >= length
 
-    def begin_again(self, position: float) -> None:
+    def next_stage(self, position: float) -> None:
         """Prunes the smallest weights of those left, and puts the others back if they rewind.
 
         Raises:
@@ -212,19 +230,19 @@ class MetaTicket(MAML):
         """
         done = int(self.iteration)
         self._require_reached(done)
-        self._keep(self._draw(self.densities[self.finished]))
+        self._keep(self._draw(self.densities[self.stage]))
         if self.rewind is None:
             self._mark_start()
         with torch.no_grad():
             start = self.layout.unflatten(self.start_point * self.kept)
             for name, parameter in self._adapted_parameters().items():
                 parameter.copy_(start[name])
-            if self.learned_rates is not None:
+            if self.learned_rates is not None and self.start_rates is not None:
                 self.learned_rates.values.copy_(self.start_rates)
         self.elsewhere = done - (self.rewind or 0)
-        self.finished += 1
-        self.begun = position - self.start_position
-        self._forget()
+        self.stage += 1
+        self.stage_start = position - self.start_position
+        self._reset_checks()
 
     @property
     def stable(self) -> bool:
@@ -234,7 +252,7 @@ class MetaTicket(MAML):
     def status(self) -> dict[str, float]:
         search, training = self.macs
         return {
-            "round": self.finished,
+            "round": self.stage,
             "density": self.density(),
             "search_macs": search,
             "training_macs": training,
@@ -242,7 +260,7 @@ class MetaTicket(MAML):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _COURSE}
+        return {name: getattr(self, name) for name in _PROGRESS}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -254,21 +272,21 @@ class MetaTicket(MAML):
         self._require(reached, "rewind", f"at most {iterations}, the training", self.rewind)
 
     def _mark_start(self) -> None:
-        """Notes the present weights as those that a training starts from."""
+        """Saves the present weights as those that a training starts from."""
         self.start_point.copy_(self.start(1)[0])
-        if self.learned_rates is not None:
+        if self.learned_rates is not None and self.start_rates is not None:
             self.start_rates.copy_(self.learned_rates.values.detach())
 
     def _check(self) -> None:
         """Draws the masks of the next pruning, and compares them with the last ones."""
-        newest = self._draw(self.densities[self.finished])
+        newest = self._draw(self.densities[self.stage])
         self.drawn.copy_(torch.cat([self.drawn[1:], newest[None] != 0]))
         self.checks += 1
         if self.checks >= self.window:
             history = [self._named(mask) for mask in self.drawn]
-            self.distances = stability.distances(self.signals, history)
+            self.distances = pruning.distances(self.signals, history)
 
-    def _forget(self) -> None:
+    def _reset_checks(self) -> None:
         self.checks, self.distances = 0, {}
 
     def _draw(self, density: float) -> Tensor:
@@ -283,7 +301,7 @@ class MetaTicket(MAML):
         self.kept.copy_(kept)
         masks = self.layout.unflatten(kept)
         for name, layer in self._convolutions.items():
-            layer.masker.mask.copy_(masks[f"{name}.weight"])
+            layer.masker.get_buffer("mask").copy_(masks[f"{name}.weight"])
         self._costs.clear()
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:

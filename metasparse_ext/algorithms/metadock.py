@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.budget import SCHEDULES, Budget, active
-from metasparse_ext.algorithms.imaml import IMAML
+from metasparse_ext.algorithms.base import Source
+from metasparse_ext.algorithms.imaml import IMAML, Mode
+from metasparse_ext.implicit.linearize import Curvature
 from metasparse_ext.nn import MaskedConv2d, ScoreMask
+
+BudgetSchedule = Literal["constant", "exponential"]
 
 
 class MetaDOCK(IMAML):
@@ -16,7 +22,7 @@ class MetaDOCK(IMAML):
     Every kernel (o, i) of every convolution has a score, adapted per task like the weights; it is
     in use where the score is above zero. Meta-parameters are the weights theta and the meta masks
     z, task parameters phi and the task masks zeta. The gradients of support and query add those of
-    the budget loss (:class:`~metasparse_ext.algorithms.budget.Budget`) to the scores. The Hessian
+    the budget loss (:class:`~metasparse_ext.algorithms.metadock.Budget`) to the scores. The Hessian
     of the implicit step is that of the support cross-entropy alone, in phi and zeta jointly.
 
     The official code computes the gradients of weights and of scores in two passes with the same
@@ -47,6 +53,14 @@ class MetaDOCK(IMAML):
         Memory Efficiency in Meta-learning", CVPR 2022, supplement and public code.
     """
 
+    source = Source(
+        paper="Chavan, Tiwari, Bamba, Gupta, CVPR 2022",
+        exact="gates, budget, inner loop and solve of the public code; the supplement's reading "
+        "as mode=paper",
+        reconstructed="a checkpoint counts only once the budget holds; validation classes choose "
+        "it, not test classes",
+    )
+
     def __init__(
         self,
         model: nn.Module,
@@ -54,18 +68,18 @@ class MetaDOCK(IMAML):
         inner_lr: float = 5e-3,
         inner_steps: int = 16,
         adapt_steps: int | None = None,
-        mode: str = "official",
+        mode: Mode = "official",
         budget: float = 0.5,
         lambda1: float = 0.5,
         lambda2: float | None = None,
         lambda3: float = 50.0,
         lambda4: float = 1e-4,
         total_iterations: int = 60_000,
-        budget_schedule: str = "constant",
+        budget_schedule: BudgetSchedule = "constant",
         adapt_lam: float | None = None,
         cg_steps: int = 5,
         damping: float | None = None,
-        curvature: str = "hessian",
+        curvature: Curvature = "hessian",
     ) -> None:
         if isinstance(model, nn.Module):
             _make_scores(model)
@@ -87,9 +101,7 @@ class MetaDOCK(IMAML):
         self._require(lambda3 >= 0, "lambda3", "at least 0", lambda3)
         self._require(lambda4 >= 0, "lambda4", "at least 0", lambda4)
         self._require(total_iterations > 0, "total_iterations", "above 0", total_iterations)
-        self._require(
-            budget_schedule in SCHEDULES, "budget_schedule", f"one of {SCHEDULES}", budget_schedule
-        )
+        self._require_choice("budget_schedule", BudgetSchedule, budget_schedule)
         self.budget = budget
         self.budget_loss = Budget(budget, lambda3, lambda4, total_iterations, budget_schedule)
         self.kernels = sum(scores.numel() for scores in self._meta_scores().values())
@@ -123,7 +135,7 @@ class MetaDOCK(IMAML):
         weights = super()._adapted_parameters()
         return {n: p for n, p in weights.items() if n not in scores} | scores
 
-    def _penalised(self, gradient: Tensor, phi: Tensor) -> Tensor:
+    def _penalized(self, gradient: Tensor, phi: Tensor) -> Tensor:
         scores = slice(self.layout.numel - self.kernels, None)
         gradient[:, scores] += self.budget_loss.gradient(phi[:, scores], self.iteration)
         return gradient
@@ -141,7 +153,7 @@ class MetaDOCK(IMAML):
 
 
 def _make_scores(model: nn.Module) -> None:
-    """Gives every masked convolution scores to learn, where it has none."""
+    """Gives every masked convolution that has no learned scores some."""
     layers = [layer for layer in model.modules() if isinstance(layer, MaskedConv2d)]
     if not layers:
         raise ValueError(
@@ -151,3 +163,55 @@ def _make_scores(model: nn.Module) -> None:
     for layer in layers:
         if not isinstance(layer.masker, ScoreMask):
             layer.masker = ScoreMask.like(layer.weight)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The loss on the scores (T, K) of all kernels of T networks, and its gradient.
+
+    With V the fraction of active kernels, 1[sigmoid(score) > 0.5], and t of ``iterations`` done,
+
+        loss = lambda3 t / iterations (V - V0(t))^2 + lambda4 sum |score|,
+
+    whose gradient takes the threshold for the identity and the logistic for what it is.
+
+    Attributes:
+        target: V0, the fraction of kernels to keep.
+        lambda3: Weight of the budget at the end; it grows linearly from 0.
+        lambda4: Weight of the L1 norm of the scores.
+        iterations: Meta-iterations of the whole training.
+        schedule: "constant": V0(t) = V0. "exponential": V0(t) = max(V0, exp(-4 t / iterations)).
+
+    Source: MetaDOCK (Chavan et al., CVPR 2022), supplement, algorithm 2, and its public code.
+    """
+
+    target: float
+    lambda3: float
+    lambda4: float
+    iterations: int
+    schedule: BudgetSchedule = "constant"
+
+    def loss(self, scores: Tensor, done: Tensor) -> Tensor:
+        """(T,) the value for scores (T, K) after ``done`` meta-iterations, an integer tensor ()."""
+        weight, goal = self._at(done, scores)
+        return weight * (active(scores).mean(-1) - goal) ** 2 + self.lambda4 * scores.abs().sum(-1)
+
+    def gradient(self, scores: Tensor, done: Tensor) -> Tensor:
+        """(T, K) the gradient of :meth:`loss`."""
+        weight, goal = self._at(done, scores)
+        slope = 2 * weight * (active(scores).mean(-1, keepdim=True) - goal) / scores.shape[-1]
+        logistic = scores.sigmoid()
+        return slope * (logistic * (1 - logistic)) + self.lambda4 * scores.sign()
+
+    def _at(self, done: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight of the budget and V0 at an iteration, as tensors on the device."""
+        progress = (done.to(like.dtype) / self.iterations).clamp(max=1)
+        goal = torch.full_like(progress, self.target)
+        if self.schedule == "exponential":
+            goal = goal.maximum(torch.exp(-4 * progress))
+        return self.lambda3 * progress, goal
+
+
+def active(scores: Tensor) -> Tensor:
+    """Zeros and ones in the dtype of the scores: which kernels the gate lets through."""
+    return (scores.sigmoid() > 0.5).to(scores.dtype)

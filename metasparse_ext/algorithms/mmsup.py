@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext._capture import observed
-from metasparse_ext.algorithms.base import AdaptedTasks
+from metasparse_ext.algorithms.base import AdaptedTasks, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.implicit import Linearization
 from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
+from metasparse_ext.nn.learned_topk import DensityGradient
+from metasparse_ext.nn.masks import Granularity
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 class ReturningTopKMask(LearnedTopKMask):
     """A learned top-k mask whose s, below its floor, keeps the gradient of one above it.
 
-    The value is that of the floor; a gradient that is zero there would hold s for good.
+    The value is that of the floor; with a gradient of zero s would stay there for good.
     """
 
     def kept(self) -> Tensor:
@@ -57,15 +59,25 @@ class MMSUP(MAML):
         supplement, listings 3 and 4.
     """
 
+    source = Source(
+        paper="Pimpalkhute, Kunde, Singhal, GEMS, WACV 2023; only its supplement is public",
+        exact="the top k of each convolution's adapted weights, detached scores, k learned from "
+        "0.5 on",
+        reconstructed="ranking by magnitude, the derivative in k, its floor of 0.05, and that the "
+        "inner loop leaves k alone; each has its option but the floor",
+    )
+
+    _moves: Tensor
+
     def __init__(
         self,
         model: nn.Module,
         *,
         density: float = 0.5,
-        granularity: str = "weight",
+        granularity: Granularity = "weight",
         signed: bool = False,
         edge_popup: bool = False,
-        sparsity_gradient: str = "mean",
+        sparsity_gradient: DensityGradient = "mean",
         adapt_density: bool = False,
         **maml: Unpack[MAMLOptions],
     ) -> None:
@@ -105,7 +117,7 @@ class MMSUP(MAML):
         return super()._linearize(phi, support)
 
     def _require_densities(self, logits: list[Tensor]) -> None:
-        """No number of weights can be made of a density that is NaN: the loss comes too late."""
+        """Raises on a density that is NaN, of which no number of weights can be made."""
         if not observed():
             return
         wrong = ~torch.stack([logit.isfinite().flatten(1).all(1) for logit in logits]).all(0)
@@ -122,7 +134,7 @@ class MMSUP(MAML):
         return {
             name: layer.masker.kept().squeeze()
             for name, layer in self.model.named_modules()
-            if isinstance(layer, MaskedConv2d)
+            if isinstance(layer, MaskedConv2d) and isinstance(layer.masker, LearnedTopKMask)
         }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.maml import MAML, StepOptions
 
 if TYPE_CHECKING:
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class MultiMAML(MAML):
-    """N independent MAMLs, one a distribution; every task says which is its own.
+    """N independent MAMLs, one for each distribution of tasks.
 
     A meta-batch may mix the distributions: all of its tasks are adapted together, each from the
-    initialization of its ``distribution``, which the oracle tells at test time too. The gradient of
+    initialization of its ``distribution``, which is given at test time too. The gradient of
     an initialization is N times its tasks' sum over the tasks of the meta-batch: with equal shares
     the mean over its own tasks, as if it were trained alone. (A distribution that a meta-batch
     leaves out has a gradient of zero, on which an optimizer with momentum still moves.)
 
     Args:
         model: A network from images to logits, which N copies start from; it is copied itself.
-        distributions: N. With one, tasks need not say theirs.
+        distributions: N. With one, tasks need not name it.
         inner_lr: One learning rate for all distributions, or one for each.
         **maml: The other options of :class:`MAML`. Learned rates are those of each distribution.
 
@@ -36,6 +37,13 @@ class MultiMAML(MAML):
     Source: the baseline of Vuorio, Sun, Hu, Lim, "Multimodal Model-Agnostic Meta-Learning via
         Task-Aware Modulation", NeurIPS 2019, and of GEMS (WACV 2023).
     """
+
+    source = Source(
+        paper="Vuorio, Sun, Hu, Lim, NeurIPS 2019, and GEMS: their baseline",
+        exact="one independent MAML for each distribution, told which is which",
+    )
+
+    _inner_lrs: Tensor
 
     def __init__(
         self,
@@ -50,12 +58,13 @@ class MultiMAML(MAML):
         wanted = f"a number above 0, or {distributions} of them"
         self._require(len(each) == distributions and min(each) > 0, "inner_lr", wanted, inner_lr)
         super().__init__(copy.deepcopy(model), inner_lr=each[0], **maml)
-        self.inner_lr, self.distributions = inner_lr, distributions
+        self.inner_lr = inner_lr  # type: ignore[assignment]  # all of them, to be shown
+        self.distributions = distributions
         self.register_buffer("_inner_lrs", self.start(1).new_tensor(each), persistent=False)
         if self.learned_rates is not None:
             self._learn_rates(self.learned_rates.kind, self._inner_lrs)
         self.initializations = nn.Parameter(self.start(distributions).clone())
-        # The model is the shape of the networks; nothing of it is learned.
+        # The model is a template: its own parameters are not learned.
         self.model.requires_grad_(False)
 
     def extra_repr(self) -> str:
@@ -79,7 +88,7 @@ class MultiMAML(MAML):
 
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         learned = self.learned_rates
-        every = self._inner_lrs.unsqueeze(-1) if learned is None else learned(step)
+        every: Tensor = self._inner_lrs.unsqueeze(-1) if learned is None else learned(step)
         return every.index_select(0, self._which(support))
 
     def meta_gradient(

@@ -1,9 +1,14 @@
-"""Magnitude pruning of a network's weights: which are prunable, how many go, which stay."""
+"""Magnitude pruning: which weights are prunable, how many go, which stay, how masks move.
+
+A signal of early detection compares two mappings from layer to mask (boolean, of any shape) and
+returns a number from 0, the same, to 1.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +16,17 @@ from torch import Tensor, nn
 from metasparse_ext.nn import MaskedConv2d
 from metasparse_ext.ops import topk_mask
 
-KINDS = ("first", "conv", "head", "bias", "norm")
-SCOPES = {"global": "network", "layer": "layer"}
+Kind = Literal["first", "conv", "head", "bias", "norm"]
+Scope = Literal["global", "layer"]
+Signal = Literal["inter", "intra", "hamming", "jaccard"]
+
+# The names that the op has for them.
+_SCOPES: dict[Scope, Literal["network", "layer"]] = {"global": "network", "layer": "layer"}
+
+Masks = Mapping[str, Tensor]
 
 
-def prunable(model: nn.Module, names: Sequence[str], skip: Sequence[str]) -> list[str]:
+def prunable(model: nn.Module, names: Sequence[str], skip: Collection[Kind]) -> list[str]:
     """The parameters among ``names`` that may be pruned.
 
     Their kinds: ``"first"`` the weight of the first masked convolution, ``"conv"`` of the others,
@@ -48,7 +59,7 @@ def schedule(density: float | None, rounds: int | None, rate: float) -> list[flo
         rate: Pruned by a round, where the two others do not say it.
     """
     if density is None:
-        return [(1 - rate) ** r for r in range(1, rounds + 1)]
+        return [(1 - rate) ** r for r in range(1, (rounds or 0) + 1)]
     if rounds is not None:
         return [density ** (r / rounds) for r in range(1, rounds + 1)]
     # Less a rounding error, so that 0.64 at a rate of 0.2 takes two rounds.
@@ -57,7 +68,7 @@ def schedule(density: float | None, rounds: int | None, rate: float) -> list[flo
 
 
 def largest(
-    weights: Mapping[str, Tensor], kept: Mapping[str, Tensor], density: float, scope: str
+    weights: Mapping[str, Tensor], kept: Mapping[str, Tensor], density: float, scope: Scope
 ) -> dict[str, Tensor]:
     """The masks of the ``round(density * n)`` largest of n weights; what was pruned stays pruned.
 
@@ -71,4 +82,48 @@ def largest(
         name: torch.where(kept[name] != 0, weight.detach().abs(), -1.0)
         for name, weight in weights.items()
     }
-    return topk_mask(scores, density, scope=SCOPES[scope], tasks=False)
+    return dict(topk_mask(scores, density, scope=_SCOPES[scope], tasks=False))
+
+
+def inter_layer(one: Masks, two: Masks) -> float:
+    """How the budget moves between layers: the part of what is kept that changes its layer.
+
+    That is half the L1 distance of the layers' shares; both masks must keep equally many.
+    """
+    moved = sum(abs(int(one[name].sum()) - int(two[name].sum())) for name in one) / 2
+    return moved / max(1, sum(int(mask.sum()) for mask in one.values()))
+
+
+def intra_layer(one: Masks, two: Masks) -> float:
+    """How masks move within layers: the largest part of a layer's entries that differ."""
+    return max(float((one[name] != two[name]).double().mean()) for name in one)
+
+
+def hamming(one: Masks, two: Masks) -> float:
+    """The fraction of all entries that differ: the distance of Early-Bird tickets."""
+    different = sum(int((one[name] != two[name]).sum()) for name in one)
+    return different / sum(mask.numel() for mask in one.values())
+
+
+def jaccard(one: Masks, two: Masks) -> float:
+    """The largest over the layers of 1 - (kept in both) / (kept in either)."""
+    return max(_jaccard(one[name], two[name]) for name in one)
+
+
+def _jaccard(one: Tensor, two: Tensor) -> float:
+    either = int((one | two).sum())
+    return 1 - int((one & two).sum()) / either if either else 0.0
+
+
+SIGNALS: dict[Signal, Callable[[Masks, Masks], float]] = {
+    "inter": inter_layer,
+    "intra": intra_layer,
+    "hamming": hamming,
+    "jaccard": jaccard,
+}
+
+
+def distances(signals: Sequence[Signal], history: Sequence[Masks]) -> dict[Signal, float]:
+    """The largest distance of the newest masks, the last, from the older ones, by signal."""
+    *older, newest = history
+    return {name: max(SIGNALS[name](newest, masks) for masks in older) for name in signals}

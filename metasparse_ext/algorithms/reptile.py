@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, cross_entropy
+from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source, cross_entropy
 from metasparse_ext.algorithms.labels import check_batch, check_samples
-from metasparse_ext.algorithms.minibatches import minibatches
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
 
-OPTIMIZERS = ("adam", "sgd")
+Optimizer = Literal["adam", "sgd"]
 
 # Of the inner Adam, as in the official code.
 _DECAY, _EPSILON = 0.999, 1e-8
@@ -28,10 +27,10 @@ class Reptile(MetaLearner):
     official code lets epsilon fall linearly from 1 to 0. There is no second derivative, and no
     query set: a training task is all of its images.
 
-    The inner optimizer is Adam with beta1 = 0, whose average of squared gradients outlives the
-    task. The official code visits the tasks of a meta-batch one after the other; here they run side
-    by side from the same average, and the mean of theirs is kept. With one task a meta-batch the
-    two are the same.
+    The inner optimizer is Adam with beta1 = 0, whose average of squared gradients carries over from
+    task to task. The official code visits the tasks of a meta-batch one after the other; here they
+    run side by side from the same average, and the mean of theirs is kept. With one task a
+    meta-batch the two are the same.
 
     Args:
         model: A network from images to logits.
@@ -47,6 +46,13 @@ class Reptile(MetaLearner):
         public code.
     """
 
+    source = Source(
+        paper="Nichol, Achiam, Schulman, 2018",
+        exact="the update, the inner Adam with beta1 = 0 that outlives its tasks, minibatches",
+        reconstructed="the tasks of a meta-batch run side by side from the same moments, whose "
+        "mean is kept, not one after the other",
+    )
+
     square: Tensor
     updates: Tensor
 
@@ -59,14 +65,14 @@ class Reptile(MetaLearner):
         inner_batch: int = 10,
         adapt_steps: int | None = None,
         adapt_batch: int | None = None,
-        optimizer: str = "adam",
+        optimizer: Optimizer = "adam",
         pooled: bool = True,
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         adapt_batch = inner_batch if adapt_batch is None else adapt_batch
         self._require(inner_batch >= 1, "inner_batch", "at least 1", inner_batch)
         self._require(adapt_batch >= 1, "adapt_batch", "at least 1", adapt_batch)
-        self._require(optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", optimizer)
+        self._require_choice("optimizer", Optimizer, optimizer)
         self.inner_batch, self.adapt_batch = inner_batch, adapt_batch
         self.optimizer, self.pooled = optimizer, pooled
         self.register_buffer("square", torch.zeros_like(self.start(1)[0]))
@@ -77,7 +83,7 @@ class Reptile(MetaLearner):
 
     def adapt(self, support: Samples) -> AdaptedTasks:
         check_samples(self.name, "support", support)
-        # No iteration of training has this number.
+        # A seed that no iteration of training uses.
         order = torch.full_like(self.iteration, -1)
         phi, *_ = self._train(support, self.adapt_steps, self.adapt_batch, order)
         return self.adapted(phi)
@@ -99,7 +105,7 @@ class Reptile(MetaLearner):
     def _train(
         self, samples: Samples, steps: int, size: int, seed: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """After so many minibatches: parameters and squares (T, P), and each one's losses (T,)."""
+        """Parameters and squares (T, P) after so many minibatches, and the losses (T,) of each."""
         tasks, count = samples.labels.shape
         phi, trace = self.start(tasks).clone(), []
         square, first = self.square.repeat(tasks, 1), torch.zeros_like(phi)
@@ -139,3 +145,40 @@ def _pooled(batch: TaskBatch) -> Samples:
         images=torch.cat([support.images, query.images], 1),
         labels=torch.cat([support.labels, query.labels], 1),
     )
+
+
+def minibatches(count: int, size: int, steps: int, seed: Tensor) -> Tensor:
+    """Cuts ``count`` samples, shuffled anew for every pass through them, into minibatches.
+
+    A minibatch may begin at the end of one pass and end in the next.
+
+    Args:
+        count: How many samples there are.
+        size: Samples in a minibatch.
+        steps: How many minibatches.
+        seed: () int64. The order depends on its value, which stays on the device.
+
+    Returns:
+        (steps, size) int64 indices, on the seed's device.
+    """
+    passes = -(-steps * size // count)
+    positions = torch.arange(passes * count, device=seed.device)
+    keys = _mixed(positions + seed * _signed(0x9E3779B97F4A7C15))
+    order = keys.view(passes, count).argsort(-1)
+    return order.flatten()[: steps * size].view(steps, size)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """SplitMix64's finalizer: integers that look random (Steele, Lea, Flood, OOPSLA 2014)."""
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of 64-bit integers: torch's own copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word

@@ -1,11 +1,11 @@
-"""The command line: a file for each command, thin over :mod:`metasparse_ext.training`."""
+"""The command line, thin over :mod:`metasparse_ext.training`."""
 
 from __future__ import annotations
 
 import click
 
 import metasparse_ext
-from metasparse_ext.cli import demo, evaluate, export, info, learners, plot, presets, train
+from metasparse_ext.cli import catalog, runs, train
 from metasparse_ext.cli.messages import OneLineErrors
 
 
@@ -15,5 +15,9 @@ def main() -> None:
     """Sparse meta-learning: train, evaluate and plot."""
 
 
-for _module in (demo, evaluate, export, info, learners, plot, presets, train):
-    main.add_command(_module.command)
+for _command in (
+    *(train.train, train.demo),
+    *(runs.evaluate, runs.export, runs.plot),
+    *(catalog.learners, catalog.presets, catalog.info),
+):
+    main.add_command(_command)

@@ -18,7 +18,7 @@ _CHOICES = ("METASPARSE_CONV_BACKEND", "METASPARSE_CPU_ISA", "METASPARSE_CUDA_BA
 
 
 class EnvironmentVariableError(Exception):
-    """An environment variable that says nothing, or nothing that can be done."""
+    """An environment variable that is unknown, or whose value cannot be used."""
 
 
 def check(variables: Mapping[str, str] = os.environ) -> None:

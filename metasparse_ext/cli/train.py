@@ -1,15 +1,15 @@
-"""``metasparse train``."""
+"""``metasparse train`` and ``demo``."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from metasparse_ext.cli.configure import configure, preset_fields
 from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, say
-from metasparse_ext.cli.run_options import run_options
+from metasparse_ext.cli.options import configure, preset_fields, run_options
 from metasparse_ext.training import Outcome, Run, Trainer
 from metasparse_ext.training.distributed import first_process, joined
 from metasparse_ext.training.progress import reporter
@@ -20,8 +20,8 @@ from metasparse_ext.training.progress import reporter
 @run_options
 @click.option("--out", required=True, help="Run folder to write.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if any.")
-def command(learner: str, out: str, resume: bool, **flags: Any) -> None:
-    """Train LEARNER and write a run folder.
+def train(learner: str, out: str, resume: bool, **flags: Any) -> None:
+    """Train LEARNER, one of `metasparse learners` or package.module:Class, into a run folder.
 
     The folder gets config.json, metrics.jsonl, last.safetensors and best.safetensors. Ctrl-C
     saves and stops; the same command with --resume goes on, exactly. Under torchrun, processes
@@ -44,6 +44,15 @@ def command(learner: str, out: str, resume: bool, **flags: Any) -> None:
         say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
         sys.exit(INTERRUPTED)
     say(shown_on, _ending(trainer, outcome))
+
+
+@click.command("demo")
+@click.option("--out", default="runs/demo", show_default=True, help="Folder to write.")
+def demo(out: str) -> None:
+    """Train dense, prune half, and compare, on drawn characters: a few minutes."""
+    from metasparse_ext.training.demo import demo as run_demo
+
+    run_demo(Path(out), console())
 
 
 def _ending(trainer: Trainer, outcome: Outcome) -> str:

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from metasparse_ext.implicit import cg_derivatives
 from metasparse_ext.implicit.transforms import derivative_levels
-from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._operands import autocast_is_on, check_dense
 from metasparse_ext.ops.cg import cg_step
 from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUNNING, advance, dots
 
@@ -139,7 +139,7 @@ def _checked(operator: Operator, b: Tensor) -> Operator:
 
     def product(v: Tensor) -> Tensor:
         result = operator(v)
-        if torch.is_autocast_enabled(b.device.type):
+        if autocast_is_on(b):
             result = result.to(b.dtype)
         if result.dtype != b.dtype:
             raise TypeError(f"cg: expected operator to return {b.dtype} like b, got {result.dtype}")

@@ -12,7 +12,7 @@ from metasparse_ext.implicit import head_derivatives
 from metasparse_ext.implicit.head_problem import HeadProblem
 from metasparse_ext.implicit.head_solvers import SOLVERS, Solver
 from metasparse_ext.implicit.transforms import derivative_levels
-from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._operands import autocast_is_on, check_dense, without_autocast
 from metasparse_ext.ops._register import fold_into_tasks
 from metasparse_ext.reference.softmax_head import CONVERGED, ITERATIONS, NOT_FINITE
 
@@ -117,12 +117,11 @@ def softmax_head(
             "softmax_head: expected forward mode at most once, got it inside itself; hessian(f) "
             "and jacrev(jacrev(f)) differentiate twice"
         )
-    device = features.device.type
-    if features.dtype != weight.dtype and torch.is_autocast_enabled(device):
+    if features.dtype != weight.dtype and autocast_is_on(features):
         features = features.to(weight.dtype)
     _check(features, labels, weight, bias, lam)
     chosen = SOLVERS[solver]
-    with torch.autocast(device, enabled=False):
+    with without_autocast(features):
         problem = _problem(features, labels, weight, bias, lam)
         found, *report = _Search.apply(
             *(t.detach() for t in vars(problem).values()),

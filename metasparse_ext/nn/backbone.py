@@ -1,6 +1,18 @@
 """What the few-shot backbones share: blocks, and a head on their last map."""
 
+from typing import Literal, TypedDict
+
+import torch
 from torch import Tensor, nn
+
+HeadInput = Literal["flatten", "mean"]
+
+
+class Place(TypedDict):
+    """Where parameters are made, and of what type: keyword arguments of layers."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class Backbone(nn.Module):
@@ -19,10 +31,10 @@ class Backbone(nn.Module):
     """
 
     task_aware = True
-    blocks: nn.Module
-    head: nn.Module
+    blocks: nn.Sequential
+    head: nn.Linear
     image_shape: tuple[int, int, int]
-    head_input: str
+    head_input: HeadInput
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: (N, F), or (T, N, F)."""
@@ -39,3 +51,11 @@ class Backbone(nn.Module):
 
     def extra_repr(self) -> str:
         return f"image_shape={self.image_shape}, head_input={self.head_input!r}"
+
+
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """The sides of images, which one number says of square ones."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width

@@ -1,16 +1,17 @@
 """Conv-4, the backbone of few-shot learning."""
 
 from itertools import pairwise
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.nn.backbone import Backbone
+from metasparse_ext.nn.backbone import Backbone, HeadInput, Place, height_and_width
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
-from metasparse_ext.nn.norm import NormActPool
+from metasparse_ext.nn.norm import NormActPool, Order
 
 
 class ConvBlock(nn.Module):
@@ -32,13 +33,13 @@ class ConvBlock(nn.Module):
         out_channels: int,
         *,
         strided: bool,
-        order: str,
+        order: Order,
         bias: bool,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        place: Place = {"device": device, "dtype": dtype}
         stride, pool = (2, 0) if strided else (1, 2)
         self.conv = MaskedConv2d(in_channels, out_channels, 3, stride, 1, bias=bias, **place)
         self.norm = NormActPool(out_channels, pool=pool, order=order, **place)
@@ -103,17 +104,17 @@ class Conv4(Backbone):
         *,
         blocks: int = 4,
         strided: bool = True,
-        order: str = "norm_act_pool",
+        order: Order = "norm_act_pool",
         bias: bool = True,
-        head: str = "flatten",
+        head: HeadInput = "flatten",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if head not in ("flatten", "mean"):
+        if head not in get_args(HeadInput):
             raise ValueError(f"Conv4: head must be 'flatten' or 'mean', got {head!r}")
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        place = {"device": device, "dtype": dtype}
+        size = height_and_width(image_size)
+        place: Place = {"device": device, "dtype": dtype}
         channels = [in_channels] + [width] * blocks
         self.image_shape, self.head_input = (in_channels, *size), head
         self.blocks = nn.Sequential(
@@ -126,7 +127,7 @@ class Conv4(Backbone):
         self.head = Linear(channels[-1] * positions, ways, **place)
 
 
-def _positions(size: tuple[int, ...], blocks: int, strided: bool) -> int:
+def _positions(size: tuple[int, int], blocks: int, strided: bool) -> int:
     """Height times width of the last map."""
     height, width = size
     for _ in range(blocks):

@@ -138,24 +138,26 @@ def _layer(
     """One row; ``positions`` counts what a single weight is multiplied with in one image."""
     kind = type(module).__name__
     if not isinstance(module, MaskedConv2d):
-        weights = module.weight.numel() if positions else 0
-        pruned = 0 if mask is None else weights - _ones(mask != 0, 2)
-        pruned = int(pruned) if mask is None or mask.dim() == 2 else pruned
+        weights = module.weight.numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
+        pruned: Count = 0
+        if mask is not None:
+            pruned = weights - _ones(mask != 0, 2)
+            pruned = int(pruned) if mask.dim() == 2 else pruned
         macs = positions * weights
         return LayerCost(
             name, kind, parameters, parameters - pruned, macs, macs - positions * pruned
         )
     with torch.no_grad():
-        mask = module.masker(module.weight) if mask is None else mask
+        own: Tensor = module.masker(module.weight) if mask is None else mask
     weights, area = module.weight.numel(), math.prod(module.kernel_size)
-    if mask.shape[-2:] == module.weight.shape[:2]:
-        kernels = mask != 0
-        active_weights = _ones(kernels, 2) * area
+    if own.shape[-2:] == module.weight.shape[:2]:
+        kernels = own != 0
+        active_weights: Count = _ones(kernels, 2) * area
     else:
-        kernels = (mask != 0).flatten(-2).any(-1)
-        active_weights = _ones(mask != 0, 4)
-    active_kernels = _ones(kernels, 2)
-    if mask.dim() in (2, 4):
+        kernels = (own != 0).flatten(-2).any(-1)
+        active_weights = _ones(own != 0, 4)
+    active_kernels: Count = _ones(kernels, 2)
+    if own.dim() in (2, 4):
         active_weights, active_kernels = int(active_weights), int(active_kernels)
     return LayerCost(
         name,
@@ -178,7 +180,7 @@ def _positions(model: nn.Module, input_shape: Sequence[int]) -> dict[nn.Module, 
     """How many outputs per output channel each convolution and linear layer makes of an image."""
     positions: dict[nn.Module, int] = {}
 
-    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(module: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
         channels = module.weight.shape[0]
         positions[module] = positions.get(module, 0) + output.numel() // channels
 

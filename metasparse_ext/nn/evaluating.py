@@ -10,7 +10,7 @@ from torch import nn
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a network into evaluation mode, and each of its modules back into the mode it was in.
 
-    Dropout and its like rest meanwhile. Batch norm that tracks no statistics takes those of the
+    Dropout is off meanwhile. Batch norm that tracks no statistics takes those of the
     batch in either mode.
     """
     training = [module for module in model.modules() if module.training]

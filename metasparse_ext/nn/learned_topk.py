@@ -1,14 +1,15 @@
 """A top-k mask whose kept fraction is learned."""
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.nn.masks import TopKMask
+from metasparse_ext.nn.masks import Granularity, TopKMask
 from metasparse_ext.ops import topk_mask
 
-GRADIENTS = ("mean", "sum", "boundary")
+DensityGradient = Literal["mean", "sum", "boundary"]
 
 
 class LearnedTopKMask(TopKMask):
@@ -40,14 +41,15 @@ class LearnedTopKMask(TopKMask):
     """
 
     learned = True
+    gradient: DensityGradient
 
     def __init__(
         self,
         density: float = 0.5,
-        granularity: str = "weight",
+        granularity: Granularity = "weight",
         *,
         signed: bool = False,
-        gradient: str = "mean",
+        gradient: DensityGradient = "mean",
         edge_popup: bool = False,
         floor: float = 0.05,
         device: torch.device | str | None = None,
@@ -58,9 +60,10 @@ class LearnedTopKMask(TopKMask):
             raise ValueError(f"LearnedTopKMask: density must lie in (0, 1), got {density}")
         if not 0 <= floor <= 1:
             raise ValueError(f"LearnedTopKMask: floor must lie in [0, 1], got {floor}")
-        if gradient not in GRADIENTS:
+        choices = get_args(DensityGradient)
+        if gradient not in choices:
             raise ValueError(
-                f"LearnedTopKMask: gradient must be one of {GRADIENTS}, got {gradient!r}"
+                f"LearnedTopKMask: gradient must be one of {choices}, got {gradient!r}"
             )
         self.gradient, self.edge_popup, self.floor = gradient, edge_popup, floor
         self.logit = nn.Parameter(torch.empty(1, device=device, dtype=dtype))

@@ -11,8 +11,7 @@ class Linear(nn.Linear):
         in_features, out_features, bias, device, dtype: As in ``nn.Linear``.
 
     Shapes: x (N, F) or (T, N, F); weight (O, F) or (T, O, F); bias (O,) or (T, O). The result is
-        (N, O), and
-    (T, N, O) as soon as one of them has T.
+        (N, O), and (T, N, O) as soon as one of them has T.
     """
 
     task_aware = True

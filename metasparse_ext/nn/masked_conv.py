@@ -10,7 +10,7 @@ from metasparse_ext.ops import masked_conv2d
 class MaskedConv2d(nn.Conv2d):
     """An ``nn.Conv2d`` with a mask that switches kernels on and off; pruned ones are skipped.
 
-    Takes ``nn.Conv2d``'s arguments and is one, so initialisers and ``isinstance`` checks work as
+    Takes ``nn.Conv2d``'s arguments and is one, so initializers and ``isinstance`` checks work as
     usual. It also works on a task axis: images (I, H, W), (N, I, H, W) or (T, N, I, H, W), and
     through ``torch.func.functional_call`` each parameter with or without a leading T.
 
@@ -40,6 +40,10 @@ class MaskedConv2d(nn.Conv2d):
     """
 
     task_aware = True
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    masker: nn.Module
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class MaskedConv2d(nn.Conv2d):
         return masked_conv2d(x, weight, mask, self.bias, self.stride, self.padding)
 
 
-def unsupported(*, dilation: int | tuple[int, int], groups: int, padding_mode: str) -> str | None:
+def unsupported(*, dilation: int | tuple[int, ...], groups: int, padding_mode: str) -> str | None:
     """Why a masked convolution cannot have these arguments, or None if it can."""
     if dilation not in (1, (1, 1)):
         return f"dilation must be 1, got {dilation}"
@@ -112,6 +116,6 @@ def _masked_weights(weight: Tensor, mask: Tensor, learned: bool) -> tuple[Tensor
     """A mask with one entry a weight, as the masked weight and the mask of its non-zero kernels.
 
     A mask that is learned needs the gradient of every weight, those of the skipped kernels too, so
-    nothing is skipped. A tensor cannot be asked: under ``torch.func.vmap`` none requires grad.
+    nothing is skipped. ``requires_grad`` does not tell which it is: it is False under vmap.
     """
     return weight * mask, None if learned else mask.detach().flatten(-2).amax(-1)

@@ -3,16 +3,19 @@
 A maker is called with the weight of its layer, (O, I, kh, kw) or (T, O, I, kh, kw), and returns a
 tensor of zeros and ones: one number a kernel, (O, I) or (T, O, I), or one number a weight, in the
 weight's shape. What a maker learns is an ordinary parameter, so learners adapt it per task like any
-other. A maker whose masks pass no gradient back says so by ``learned = False``.
+other. A maker whose masks pass no gradient back has ``learned = False``.
 """
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from metasparse_ext.ops import binary_mask, topk_mask
+
+Granularity = Literal["weight", "kernel", "channel"]
 
 
 class FixedMask(nn.Module):
@@ -154,14 +157,15 @@ class TopKMask(nn.Module):
     """
 
     learned = False
+    granularity: Granularity
 
     def __init__(
-        self, density: float, granularity: str = "weight", *, signed: bool = False
+        self, density: float, granularity: Granularity = "weight", *, signed: bool = False
     ) -> None:
         super().__init__()
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"TopKMask: density must lie in [0, 1], got {density}")
-        if granularity not in ("weight", "kernel", "channel"):
+        if granularity not in get_args(Granularity):
             raise ValueError(
                 "TopKMask: granularity must be 'weight', 'kernel' or 'channel', "
                 f"got {granularity!r}"

@@ -1,9 +1,14 @@
 """Batch norm with the statistics of the batch, one batch a task."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
+
+Activation = Literal["relu", "none"]
+Order = Literal["norm_act_pool", "norm_pool_act", "act_pool_norm"]
 
 
 class _TaskNorm(nn.Module):
@@ -85,15 +90,18 @@ class NormActPool(_TaskNorm):
     Shapes: x (N, C, H, W) or (T, N, C, H, W); weight and bias (C,) or (T, C).
     """
 
+    activation: Activation
+    order: Order
+
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
         affine: bool = True,
         *,
-        activation: str = "relu",
+        activation: Activation = "relu",
         pool: int = 0,
-        order: str = "norm_act_pool",
+        order: Order = "norm_act_pool",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.nn.backbone import Backbone
+from metasparse_ext.nn.backbone import Backbone, HeadInput, Place, height_and_width
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
+from metasparse_ext.nn.norm import Activation as NormActivation
 from metasparse_ext.nn.norm import BatchNorm2d, NormActPool
+
+Activation = Literal["leaky_relu", "relu"]
 
 # The published widths 64, 160, 320, 640 as multiples of the first.
 _PROPORTIONS = (1.0, 2.5, 5.0, 10.0)
@@ -37,15 +41,15 @@ class ResBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        activation: str,
+        activation: Activation,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        place: Place = {"device": device, "dtype": dtype}
         relu = activation == "relu"
         # Inside the block a ReLU is one op with its norm.
-        fused = "relu" if relu else "none"
+        fused: tuple[NormActivation, ...] = ("relu" if relu else "none",) * 2
         self.inner = nn.Identity() if relu else nn.LeakyReLU(_SLOPE)
         self.outer = nn.ReLU() if relu else nn.LeakyReLU(_SLOPE)
         channels = [in_channels] + [out_channels] * 3
@@ -53,7 +57,7 @@ class ResBlock(nn.Module):
             MaskedConv2d(i, o, 3, padding=1, bias=False, **place) for i, o in pairwise(channels)
         )
         self.norms = nn.ModuleList(
-            NormActPool(out_channels, activation=kind, **place) for kind in (fused, fused, "none")
+            NormActPool(out_channels, activation=kind, **place) for kind in (*fused, "none")
         )
         self.shortcut = MaskedConv2d(in_channels, out_channels, 1, bias=False, **place)
         self.shortcut_norm = BatchNorm2d(out_channels, **place)
@@ -117,24 +121,24 @@ class ResNet12(Backbone):
         width: int | Sequence[int] = 64,
         ways: int = 5,
         *,
-        activation: str = "leaky_relu",
-        head: str = "flatten",
+        activation: Activation = "leaky_relu",
+        head: HeadInput = "flatten",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, value, known in (
-            ("activation", activation, ("leaky_relu", "relu")),
-            ("head", head, ("flatten", "mean")),
+            ("activation", activation, get_args(Activation)),
+            ("head", head, get_args(HeadInput)),
         ):
             if value not in known:
                 raise ValueError(f"ResNet12: {name} must be one of {known}, got {value!r}")
         widths = _widths(width)
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        size = height_and_width(image_size)
         last = [side // 2 ** len(widths) for side in size]
         if min(last) == 0:
             raise ValueError(f"ResNet12: images of {size} are too small, 16 pixels are the least")
-        place = {"device": device, "dtype": dtype}
+        place: Place = {"device": device, "dtype": dtype}
         self.image_shape, self.head_input = (in_channels, *size), head
         self.blocks = nn.Sequential(
             *(

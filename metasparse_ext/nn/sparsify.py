@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -25,11 +26,11 @@ def sparsify(
 
     Args:
         model: Any module; a lone ``nn.Conv2d`` too.
-        masker: Makes the maker of masks of a layer from its weight, for example
+        masker: Builds the module that makes the masks of a layer, from its weight; for example
             ``ScoreMask.like`` or ``lambda weight: TopKMask(0.5)``. All kernels active by default.
         inplace: Change the model itself instead of a deep copy.
         keep_unsupported: Leave convolutions that cannot be masked (dilated, grouped, with another
-            padding mode, parametrised, lazy) as they are and warn, naming them, instead of raising.
+            padding mode, parametrized, lazy) as they are and warn, naming them, instead of raising.
 
     Returns:
         The masked model.
@@ -68,7 +69,7 @@ def _refusal(conv: nn.Conv2d) -> str | None:
     if type(conv) is not nn.Conv2d:
         return f"it is a {type(conv).__name__}, whose forward may do more than a convolution"
     if parametrize.is_parametrized(conv):
-        return "its parameters are parametrised"
+        return "its parameters are parametrized"
     return unsupported(dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode)
 
 
@@ -97,9 +98,9 @@ def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> Ma
     masked = MaskedConv2d(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
+        cast("tuple[int, int]", conv.kernel_size),
+        cast("tuple[int, int]", conv.stride),
+        cast("tuple[int, int] | str", conv.padding),
         bias=conv.bias is not None,
         device="meta",
         mask=masker(conv.weight) if masker else None,

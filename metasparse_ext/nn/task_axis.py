@@ -13,7 +13,7 @@ def is_task_aware(module: nn.Module) -> bool:
     """Whether a module works on (T, N, ...) inputs with parameters that have a leading T.
 
     True for the layers and networks of ``metasparse_ext.nn``, for pointwise activations, and for an
-    ``nn.Sequential`` of such. A class of your own that only composes these says so with a class
+    ``nn.Sequential`` of such. A class of your own that only composes these sets the class
     attribute ``task_aware = True``; every other module is run through ``torch.func.vmap`` over T.
     """
     declared = getattr(module, "task_aware", None)

@@ -1,7 +1,7 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
 from metasparse_ext.ops import cuda, flops
-from metasparse_ext.ops.backend import backend, get_backend, set_backend
+from metasparse_ext.ops.backends import backend, get_backend, set_backend
 from metasparse_ext.ops.binary_mask import binary_mask
 from metasparse_ext.ops.explain import explain
 from metasparse_ext.ops.masked_conv import masked_conv2d

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metasparse_ext import _library
 from metasparse_ext.ops import cuda_table
-from metasparse_ext.ops.backend import AUTOMATIC, get_backend
+from metasparse_ext.ops.backends import AUTOMATIC, get_backend
 from metasparse_ext.reference import cg as reference_cg
 from metasparse_ext.reference import softmax_head as reference_head
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.utils import _pair
 
 from metasparse_ext import _library
-from metasparse_ext.ops import backend
+from metasparse_ext.ops.backends import get_backend
 
 _DERIVATIVES = {
     "forward": "masked_conv",
@@ -146,7 +146,7 @@ def _on_cuda(
         "masked_conv_input_grad": (grad, weight, mask, x.shape[3:], stride, padding),
         "masked_conv_weight_grad": (grad, x, mask, weight.shape[3:], stride, padding),
     }
-    forced = backend.get_backend("cuda")
+    forced = get_backend("cuda")
     verdict = f"the table, {cuda_table.table().status}" if forced == "automatic" else "forced"
     return Explanations(
         Explanation(title, (Candidate(cuda.choose(op, arguments[op]).backend, verdict),))

@@ -7,6 +7,7 @@ from torch import Tensor
 from metasparse_ext import _library, reference
 from metasparse_ext.ops._operands import check_dense
 from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._tasks import with_tasks
 
 _OP = "masked_conv2d"
 
@@ -55,9 +56,7 @@ def masked_conv2d(
     tasks = _task_count(args)
     if mask is not None and mask.dtype == torch.bool:
         args["mask"] = (mask.to(x.dtype), 2)
-    x, weight, mask, bias = (
-        _with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values()
-    )
+    x, weight, mask, bias = (with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values())
     stride = _pair_of("stride", stride)
     x, padding = _padded(x, weight.shape[-2:], stride, padding)
     run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
@@ -125,13 +124,6 @@ def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
             )
         tasks, leader = tensor.shape[0], name
     return tasks
-
-
-def _with_tasks(tensor: Tensor | None, rank: int, tasks: int) -> Tensor | None:
-    """A view with a leading task axis; a shared tensor is repeated by a zero stride."""
-    if tensor is None or tensor.dim() == rank + 1:
-        return tensor
-    return tensor.unsqueeze(0).expand(tasks, *tensor.shape)
 
 
 def _out_size(size, kernel, stride: int, padding: int):

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._operands import check_dense
+from metasparse_ext.ops._operands import autocast_is_on, check_dense
 from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._tasks import with_tasks
 
 ACTIVATIONS = ("relu", "none")
 ORDERS = ("norm_act_pool", "norm_pool_act", "act_pool_norm")
@@ -64,9 +65,9 @@ def norm_act_pool(
         )
     count = 1 if tasks is None else tasks
     y = torch.ops.metasparse.norm_act_pool(
-        _with_tasks(x, 4, count),
-        _with_tasks(weight, 1, count),
-        _with_tasks(bias, 1, count),
+        with_tasks(x, 4, count),
+        with_tasks(weight, 1, count),
+        with_tasks(bias, 1, count),
         eps,
         activation == "relu",
         bool(pool),
@@ -143,15 +144,7 @@ def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int
 
 def _to_be_cast(tensor: Tensor) -> bool:
     """Whether a surrounding autocast region makes it float32."""
-    return tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
-
-
-def _with_tasks(tensor: Tensor | None, rank: int, tasks: int) -> Tensor | None:
-    """A view with a leading task axis; a shared tensor is repeated by a zero stride."""
-    if tensor is None or tensor.dim() == rank + 1:
-        return tensor
-    # one task needs no expand, whose gradient would be summed over it
-    return tensor.unsqueeze(0) if tasks == 1 else tensor.expand(tasks, *tensor.shape)
+    return tensor.is_floating_point() and autocast_is_on(tensor)
 
 
 def _new_output(x: Tensor, pool: bool, dtype: torch.dtype | None = None) -> Tensor:

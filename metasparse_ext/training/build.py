@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metasparse_ext import data
-from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.algorithms import find
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import ImageClasses, Mixture, TaskBatch
 from metasparse_ext.nn import Conv4, ResNet12
@@ -26,7 +26,7 @@ def resolved(config: RunConfig) -> RunConfig:
         "total_iterations": config.iterations,
         "distributions": config.data.count("+") + 1,
     }
-    wanted = inspect.signature(LEARNERS[config.learner]).parameters
+    wanted = inspect.signature(find(config.learner)).parameters
     told = {name: value for name, value in known.items() if name in wanted}
     return config.replace(options={**told, **config.options})
 
@@ -92,7 +92,7 @@ def learner(config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner
         ValueError: If the device cannot be used, or an option is refused.
     """
     _require_device(config.device)
-    kind, options = LEARNERS[config.learner], resolved(config).options
+    kind, options = find(config.learner), resolved(config).options
     return kind(network(config, image_shape), **options).to(config.device)
 
 

@@ -37,7 +37,7 @@ class RunConfig:
     """Everything that decides the numbers of a run.
 
     Attributes:
-        learner: Name in ``metasparse_ext.algorithms.LEARNERS``.
+        learner: Name in ``metasparse_ext.algorithms.LEARNERS``, or ``package.module:Class``.
         options: Keyword arguments of the learner's constructor.
         preset: Name of the preset that the run started from, for the record.
         init_from: Run folder whose best network is the starting point (a dense pre-training).

@@ -28,6 +28,7 @@ from metasparse_ext.training.interrupt import StopRequest
 from metasparse_ext.training.lock import RunInUseError, RunLock
 from metasparse_ext.training.machine import changes, machine
 from metasparse_ext.training.run import Run
+from metasparse_ext.training.stages import Stages, is_last, stages_of
 
 logger = logging.getLogger("metasparse_ext")
 
@@ -151,8 +152,9 @@ class Trainer:
             self._take_lock()
         start = config.replace(init_from=None) if resuming else config
         self.learner = build.learner(start, self.classes.shape)
+        self.stages = stages_of(self.learner)
         if config.max_seconds is None:
-            self.learner.plan(config.iterations)
+            self.stages.plan(config.iterations)
         self.optimizer = build.optimizer(config, self.learner)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.last_state = self._undo_copy()
@@ -210,8 +212,8 @@ class Trainer:
                 if validating:
                     self._require_finite()
                     self._validate()
-                if self._ended and self.learner.searching:
-                    self._begin_again()
+                if self._ended and not is_last(self.stages):
+                    self._next_stage()
                 # After the validation, so that a run resumed from here has not left it out.
                 if validating or self.iteration % config.save_every == 0:
                     self._require_finite()
@@ -230,10 +232,10 @@ class Trainer:
         config = self.config
         return config.capture and build.on_gpu(config) and self.workers.size == 1
 
-    def _begin_again(self) -> None:
-        """Goes on to the next training of the learner's course."""
+    def _next_stage(self) -> None:
+        """Goes on to the next stage of the training."""
         try:
-            self.learner.begin_again(self._position)
+            self.stages.next_stage(self._position)
         except ValueError as error:
             raise TrainingError(f"{error}; {self.run} goes no further") from error
         self.optimizer = build.optimizer(self.config, self.learner)
@@ -250,12 +252,12 @@ class Trainer:
 
     @property
     def _done(self) -> bool:
-        return self._ended and not self.learner.searching
+        return self._ended and is_last(self.stages)
 
     @property
     def _ended(self) -> bool:
-        """Whether the present training of the learner's course is over."""
-        return self.learner.ended(self._position, self._length)
+        """Whether the present stage is over."""
+        return self.stages.stage_ended(self._position, self._length)
 
     @property
     def _position(self) -> float:
@@ -264,18 +266,19 @@ class Trainer:
     @property
     def _length(self) -> float:
         """How long the present training is; the last one takes all seconds that are left."""
-        config, learner = self.config, self.learner
-        part = learner.search_length if learner.searching else 1.0
+        config, stages = self.config, self.stages
+        last = is_last(stages)
+        part = 1.0 if last else stages.search_length
         if config.max_seconds is None:
             return config.iterations * part
-        if learner.searching:
-            return config.max_seconds / learner.trainings * part
-        return config.max_seconds - learner.begun
+        if not last:
+            return config.max_seconds / stages.stages * part
+        return config.max_seconds - stages.stage_start
 
     @property
     def _fraction(self) -> float:
         """How much of the present training is done."""
-        return (self._position - self.learner.begun) / self._length
+        return (self._position - self.stages.stage_start) / self._length
 
     def _step(self, batch: TaskBatch) -> None:
         started, spent = time.perf_counter(), self._clock()
@@ -284,7 +287,7 @@ class Trainer:
         self.iteration += 1
         self.elapsed += self.workers.mean(self._clock() - spent)
         dropped = self._watched and not self._settle()
-        self.learner.stepped(self.iteration, self._position)
+        self.stages.stepped(self.iteration, self._position)
         logging = self.iteration % self.config.log_every == 0
         found = self._read(measured) if logging and not dropped else {}
         self._spent.append(time.perf_counter() - started)
@@ -348,15 +351,15 @@ class Trainer:
             "iteration": self.iteration,
             "kind": "skipped" if dropped else "train",
             **found,
-            **self.learner.status(),
+            **self.stages.status(),
             **self.skipped.status(),
             "seconds": round(statistics.fmean(self._spent), 6),
         }
         self._spent.clear()
         self._write(record)
         if self.reporter and not dropped:
-            course = self.learner.finished + min(1.0, self._fraction)
-            self.reporter.step(record, course / self.learner.trainings)
+            stages = self.stages.stage + min(1.0, self._fraction)
+            self.reporter.step(record, stages / self.stages.stages)
 
     def _set_rates(self) -> None:
         """Sets the learning rates of this iteration, in place where they lie on the device."""
@@ -453,8 +456,9 @@ class Trainer:
             "iteration": self.iteration,
             "kind": "validation",
             **report.to_dict(),
-            **self.learner.status(),
-            "eligible": eligible(self.learner, report.active) and math.isfinite(report.loss),
+            **self.stages.status(),
+            "eligible": eligible(self.learner, self.stages, report.active)
+            and math.isfinite(report.loss),
         }
         if not math.isfinite(report.loss):
             record["loss"] = None
@@ -575,9 +579,9 @@ def _mends(name: str, was: Any, now: Any) -> bool:
     return name == "clip_norm" and now is not None
 
 
-def eligible(learner: MetaLearner, active: float) -> bool:
+def eligible(learner: MetaLearner, stages: Stages, active: float) -> bool:
     """Whether a checkpoint may become the best: not in a search, nor before its budget holds."""
-    if learner.searching:
+    if not is_last(stages):
         return False
     budget = getattr(learner, "budget", None)
     return budget is None or abs(active - budget) <= BUDGET_TOLERANCE

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from metasparse_ext import _library
-from metasparse_ext.ops.backend import backend
+from metasparse_ext.ops import get_backend
 from metasparse_ext.training.config import RunConfig
 
 
@@ -18,8 +18,8 @@ def machine(config: RunConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         "instruction set": _library.build_record().get("cpu_isa") if loaded else None,
         "threads": torch.get_num_threads(),
-        "CPU backend": backend("cpu") if loaded else None,
-        "CUDA backend": backend("cuda"),
+        "CPU backend": get_backend("cpu") if loaded else None,
+        "CUDA backend": get_backend("cuda"),
     }
     if torch.device(config.device).type == "cuda":
         found["GPU"] = torch.cuda.get_device_name(config.device)

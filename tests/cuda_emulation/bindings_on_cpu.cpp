@@ -1,11 +1,11 @@
 // The bindings as they are, their ops registered for CPU tensors too: the launches that they make
 // are emulated.
 #include "../../csrc/checks/cg.cpp"
-#include "../../csrc/cuda/bindings.cpp"
-#include "../../csrc/cuda/bindings_conv.cpp"
+#include "../../csrc/checks/mask.cpp"
 #include "../../csrc/checks/masked_conv.cpp"
 #include "../../csrc/checks/softmax_head.cpp"
-#include "../../csrc/checks/mask.cpp"
+#include "../../csrc/cuda/bindings.cpp"
+#include "../../csrc/cuda/bindings_conv.cpp"
 
 TORCH_LIBRARY_IMPL(metasparse_cuda, CPU, m) {
   metasparse::cuda::register_kernels(m);

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from metasparse_ext.ops.backend import backend as forced_backend
+import metasparse_ext as ms
 from tools.check_cpu_kernels import supported
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def conditions(threads: int, backend: str = "automatic") -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     try:
-        with forced_backend(backend):
+        with ms.backend(backend):
             yield
     finally:
         torch.use_deterministic_algorithms(False)

@@ -73,7 +73,7 @@ class Conv(NamedTuple):
         try:
             with conditions(self.threads, self.backend):
                 results = _CALLS[self.operation](self, operands.given)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the latter from a backward pass
             refusal = f"backend {self.backend} does not support this"
             if refusal in str(error) and not self._backend_serves():
                 return None

@@ -37,7 +37,7 @@ class TopK(NamedTuple):
         before = {str(i): layer.clone() for i, layer in enumerate(layers)}
         try:
             with conditions(self.threads):
-                masks = ms.topk_mask(layers, self.density, scope=self.scope)
+                masks = ms.topk_mask(layers, self.density, scope=self.scope, tasks=True)
         except ValueError as error:
             return None if self.nan and "NaN" in str(error) else f"refused: {error}"
         if self.nan:

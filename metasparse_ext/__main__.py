@@ -1,4 +1,4 @@
-"""``python -m metasparse_ext.cli``."""
+"""``python -m metasparse_ext``: the command line."""
 
 from metasparse_ext.cli import main
 

@@ -1,15 +1,15 @@
-"""Convex MAML: MAML on the last layer, also known as ANIL."""
+"""ANIL: MAML on the last layer, also known as Convex MAML."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import cross_entropy
+from metasparse_ext.algorithms.base import Source, cross_entropy
 from metasparse_ext.algorithms.head_learner import HeadLearner, head_logits
 
 
-class ConvexMAML(HeadLearner):
+class ANIL(HeadLearner):
     """MAML whose inner loop moves the head alone, by gradient descent, and is differentiated fully.
 
     w_{k+1} = w_k - a grad_w L_support(w_k; psi), with w the head and psi the backbone; the
@@ -27,6 +27,13 @@ class ConvexMAML(HeadLearner):
         name Convex MAML is that of a report that gives no hyperparameters; the defaults are those
         common for ANIL.
     """
+
+    source = Source(
+        paper="Raghu, Raghu, Bengio, Vinyals, ICLR 2020; as Convex MAML in a report that gives no "
+        "hyperparameters",
+        exact="gradient steps on the head, differentiated through all of them",
+        reconstructed="the hyperparameters of Convex MAML; the defaults are those common for ANIL",
+    )
 
     def __init__(
         self,
@@ -51,7 +58,7 @@ class ConvexMAML(HeadLearner):
         tasks, samples = labels.shape
         weight = weight.expand(tasks, *weight.shape)
         bias = None if bias is None else bias.expand(tasks, *bias.shape)
-        # F.one_hot would look at the labels on the host.
+        # F.one_hot reads the labels on the host, which a captured graph cannot.
         classes = torch.arange(weight.shape[-2], device=labels.device)
         hot = (labels.unsqueeze(-1) == classes).to(features.dtype)
         loss = None
@@ -63,3 +70,7 @@ class ConvexMAML(HeadLearner):
             weight = torch.baddbmm(weight, slopes.mT, features, alpha=-1)
             bias = None if bias is None else bias - slopes.sum(1)
         return weight, bias, loss
+
+
+#: The name that a report on convex inner problems gives it.
+ConvexMAML = ANIL

@@ -1,0 +1,75 @@
+"""What is done with finished runs: ``metasparse evaluate``, ``export`` and ``plot``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metasparse_ext.cli.messages import checked, console, say
+from metasparse_ext.training import Run, export_masks, results
+
+
+@click.command("evaluate")
+@click.argument("run")
+@click.option("--tasks", type=click.IntRange(1), help="How many tasks; by default the run's (600).")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Classes that the tasks are drawn from.",
+)
+@click.option(
+    "--transductive/--no-transductive",
+    default=None,
+    help="Batch statistics over all queries of a task, or over the support set and one "
+    "query; by default the run's.",
+)
+@click.option(
+    "--adapt-steps", type=click.IntRange(0), help="Steps of adaptation, if not the run's."
+)
+@click.option("--root", help="Folder of the data set's files, if it has moved.")
+@click.option("--device", help="Torch device, if not the run's.")
+def evaluate(run: str, split: str, **options: Any) -> None:
+    """Evaluate the best checkpoint of RUN on classes it has not seen."""
+    folder = Run(run)
+    result, found = checked(lambda: results.measure(folder, split=split, **options))
+    shown_on = console()
+    shown_on.print(results.table({run: result}))
+    say(shown_on, results.remark(result))
+    # Last: what was computed is on the screen even where it cannot be written.
+    results.keep(folder, split, result, found)
+
+
+@click.command("export")
+@click.argument("run")
+@click.option("--out", required=True, help="File to write, .npz.")
+@click.option("--root", help="Folder of the data set's files, if it has moved.")
+def export(run: str, out: str, root: str | None) -> None:
+    """Write the masks of RUN's best checkpoint: zeros and ones by the name of the layer."""
+    for name, mask in export_masks(Run(run), Path(out), root=root).items():
+        click.echo(f"{name:24}{tuple(mask.shape)!s:20}{mask.mean():7.2%} active")
+
+
+@click.command("plot")
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--out", help="Folder for the pictures; by default the first RUN.")
+@click.option(
+    "--against",
+    type=click.Choice(["iteration", "elapsed"]),
+    default="iteration",
+    show_default=True,
+    help="Draw learning curves against iterations, or processor seconds of training.",
+)
+def plot(runs: Sequence[str], out: str | None, against: str) -> None:
+    """Draw learning curves and, of evaluated runs, accuracy against cost and kernels in use."""
+    from metasparse_ext.training import figures
+
+    folders = {name: Run(name) for name in runs}
+    for folder in folders.values():
+        folder.config()
+    for picture in figures.draw(folders, Path(out or runs[0]), against=against):
+        click.echo(picture)
