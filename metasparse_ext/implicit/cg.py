@@ -18,6 +18,13 @@ from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUN
 
 Operator = Callable[[Tensor], Tensor]
 
+# What functorch's assertion about a batched tensor that outlived its level means here.
+_ENDED = (
+    "cg: expected a backward pass inside the vmap whose tensors operator closes over, got one "
+    "after its end; take the gradient by torch.func.grad, around or inside the vmap, not by vjp's "
+    "pullback or .backward()"
+)
+
 
 class CGStatus(IntEnum):
     """How one task's solve ended."""
@@ -93,7 +100,9 @@ def cg(
 
     Raises:
         TypeError: b is not a dense float32 or float64 tensor, or another dtype differs from b's.
-        NotImplementedError: a third derivative.
+        NotImplementedError: a third derivative; a backward pass through a derivative of forward
+            mode, with ``is_grads_batched``, or after the end of a vmap whose tensors ``operator``
+            closes over.
         ValueError: a wrong shape, device or count.
 
     Source:
@@ -114,7 +123,12 @@ def cg(
         return result
 
     def solve(rhs: Tensor) -> Tensor:
-        return _solve(operator, rhs, iterations, tolerance, None, preconditioner).solution
+        try:
+            return _solve(operator, rhs, iterations, tolerance, None, preconditioner).solution
+        except RuntimeError as error:
+            if "INTERNAL ASSERT FAILED" not in str(error):
+                raise
+            raise NotImplementedError(_ENDED) from error
 
     return result._replace(solution=cg_derivatives.attach(result.solution, b, operator, solve))
 
