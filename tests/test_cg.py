@@ -334,6 +334,15 @@ def test_what_is_not_differentiable_is_refused():
     )
     with pytest.raises(NotImplementedError, match="inside the vmap whose tensors operator"):
         pullback(directions)
+    solution = torch.func.vmap(solved)(torch.stack([x, x]), torch.stack([b, b]))
+
+    def backward(direction):
+        return torch.autograd.grad(solution, x, direction, retain_graph=True)[0]
+
+    with pytest.raises(NotImplementedError, match="inside the vmap whose tensors operator"):
+        torch.func.vmap(backward)(torch.ones(2, *solution.shape, dtype=b.dtype))
+    with pytest.raises(NotImplementedError, match="inside the vmap whose tensors operator"):
+        torch.func.jacrev(lambda r: torch.func.vmap(solved)(torch.stack([r, r]), solution))(root)
 
 
 def test_a_pullback_may_be_mapped_and_one_of_a_map_may_run_after_it():
@@ -343,7 +352,8 @@ def test_a_pullback_may_be_mapped_and_one_of_a_map_may_run_after_it():
     def results(solve):
         _, pullback = torch.func.vjp(lambda b: solve(root, b), b)
         _, of_map = torch.func.vjp(torch.func.vmap(lambda b: solve(root, b)), bs)
-        return torch.func.vmap(pullback)(directions)[0], of_map(directions)[0]
+        of_each = torch.func.vmap(torch.func.jacrev(solve), (0, None))(torch.stack([root] * 2), b)
+        return torch.func.vmap(pullback)(directions)[0], of_map(directions)[0], of_each
 
     torch.testing.assert_close(results(solved), results(inverted))
 
