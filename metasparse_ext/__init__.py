@@ -10,6 +10,7 @@ from metasparse_ext._info import info
 from metasparse_ext.ops import (
     backend,
     binary_mask,
+    decompositions,
     explain,
     get_backend,
     masked_conv2d,
@@ -29,6 +30,7 @@ __all__ = [
     "binary_mask",
     "capture",
     "data",
+    "decompositions",
     "explain",
     "get_backend",
     "implicit",

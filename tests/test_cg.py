@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse.linalg
 import torch
 from host import HostLooked, NothingOnTheHost
+from torch.autograd import forward_ad
 
 from metasparse_ext import _library
 from metasparse_ext.implicit import CGStatus, cg
@@ -321,6 +322,40 @@ def test_what_is_not_differentiable_is_refused():
         torch.autograd.grad(gradient.sum(), x)
     with pytest.raises(NotImplementedError, match="forward mode combined"):
         torch.func.hessian(lambda r: solved(r, b).sum())(root)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(solved(forward_ad.make_dual(x, root), b)).tangent
+        with pytest.raises(NotImplementedError, match="backward pass through one of forward mode"):
+            torch.autograd.grad(tangent.sum(), x)
+    solution, directions = solved(x, b), torch.ones(2, *b.shape, dtype=b.dtype)
+    with pytest.raises(NotImplementedError, match="is_grads_batched=True"):
+        torch.autograd.grad(solution, x, directions, is_grads_batched=True)
+    _, pullback = torch.func.vjp(
+        torch.func.vmap(solved), torch.stack([root, root]), rhs(4, 3).view(2, 2, 3)
+    )
+    with pytest.raises(NotImplementedError, match="inside the vmap whose tensors operator"):
+        pullback(directions)
+    solution = torch.func.vmap(solved)(torch.stack([x, x]), torch.stack([b, b]))
+
+    def backward(direction):
+        return torch.autograd.grad(solution, x, direction, retain_graph=True)[0]
+
+    with pytest.raises(NotImplementedError, match="inside the vmap whose tensors operator"):
+        torch.func.vmap(backward)(torch.ones(2, *solution.shape, dtype=b.dtype))
+    with pytest.raises(NotImplementedError, match="inside the vmap whose tensors operator"):
+        torch.func.jacrev(lambda r: torch.func.vmap(solved)(torch.stack([r, r]), solution))(root)
+
+
+def test_a_pullback_may_be_mapped_and_one_of_a_map_may_run_after_it():
+    root, b = rhs(2 * 3, 3).view(2, 3, 3), rhs(2, 3)
+    bs, directions = torch.stack([b, b + 1]), torch.stack([b - 1, b + 2])
+
+    def results(solve):
+        _, pullback = torch.func.vjp(lambda b: solve(root, b), b)
+        _, of_map = torch.func.vjp(torch.func.vmap(lambda b: solve(root, b)), bs)
+        of_each = torch.func.vmap(torch.func.jacrev(solve), (0, None))(torch.stack([root] * 2), b)
+        return torch.func.vmap(pullback)(directions)[0], of_map(directions)[0], of_each
+
+    torch.testing.assert_close(results(solved), results(inverted))
 
 
 def test_autocast_computes_in_the_dtype_of_b(backend):

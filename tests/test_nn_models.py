@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, cost, sparsify
 
@@ -125,6 +126,29 @@ def test_sparsify_in_place_keeps_the_parameters():
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     lone = nn.Conv2d(2, 3, 3)
     assert sparsify(lone, inplace=True).weight is lone.weight
+
+
+def test_sparsify_keeps_hooks():
+    conv, calls = nn.Conv2d(2, 3, 3), []
+    conv.register_forward_hook(lambda *_: calls.append("after"))
+    conv.register_forward_pre_hook(lambda *_, **__: calls.append("before"), with_kwargs=True)
+    sparsify(nn.Sequential(conv), inplace=True)(torch.randn(1, 2, 5, 5))
+    assert calls == ["before", "after"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), "0: it is pruned by torch.nn"),
+        (nn.utils.spectral_norm, "0: its weight is no parameter of its own"),
+        (nn.utils.parametrizations.weight_norm, "0: "),
+    ],
+)
+def test_sparsify_refuses_weights_that_something_else_makes(change, reason):
+    model = nn.Sequential(change(nn.Conv2d(2, 3, 3)))
+    model(torch.randn(1, 2, 5, 5))
+    with pytest.raises(ValueError, match=f"these convolutions cannot be masked: {reason}"):
+        sparsify(model)
 
 
 def test_sparsify_gives_each_layer_its_masker():

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metasparse_ext._capture import observed
+from metasparse_ext.algorithms.entry import METHODS, entry
 from metasparse_ext.algorithms.labels import check_classes
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
@@ -110,9 +111,10 @@ class MetaLearner(nn.Module):
 
     Args:
         model: A network from images to logits. Parameters that do not require grad are shared by
-            all tasks and stay as they are. Models that do not understand the task axis
-            (``nn.is_task_aware``) run through ``torch.func.vmap`` and must not update buffers in
-            their forward.
+            all tasks and stay as they are. They may be frozen and thawed later, too, except under
+            learners that keep numbers for each adapted parameter (learned rates, tickets). Models
+            that do not understand the task axis (``nn.is_task_aware``) run through
+            ``torch.func.vmap`` and must not update buffers in their forward.
         inner_lr: Learning rate of the inner loop.
         inner_steps: Gradient steps of the inner loop.
         adapt_steps: Steps that :meth:`adapt` takes; as many as ``inner_steps`` by default.
@@ -136,10 +138,17 @@ class MetaLearner(nn.Module):
     nonfinite: Tensor
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Shows in a learner's signature the options that it hands on to the learner above."""
+        """Prepares a learner's class.
+
+        Its signature shows the options that it hands on to the learner above, and its methods run
+        in every mode of torch (:mod:`~metasparse_ext.algorithms.entry`).
+        """
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls):
             cls.__signature__ = spelled_out(cls)  # type: ignore[attr-defined]
+        for method in METHODS:
+            if method in vars(cls):
+                setattr(cls, method, entry(vars(cls)[method]))
 
     def __init__(
         self,
@@ -159,7 +168,9 @@ class MetaLearner(nn.Module):
         self._refuse_running_statistics(model)
         self.model = model
         self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
-        self.layout = Layout.of(self._adapted_parameters())
+        parameters = self._adapted_parameters()
+        self._require(parameters, "model", "one with parameters that require grad", "none")
+        self.layout = Layout.of(parameters)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
 
@@ -182,6 +193,20 @@ class MetaLearner(nn.Module):
         """
         raise NotImplementedError
 
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """A learner is no function of its input, so ``DistributedDataParallel`` cannot call it.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{self.name}: a learner is not called; use meta_backward(batch) to train and "
+            "adapt(support) for task networks. DistributedDataParallel would not see its "
+            "gradients: over several processes call meta_backward on each one's share of the "
+            "tasks, then average .grad by torch.distributed.all_reduce, as metasparse train does "
+            "under torchrun"
+        )
+
     def masks(self) -> dict[str, Tensor]:
         """The masks of the meta-parameters by layer name, (O, I) or (O, I, kh, kw)."""
         return {name: mask[0] for name, mask in self.adapted(self.start(1)).masks().items()}
@@ -197,8 +222,10 @@ class MetaLearner(nn.Module):
 
     def start(self, tasks: int) -> Tensor:
         """(T, P): the meta-parameters as the starting point of every task; one row in memory."""
+        parameters = self._adapted_parameters()
+        self._follow_frozen(parameters)
         with torch.no_grad():
-            return self.layout.flatten(self._adapted_parameters()).expand(tasks, -1)
+            return self.layout.flatten(parameters).expand(tasks, -1)
 
     def logits(self, phi: Tensor, images: Tensor) -> Tensor:
         """(T, N, ways): each task's network, at row t of phi (T, P), on its own images."""
@@ -252,6 +279,27 @@ class MetaLearner(nn.Module):
             accuracy=(logits.argmax(-1) == query.labels).to(logits.dtype).mean(-1),
             active=self.adapted(phi).active(),
             support_loss=trace[-2] if len(trace) > 1 else torch.full_like(trace[-1], torch.nan),
+        )
+
+    def _follow_frozen(self, parameters: Mapping[str, Tensor]) -> None:
+        """Lays the buffer out anew if parameters were frozen, or thawed, since it was laid out."""
+        if tuple(parameters) == self.layout.names:
+            return
+        self._require(parameters, "model", "one with parameters that require grad", "none")
+        layout = Layout.of(parameters)
+        self._lay_out_anew(layout)
+        self.layout = layout
+
+    def _lay_out_anew(self, layout: Layout) -> None:
+        """Fits what a learner keeps for each adapted parameter, if anything, to a new layout."""
+
+    def _refuse_new_layout(self, kept: str, layout: Layout) -> NoReturn:
+        """For learners whose state cannot be fitted to it."""
+        changed = sorted(set(self.layout.names) ^ set(layout.names))
+        raise ValueError(
+            f"{self.name}: expected the same parameters of the model to require grad as when the "
+            f"learner was made, because it keeps {kept} for each; changed: {', '.join(changed)}. "
+            "Freeze parameters before making the learner"
         )
 
     def _adapted_parameters(self) -> dict[str, Tensor]:
@@ -330,6 +378,7 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
 
     Raises:
         ValueError: if the images are those of another number of tasks.
+        TypeError: if the model does not return a tensor.
     """
     tasks = next(iter(parameters.values())).shape[0]
     if images.shape[0] != tasks:
@@ -338,12 +387,26 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
             f"got shape {tuple(images.shape)}"
         )
     if is_task_aware(model):
-        return functional_call(model, dict(parameters), (images,))
+        return logits_of(model, functional_call(model, dict(parameters), (images,)))
 
     def one_task(own: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(model, own, (x,))
+        return logits_of(model, functional_call(model, own, (x,)))
 
     return torch.func.vmap(one_task, randomness="different")(dict(parameters), images)
+
+
+def logits_of(model: nn.Module, output: object) -> Tensor:
+    """What a model returned, if that is a tensor.
+
+    Raises:
+        TypeError: if it is a dict, a tuple or anything else.
+    """
+    if isinstance(output, Tensor):
+        return output
+    raise TypeError(
+        f"model: expected {type(model).__name__} to return its logits, a tensor, got "
+        f"{type(output).__name__}; wrap it in a module that returns them alone"
+    )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.head_learner import head_name
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions, spread
+from metasparse_ext.implicit import Layout
 from metasparse_ext.nn.backbone import Place
 from metasparse_ext.ops import binary_mask
 
@@ -121,6 +122,9 @@ class BMP(MAML):
         ]
         u = self.emphasis if isinstance(self.emphasis, Tensor) else self.emphasis(support.images)
         return binary_mask(self.perceptron(torch.stack(embedding, -1) * u))
+
+    def _lay_out_anew(self, layout: Layout) -> None:
+        self._refuse_new_layout("inputs and outputs of its perceptron", layout)
 
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         gates = iter(self.gates(phi, gradient, support).unbind(-1))

@@ -12,6 +12,7 @@ from metasparse_ext.algorithms.base import (
     MetaLearner,
     Metrics,
     cross_entropy,
+    logits_of,
     mean_gradient,
 )
 from metasparse_ext.algorithms.labels import check_batch, check_classes, check_samples
@@ -104,6 +105,7 @@ class HeadLearner(MetaLearner):
             output = self.model(images)
         finally:
             hook.remove()
+        logits_of(self.model, output)
         if len(seen) != 1 or seen[0][1] is not output:
             raise ValueError(
                 f"{self.name}: the model's output must be that of its head {self.head!r}, called "
@@ -128,6 +130,11 @@ class HeadLearner(MetaLearner):
 def head_name(learner: MetaLearner, head: str | None) -> str:
     """The head of a learner's model: the ``nn.Linear`` of that name, or the last one."""
     linears = [n for n, m in learner.model.named_modules() if isinstance(m, nn.Linear)]
+    if not linears:
+        raise ValueError(
+            f"{learner.name}: model must have an nn.Linear, whose output is the model's, as its "
+            f"head; {type(learner.model).__name__} has none"
+        )
     if head is None and linears:
         return linears[-1]
     learner._require(head in linears, "head", f"one of {tuple(linears)}", head)

@@ -176,6 +176,10 @@ class MAML(MetaLearner):
         mean = self.meta_gradient(gradient, own, support)
         return self.finish(mean, phi, trace, query, logits)
 
+    def _lay_out_anew(self, layout: Layout) -> None:
+        if self.learned_rates is not None:
+            self._refuse_new_layout("learned rates", layout)
+
     def _learn_rates(self, kind: Rates, initial: Tensor) -> None:
         self.learned_rates = LearnedRates(
             kind, self.layout, initial=initial, steps=self.inner_steps

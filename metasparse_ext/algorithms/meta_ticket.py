@@ -13,6 +13,7 @@ from metasparse_ext.algorithms import pruning
 from metasparse_ext.algorithms.base import Metrics, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.pruning import Kind, Scope, Signal
+from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import FixedMask, MaskedConv2d, cost
 
 if TYPE_CHECKING:
@@ -171,6 +172,9 @@ class MetaTicket(MAML):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, search={self.search!r}, density={self.densities[-1]:g}"
+
+    def _lay_out_anew(self, layout: Layout) -> None:
+        self._refuse_new_layout("a mask and a starting point", layout)
 
     # Learning, under the mask.
 

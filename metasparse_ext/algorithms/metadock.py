@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.imaml import IMAML, Mode
+from metasparse_ext.implicit import Layout
 from metasparse_ext.implicit.linearize import Curvature
 from metasparse_ext.nn import MaskedConv2d, ScoreMask
 
@@ -104,6 +105,12 @@ class MetaDOCK(IMAML):
         self._require_choice("budget_schedule", BudgetSchedule, budget_schedule)
         self.budget = budget
         self.budget_loss = Budget(budget, lambda3, lambda4, total_iterations, budget_schedule)
+        self._count_kernels()
+
+    def _lay_out_anew(self, layout: Layout) -> None:
+        self._count_kernels()
+
+    def _count_kernels(self) -> None:
         self.kernels = sum(scores.numel() for scores in self._meta_scores().values())
         if self.kernels == 0:
             raise ValueError("MetaDOCK: no scores to learn: none of the ScoreMasks requires grad")

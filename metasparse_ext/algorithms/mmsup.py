@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.base import AdaptedTasks, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
-from metasparse_ext.implicit import Linearization
+from metasparse_ext.implicit import Layout, Linearization
 from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
 from metasparse_ext.nn.learned_topk import DensityGradient
 from metasparse_ext.nn.masks import Granularity
@@ -92,12 +92,22 @@ class MMSUP(MAML):
             )
             _make_masks(model, masker)
         super().__init__(model, **maml)
-        moves = torch.ones_like(self.start(1)[0])
-        slices = self.layout.slices.items()
+        self.adapt_density = adapt_density
+        self.register_buffer("_moves", self.start(1)[0], persistent=False)
+        self._place_logits(self.layout)
+
+    def _lay_out_anew(self, layout: Layout) -> None:
+        super()._lay_out_anew(layout)
+        self._place_logits(layout)
+
+    def _place_logits(self, layout: Layout) -> None:
+        """Notes where the logits of s lie, and whether the inner loop moves them."""
+        slices = layout.slices.items()
         self._logits_at = [place for name, place in slices if name.endswith("masker.logit")]
+        moves = self._moves.new_ones(layout.numel)
         for place in self._logits_at:
-            moves[place] = float(adapt_density)
-        self.register_buffer("_moves", moves, persistent=False)
+            moves[place] = float(self.adapt_density)
+        self._moves = moves
 
     def rates(self, step: int, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         return self._moves * super().rates(step, phi, gradient, support)
@@ -118,7 +128,7 @@ class MMSUP(MAML):
 
     def _require_densities(self, logits: list[Tensor]) -> None:
         """Raises on a density that is NaN, of which no number of weights can be made."""
-        if not observed():
+        if not (logits and observed()):
             return
         wrong = ~torch.stack([logit.isfinite().flatten(1).all(1) for logit in logits]).all(0)
         if bool(wrong.any()):

@@ -10,6 +10,7 @@ from torch.optim.adam import adam
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source, cross_entropy
 from metasparse_ext.algorithms.labels import check_batch, check_samples
+from metasparse_ext.implicit import Layout
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
@@ -101,6 +102,13 @@ class Reptile(MetaLearner):
             self.square.copy_(torch.where(self.nonfinite, self.square, square.mean(0)))
             self.updates += self.inner_steps * ~self.nonfinite
         return metrics
+
+    def _lay_out_anew(self, layout: Layout) -> None:
+        """The average squares of the parameters that are still adapted, and zeros for others."""
+        zeros = {
+            n: self.square.new_zeros(s) for n, s in zip(layout.names, layout.shapes, strict=True)
+        }
+        self.square = layout.flatten(zeros | self.layout.unflatten(self.square))
 
     def _train(
         self, samples: Samples, steps: int, size: int, seed: Tensor

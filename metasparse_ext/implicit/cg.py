@@ -11,12 +11,23 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metasparse_ext.implicit import cg_derivatives
-from metasparse_ext.implicit.transforms import derivative_levels
+from metasparse_ext.implicit.transforms import (
+    derivative_levels,
+    differentiates_inside_maps,
+    is_mapped,
+    map_levels,
+)
 from metasparse_ext.ops._operands import autocast_is_on, check_dense
 from metasparse_ext.ops.cg import cg_step
 from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUNNING, advance, dots
 
 Operator = Callable[[Tensor], Tensor]
+
+_ENDED = (
+    "cg: expected a backward pass inside the vmap whose tensors operator closes over, got one "
+    "after its end; take the gradient by torch.func.grad, around or inside the vmap, not by vjp's "
+    "pullback or .backward()"
+)
 
 
 class CGStatus(IntEnum):
@@ -93,7 +104,9 @@ def cg(
 
     Raises:
         TypeError: b is not a dense float32 or float64 tensor, or another dtype differs from b's.
-        NotImplementedError: a third derivative.
+        NotImplementedError: a third derivative; a backward pass through a derivative of forward
+            mode, with ``is_grads_batched``, or after the end of a vmap whose tensors ``operator``
+            closes over.
         ValueError: a wrong shape, device or count.
 
     Source:
@@ -113,7 +126,10 @@ def cg(
     if not (differentiable and (torch.is_grad_enabled() or forward_mode)):
         return result
 
+    require_same_maps = _guard_of_maps(operator, b)
+
     def solve(rhs: Tensor) -> Tensor:
+        require_same_maps()
         return _solve(operator, rhs, iterations, tolerance, None, preconditioner).solution
 
     return result._replace(solution=cg_derivatives.attach(result.solution, b, operator, solve))
@@ -122,6 +138,25 @@ def cg(
 def _transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work."""
     return torch._C._functorch.maybe_current_level() is not None
+
+
+def _guard_of_maps(operator: Operator, b: Tensor) -> Callable[[], None]:
+    """A check, for the backward pass, that what ``operator`` closes over means what it did.
+
+    A mapped tensor names its vmap by a level alone. After the end of that vmap another one may have
+    the level, and would take the tensor for its own.
+    """
+    before = map_levels()
+    if not (before and is_mapped(operator(torch.zeros(b.shape, dtype=b.dtype, device=b.device)))):
+        return lambda: None
+    inside = differentiates_inside_maps()
+
+    def check() -> None:
+        now = map_levels()
+        if now != before and not (inside and now[: len(before)] == before):
+            raise NotImplementedError(_ENDED)
+
+    return check
 
 
 def _refuse_mixed_modes() -> None:

@@ -38,6 +38,12 @@ def attach(
 
 def _inverse(vector: Tensor, solve: Solve) -> Tensor:
     """S v."""
+    if torch._C._functorch.is_legacy_batchedtensor(vector):
+        raise NotImplementedError(
+            "cg: expected torch.func.vmap over the backward pass, got torch.autograd.grad with "
+            "is_grads_batched=True (or gradcheck's check_batched_grad), whose batches cannot be "
+            "solved for"
+        )
     return _Inverse.apply(vector, solve(vector.detach()).detach(), solve)
 
 
@@ -129,7 +135,8 @@ def _following(ctx) -> Tensor:
     """Zero, marked as the next derivative."""
     if ctx.order == 2:
         raise NotImplementedError(
-            "cg: expected to be differentiated at most twice, got a third derivative"
+            "cg: expected to be differentiated at most twice, got a third derivative or a backward "
+            "pass through one of forward mode"
         )
     (residual,) = ctx.saved_tensors
     return _Order.apply(torch.zeros_like(residual), residual, ctx.order + 1)

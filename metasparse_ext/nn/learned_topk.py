@@ -77,9 +77,11 @@ class LearnedTopKMask(TopKMask):
         return self.logit.sigmoid().clamp(min=self.floor)
 
     def forward(self, weight: Tensor) -> Tensor:
+        s = self.kept()
+        if s.dim() == 2 and weight.dim() == 4:  # tasks that share a weight, as a frozen one
+            weight = weight.expand(len(s), *weight.shape)
         scores = weight if self.signed else weight.abs()
         scores = scores if self.edge_popup else scores.detach()
-        s = self.kept()
         kept = s.detach().flatten()
         mask = topk_mask(scores, kept, granularity=self.granularity)
         # Zero, with a derivative.

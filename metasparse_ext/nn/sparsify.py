@@ -10,6 +10,17 @@ from torch.nn.utils import parametrize
 
 from metasparse_ext.nn.masked_conv import MaskedConv2d, unsupported
 
+# Where a module keeps its hooks.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
 
 def sparsify(
     model: nn.Module,
@@ -20,9 +31,9 @@ def sparsify(
 ) -> nn.Module:
     """Turns every ``nn.Conv2d`` of a model into a :class:`~metasparse_ext.nn.MaskedConv2d`.
 
-    Weights and biases stay the same parameters (of the copy, unless in place), so the model
-    computes what it did until a mask prunes something. Layers that are masked already get the new
-    masker, if one is given, and else stay as they are.
+    Hooks stay, and weights and biases stay the same parameters (of the copy, unless in place), so
+    the model computes what it did until a mask prunes something. Layers that are masked already get
+    the new masker, if one is given, and else stay as they are.
 
     Args:
         model: Any module; a lone ``nn.Conv2d`` too.
@@ -70,6 +81,13 @@ def _refusal(conv: nn.Conv2d) -> str | None:
         return f"it is a {type(conv).__name__}, whose forward may do more than a convolution"
     if parametrize.is_parametrized(conv):
         return "its parameters are parametrized"
+    if hasattr(conv, "weight_mask"):
+        return (
+            "it is pruned by torch.nn.utils.prune; keep its weight_mask, call prune.remove on it "
+            "and give the mask to the MaskedConv2d"
+        )
+    if "weight" not in conv._parameters:
+        return "its weight is no parameter of its own, as under weight or spectral normalization"
     return unsupported(dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode)
 
 
@@ -108,4 +126,7 @@ def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> Ma
     masked.weight, masked.bias = conv.weight, conv.bias
     if masker is None:
         masked.masker = masked._fixed(None)
+    for name in _HOOKS:
+        getattr(masked, name).update(getattr(conv, name))
+    masked._is_full_backward_hook = conv._is_full_backward_hook
     return masked.train(conv.training)

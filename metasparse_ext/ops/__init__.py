@@ -1,8 +1,9 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
-from metasparse_ext.ops import cuda
+from metasparse_ext.ops import cuda, flops
 from metasparse_ext.ops.backends import backend, get_backend, set_backend
 from metasparse_ext.ops.binary_mask import binary_mask
+from metasparse_ext.ops.decompositions import decompositions
 from metasparse_ext.ops.explain import explain
 from metasparse_ext.ops.masked_conv import masked_conv2d
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
@@ -12,7 +13,9 @@ __all__ = [
     "backend",
     "binary_mask",
     "cuda",
+    "decompositions",
     "explain",
+    "flops",
     "get_backend",
     "masked_conv2d",
     "norm_act_pool",

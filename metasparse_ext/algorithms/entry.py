@@ -1,0 +1,57 @@
+"""What happens around every learner's ``adapt`` and ``meta_backward``, whatever they compute."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+METHODS = ("adapt", "meta_backward")
+
+
+def entry(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a learner that runs under torch's modes and compiler, and checks its model first.
+
+    - In ``torch.inference_mode`` it runs as in ``torch.no_grad``: an inner loop needs gradients,
+      which inference mode cannot give.
+    - ``torch.compile`` leaves it alone: its gradients are those of ``torch.autograd.grad`` inside.
+    - A model that was changed since the learner was made is checked as it was then.
+    """
+
+    @functools.wraps(method)
+    def entered(self: Any, *args: Any, **keywords: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            why = "a learner takes gradients inside its steps; compile the model instead"
+            return torch.compiler.disable(entered, reason=why)(self, *args, **keywords)
+        self._refuse_running_statistics(self.model)
+        try:
+            if torch.is_inference_mode_enabled():
+                with torch.inference_mode(False), torch.no_grad():
+                    args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))
+                    return method(self, *args, **keywords)
+            return method(self, *args, **keywords)
+        except RuntimeError as error:
+            _explain_attention(self.name, error)
+            raise
+
+    return entered
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """Autograd takes no tensor that was made in inference mode, but a copy of it."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _explain_attention(name: str, error: RuntimeError) -> None:
+    """Fused attention has one derivative alone, and says so in words of its own."""
+    text = str(error)
+    if "scaled_dot_product" in text and "not implemented" in text:
+        raise NotImplementedError(
+            f"{name}: the second derivative that it takes is one that torch's fused attention does "
+            "not have; call the learner inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or "
+            "use a first-order learner"
+        ) from error
