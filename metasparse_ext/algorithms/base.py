@@ -169,7 +169,7 @@ class MetaLearner(nn.Module):
         self.model = model
         self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
         parameters = self._adapted_parameters()
-        self._require(parameters, "model", "one with parameters that require grad", "none")
+        self._require(bool(parameters), "model", "one with parameters that require grad", "none")
         self.layout = Layout.of(parameters)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
@@ -285,7 +285,7 @@ class MetaLearner(nn.Module):
         """Lays the buffer out anew if parameters were frozen, or thawed, since it was laid out."""
         if tuple(parameters) == self.layout.names:
             return
-        self._require(parameters, "model", "one with parameters that require grad", "none")
+        self._require(bool(parameters), "model", "one with parameters that require grad", "none")
         layout = Layout.of(parameters)
         self._lay_out_anew(layout)
         self.layout = layout
