@@ -2,7 +2,7 @@
 // (csrc/autograd); fake tensors, vmap, autocast and the CUDA key are registered from Python
 // (metasparse_ext/ops). A backend of CUDA is an op of the same name and arguments in a namespace of
 // its own: metasparse_dense (csrc/dense), metasparse_cuda (csrc/cuda); metasparse_check only checks
-// (csrc/check_ops.cpp). Tensor letters: T task, N sample, I in, O out, H, W.
+// (csrc/checks/ops.cpp). Tensor letters: T task, N sample, I in, O out, H, W.
 #include <Python.h>
 #include <torch/library.h>
 

@@ -12,7 +12,9 @@ import torch
 _RECORD = Path(__file__).with_name("_build.json")
 _SCHEMAS = Path(__file__).parents[1] / "csrc" / "library.cpp"  # there in a source tree only
 _MEND = (
-    "reinstall it in this environment: "
+    "build it: python setup.py build_ext --inplace"
+    if _SCHEMAS.is_file()
+    else "reinstall it in this environment: "
     "pip install --no-build-isolation --force-reinstall --no-deps metasparse_ext"
 )
 

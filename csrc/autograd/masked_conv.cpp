@@ -36,7 +36,7 @@ Slot slot_of(const Term& term, int argument) {
 
 }  // namespace
 
-variable_list FamilyBackward::apply(variable_list&& grads) {
+variable_list MaskedConvNode::apply(variable_list&& grads) {
   const std::lock_guard<std::mutex> lock(mutex_);
   variable_list out(definition.arguments);
   std::vector<Tensor> arguments;
@@ -56,24 +56,24 @@ variable_list FamilyBackward::apply(variable_list&& grads) {
   return out;
 }
 
-void FamilyBackward::release_variables() {
+void MaskedConvNode::release_variables() {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (auto& variable : saved) variable.reset_data();
 }
 
-bool FamilyBackward::wanted(int argument) {
+bool MaskedConvNode::wanted(int argument) {
   return argument != kAbsent && task_should_compute_output(argument);
 }
 
-bool FamilyBackward::is_forward() const {
+bool MaskedConvNode::is_forward() const {
   return definition.terms.size() == 1 && definition.terms[0].own == kGrad;
 }
 
-bool FamilyBackward::shares_weight_and_mask(const Term& term) {
+bool MaskedConvNode::shares_weight_and_mask(const Term& term) {
   return wanted(term.argument[kWeight]) && wanted(term.argument[kMask]);
 }
 
-void FamilyBackward::backward_of_forward(const std::vector<Tensor>& arguments, const Tensor& grad,
+void MaskedConvNode::backward_of_forward(const std::vector<Tensor>& arguments, const Tensor& grad,
                                          variable_list& out) {
   enum { kX, kW, kM, kB };
   Slots slots = slots_of(definition.terms[0], arguments);
@@ -96,7 +96,7 @@ void FamilyBackward::backward_of_forward(const std::vector<Tensor>& arguments, c
   }
 }
 
-void FamilyBackward::add_weight_and_mask(const Term& term, const std::vector<Tensor>& arguments,
+void MaskedConvNode::add_weight_and_mask(const Term& term, const std::vector<Tensor>& arguments,
                                          const Tensor& grad, variable_list& out) {
   Slots slots = slots_of(term, arguments), unmasked = slots;
   unmasked[term.own] = grad;
@@ -109,7 +109,7 @@ void FamilyBackward::add_weight_and_mask(const Term& term, const std::vector<Ten
   }
 }
 
-Tensor FamilyBackward::gradient_of(int argument, const std::vector<Tensor>& arguments,
+Tensor MaskedConvNode::gradient_of(int argument, const std::vector<Tensor>& arguments,
                                    const variable_list& grads) {
   if (argument == definition.bias) {
     return grads[0].defined() ? sum_of_pixels(grads[0]) : Tensor();
@@ -145,13 +145,13 @@ std::vector<Tensor> outputs_of(BackwardResult value) {
 
 // A Node of the op that saves the arguments that its derivatives read, all but a bias, or none
 // where no gradient is asked for.
-PointerTo<FamilyBackward> recorded(const Definition& definition,
+PointerTo<MaskedConvNode> recorded(const Definition& definition,
                                    const std::vector<Tensor>& arguments, const Geometry& geo) {
   const auto needs_grad = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
   if (!at::GradMode::is_enabled() || std::none_of(arguments.begin(), arguments.end(), needs_grad)) {
     return {};
   }
-  auto node = make_node<FamilyBackward>();
+  auto node = make_node<MaskedConvNode>();
   node->set_next_edges(torch::autograd::collect_next_edges(arguments));
   node->definition = definition;
   node->geo = geo;

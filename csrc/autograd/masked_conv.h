@@ -86,15 +86,15 @@ struct Geometry {
   std::vector<int64_t> stride, padding;
 };
 
-// A mask (T, O, I) and a bias (T, O) with axes for what they are shared by.
+// A mask as (T, O, I, 1, 1) and a bias as (T, 1, O, 1, 1), for broadcasting.
 Tensor over_taps(const Tensor& mask);
 Tensor over_pixels(const Tensor& bias);
 
-// What a bias (T, O) gets of a gradient (T, N, O, H, W).
+// The gradient of a bias: the sum over N, H and W.
 Tensor sum_of_pixels(const Tensor& grad);
 
-// dL/d(slot) at the given slots; the entry of `slot` itself is not read. Only masked_conv has a
-// bias to add.
+// dL/d(slot) with the other slots given; the entry of `slot` itself is not read. Only masked_conv
+// has a bias to add.
 Tensor partial(Slot slot, const Slots& slots, const Tensor& bias, const Geometry& geo);
 
 // The sum of dL/d(slot) over all terms, two at a time; undefined where there are none.
@@ -105,8 +105,7 @@ Tensor sum_of_partials(Slot slot, const std::vector<Slots>& terms, Tensor bias,
 
 constexpr int kAbsent = -1;
 
-// A partial that is added to an output, taken in slot `own` with these arguments of the op in the
-// other slots.
+// One term of an output: dL/d(own), with argument[slot] the op's argument in each other slot.
 struct Term {
   Slot own;
   int output;
@@ -133,7 +132,8 @@ const Definition& pair_definition();
 const Definition& input_grad_pair_definition();
 const Definition& weight_grad_pair_definition();
 
-// Of masked_conv_backward, by the gradients that are wanted; the weight's is dense or masked.
+// Of masked_conv_backward, by the gradients that are wanted; `dense`: the weight's without the
+// mask.
 Definition backward_definition(bool input_wanted, bool dense, bool bias_wanted);
 
 // The slots of a term, from a value for each argument.
@@ -141,7 +141,7 @@ Slots slots_of(const Term& term, const std::vector<Tensor>& arguments);
 
 // ---- reverse mode: one Node for all ops ---------------------------------------------------------
 
-struct FamilyBackward : torch::autograd::Node {
+struct MaskedConvNode : torch::autograd::Node {
   Definition definition;
   std::vector<torch::autograd::SavedVariable> saved;  // the op's arguments, in order; not its bias
   Geometry geo;
@@ -164,7 +164,7 @@ struct FamilyBackward : torch::autograd::Node {
   void add_weight_and_mask(const Term& term, const std::vector<Tensor>& arguments,
                            const Tensor& grad, torch::autograd::variable_list& out);
 
-  // All that an argument gets but what add_weight_and_mask adds.
+  // The gradient of one argument, without the part that add_weight_and_mask adds.
   Tensor gradient_of(int argument, const std::vector<Tensor>& arguments,
                      const torch::autograd::variable_list& grads);
 };

@@ -51,8 +51,8 @@ ConvOp op_named(const std::string& name) {
   return ConvOp::weight_grad;
 }
 
-// The algorithms that were considered for a call, and after each what became of it; the last one
-// serves it. `sizes` are the numbers of ConvShape, in its order.
+// The algorithms that were considered for a call, names and verdicts in turn; the last one serves
+// it. `sizes` are the numbers of ConvShape, in its order.
 std::vector<std::string> explain_conv(const std::string& op, IntArrayRef sizes, double density) {
   TORCH_CHECK_VALUE(sizes.size() == 14, "explain_conv: sizes must have 14 numbers, got ",
                     sizes.size());
@@ -105,17 +105,17 @@ ConvAlgorithm algorithm_for(ConvOp op, const ConvShape& shape, at::ScalarType dt
 // Each takes one term or two; the algorithm is chosen for both together.
 
 // Images and their kernels, as the ops have them.
-struct Factors {
+struct SpmmInputs {
   const Tensor& source;
   const Tensor& weight;
   const OptionalTensor& mask;
 };
 
 // Operands of terms, kept for as long as the kernels read them.
-class ProductOperandsOf {
+class HeldSpmmOperands {
  public:
-  explicit ProductOperandsOf(std::initializer_list<Factors> factors) {
-    for (const Factors& f : factors) {
+  explicit HeldSpmmOperands(std::initializer_list<SpmmInputs> factors) {
+    for (const SpmmInputs& f : factors) {
       held_.push_back({TaskOperand(f.source), TaskOperand(f.weight), TaskOperand(f.mask)});
     }
   }
@@ -151,12 +151,12 @@ ConvShape input_grad_shape(const Tensor& grad, const Tensor& weight, IntArrayRef
   return shape_of(x_sizes, grad.sizes(), weight.sizes().slice(3), stride, padding);
 }
 
-Tensor forward_sum(const ConvShape& s, std::initializer_list<Factors> factors,
+Tensor forward_sum(const ConvShape& s, std::initializer_list<SpmmInputs> factors,
                    const OptionalTensor& bias, ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor y =
       at::empty({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
-  const ProductOperandsOf operands(factors);
+  const HeldSpmmOperands operands(factors);
   const TaskOperand biases(bias);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv", [&] {
     masked_conv_forward<scalar_t>(s, operands.terms<scalar_t>(), per_task<scalar_t>(biases),
@@ -165,12 +165,12 @@ Tensor forward_sum(const ConvShape& s, std::initializer_list<Factors> factors,
   return y;
 }
 
-Tensor input_grad_sum(const ConvShape& s, std::initializer_list<Factors> factors,
+Tensor input_grad_sum(const ConvShape& s, std::initializer_list<SpmmInputs> factors,
                       ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor grad_x =
       at::empty({s.tasks, s.samples, s.in_channels, s.height, s.width}, like.options());
-  const ProductOperandsOf operands(factors);
+  const HeldSpmmOperands operands(factors);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_input_grad", [&] {
     masked_conv_input_grad<scalar_t>(s, operands.terms<scalar_t>(),
                                      grad_x.mutable_data_ptr<scalar_t>(), algorithm);
@@ -178,18 +178,18 @@ Tensor input_grad_sum(const ConvShape& s, std::initializer_list<Factors> factors
   return grad_x;
 }
 
-struct Samples {
+struct SddmmInputs {
   const Tensor& grad;
   const Tensor& x;
 };
 
-Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<Samples> samples,
+Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<SddmmInputs> samples,
                        const OptionalTensor& mask, ConvAlgorithm algorithm) {
   const auto& like = samples.begin()->x;
   const Tensor grad_weight =
       at::empty({s.tasks, s.out_channels, s.in_channels, s.kernel_h, s.kernel_w}, like.options());
   std::vector<std::pair<TaskOperand, TaskOperand>> operands;
-  for (const Samples& of : samples) operands.emplace_back(of.grad, of.x);
+  for (const SddmmInputs& of : samples) operands.emplace_back(of.grad, of.x);
   const TaskOperand masks(mask);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_weight_grad", [&] {
     std::vector<SddmmTerm<scalar_t>> terms;
@@ -275,7 +275,7 @@ Tensor weight_grad_pair_op(const Tensor& grad1, const Tensor& x1, const Tensor& 
   return weight_grad_sum(shape, {{grad1, x1}, {grad2, x2}}, mask, algorithm);
 }
 
-// The mask is wanted dense: what a pruned kernel would have gained by being active.
+// The mask's gradient is needed for pruned kernels too: the weight gradient is computed unmasked.
 Tensor mask_grad_op(const Tensor& grad, const Tensor& x, const Tensor& weight, IntArrayRef stride,
                     IntArrayRef padding) {
   check_masked_conv_mask_grad(grad, x, weight, stride, padding);

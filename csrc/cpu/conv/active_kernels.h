@@ -41,9 +41,10 @@ struct TapLayout {
 };
 
 // How a mask becomes a matrix; `transposed`, as for the input gradient, its rows are input
-// channels. The channels that are summed over are walked in chunks of equal size, so that the rows
-// of V that one chunk reads stay in the nearest cache, and no sum has more terms than
-// `max_accumulation`; every chunk is a matrix of its own.
+// channels. The channels that are summed over are walked in chunks, equal ranges of channels: so
+// many that the rows of V that one chunk reads stay in the nearest cache, and that a row whose
+// kernels are spread evenly has at most `max_accumulation` of them in each. Every chunk is a matrix
+// of its own.
 struct CsrLayout {
   TapLayout taps;
   bool transposed = false;
@@ -57,7 +58,7 @@ struct KeptVector : std::pmr::vector<Entry> {
   KeptVector() : std::pmr::vector<Entry>(&kept_memory()) {}
 };
 
-// For SDDMM.
+// Walked by SDDMM.
 struct Csr {
   KeptVector<int32_t> row_begin;     // [chunk][row], and the end
   KeptVector<int32_t> source;        // per entry
@@ -67,7 +68,8 @@ struct Csr {
   Csr(const ActiveKernels& kernels, const CsrLayout& layout);
 };
 
-// For SpMM: entries of neighbouring rows are merged as RowPair says; a missing last row is empty.
+// Walked by SpMM: entries of neighbouring rows are merged as RowPair says; a missing last row is
+// empty.
 struct PairedCsr {
   KeptVector<RowPair> rows;          // [chunk][pair]
   KeptVector<int32_t> source;        // per entry
@@ -77,7 +79,7 @@ struct PairedCsr {
   PairedCsr(const ActiveKernels& kernels, const CsrLayout& layout);
 };
 
-// For SpMM with all kernels, pruned or not, of one tap.
+// Walked by SpMM with all kernels, pruned or not, of one tap.
 struct DenseIndex {
   KeptVector<int32_t> weight_index;  // [source][row]
   int64_t chunks = 0, entries = 0;
@@ -87,7 +89,7 @@ struct DenseIndex {
 
 // The matrix of these kernels in this layout (Csr, PairedCsr or DenseIndex), from any thread, kept
 // from call to call: a mask comes back in the backward pass, for the next task, in the next step,
-// and listing its kernels takes as long as transforming them. It is found by the bytes of the mask
+// and building it takes as long as transforming them. It is found by the bytes of the mask
 // itself, so a mask that was written to, however it was, is never taken for what it had been. Each
 // kind of matrix that is kept takes heuristics::kKeptBytes at most; those unused for longest go
 // first.

@@ -42,20 +42,17 @@ bool strides_are(const ConvShape& s, int64_t stride) {
   return s.stride_h == stride && s.stride_w == stride;
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Tiles cost their products, whether or not the map fills them.
+// Multiply-adds of all tiles, overhanging ones included.
 int winograd_tile(ConvOp op, const ConvShape& s) {
   const bool input_grad = op == ConvOp::input_grad;
   const int64_t height = input_grad ? s.height : s.out_height;
   const int64_t width = input_grad ? s.width : s.out_width;
   int best = 0;
   double least = std::numeric_limits<double>::infinity();
-  for (const auto& [tile, product, weight_grad] : heuristics::kWinogradCosts) {
+  for (const auto& [tile, spmm, sddmm] : heuristics::kWinogradCosts) {
     const int64_t products =
         divide_up(height, tile) * divide_up(width, tile) * (tile + 2) * (tile + 2);
-    const double cost =
-        static_cast<double>(products) * (op == ConvOp::weight_grad ? weight_grad : product);
+    const double cost = static_cast<double>(products) * (op == ConvOp::weight_grad ? sddmm : spmm);
     if (cost < least) {
       least = cost;
       best = tile;
@@ -101,8 +98,8 @@ Miss miss(const Rule& rule, ConvOp op, const ConvShape& s, const Density& densit
   if ((rule.ops >> static_cast<int>(op) & 1) == 0) return Miss::op;
   if (rule.stride != 0 && !(kernel_is_3x3(s) && strides_are(s, rule.stride))) return Miss::window;
   const int64_t sources = op == ConvOp::input_grad ? s.out_channels : s.in_channels;
-  if (sources < rule.min_sources) return Miss::few_channels;
-  if (sources > rule.max_sources) return Miss::many_channels;
+  if (sources < rule.min_channels) return Miss::few_channels;
+  if (sources > rule.max_channels) return Miss::many_channels;
   if (std::min(s.out_height, s.out_width) < rule.min_side) return Miss::map;
   const int64_t tiles = s.samples * divide_up(s.out_height, 2) * divide_up(s.out_width, 2);
   if (tiles < rule.min_tiles) return Miss::tiles;
@@ -121,17 +118,17 @@ std::string verdict(Miss miss, const Rule& rule, ConvOp op, const ConvShape& s,
   const char* channels = op == ConvOp::input_grad ? " output channels" : " input channels";
   switch (miss) {
     case Miss::none:
-      return "fastest of all where this was measured";
+      return "the first rule that applies: at least 0.95 times the library's speed where measured";
     case Miss::support:
       return unsupported({rule.kind, 2}, op, s);
     case Miss::op:
-      return words("not measured fastest for the ", op_name(op));
+      return words("its rule is not for the ", op_name(op));
     case Miss::window:
-      return words("measured fastest for 3x3 kernels at stride ", rule.stride);
+      return words("its rule is for 3x3 kernels at stride ", rule.stride);
     case Miss::few_channels:
-      return words("needs ", rule.min_sources, channels, " or more");
+      return words("needs ", rule.min_channels, channels, " or more");
     case Miss::many_channels:
-      return words("for ", rule.max_sources, channels, " or fewer");
+      return words("for ", rule.max_channels, channels, " or fewer");
     case Miss::map:
       return words("needs output maps of ", rule.min_side, " or more");
     case Miss::tiles:
@@ -190,7 +187,7 @@ std::vector<Candidate> explain_choice(const ConvRequest& request, ConvOp op, con
     considered.push_back({algorithm, verdict(missed, rule, op, shape, density)});
     if (missed == Miss::none) return considered;
   }
-  considered.push_back({{ConvKind::library}, "nothing else was measured to be faster"});
+  considered.push_back({{ConvKind::library}, "no rule applies"});
   return considered;
 }
 

@@ -8,6 +8,8 @@
 
 namespace metasparse::cpu {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
 struct ConvShape {
   int64_t tasks, samples, in_channels, out_channels;
   int64_t height, width, out_height, out_width;
@@ -43,7 +45,8 @@ struct ConvRequest {
   ConvAlgorithm algorithm;  // where it is forced
 };
 
-// The fraction of active kernels, which is counted only where it matters; 1 for a dense gradient.
+// The fraction of active kernels; 1 where the unmasked gradient is wanted. Evaluated lazily:
+// counting reads the mask.
 using Density = std::function<double()>;
 
 // Why an algorithm cannot compute an op of this shape; null where it can.
@@ -64,8 +67,8 @@ std::vector<Candidate> explain_choice(const ConvRequest& request, ConvOp op, con
 std::string algorithm_name(ConvAlgorithm algorithm);
 std::string request_name(const ConvRequest& request);
 
-// A request by its name, as in METASPARSE_CONV_BACKEND, valid for ever; std::invalid_argument lists
-// the names.
+// A request by its name, as in METASPARSE_CONV_BACKEND, in static storage; std::invalid_argument
+// lists the names.
 const ConvRequest& request_named(const std::string& name);
 
 }  // namespace metasparse::cpu

@@ -24,8 +24,9 @@ struct WorkSplit {
   int64_t parts, shares;
 };
 
-// Units in order, cut into contiguous parts. Parts and the tasks that their units belong to form a
-// staircase, on which part + task never repeats: that sum numbers what a part has of a task.
+// Units in order, cut into contiguous parts. A part and a task that share units are numbered by
+// part + task, which no other such pair has: count + tasks slots hold the partial sums of all of
+// them.
 struct Parts {
   int64_t units, count;
 
@@ -33,7 +34,7 @@ struct Parts {
   int64_t of(int64_t unit) const { return ((unit + 1) * count - 1) / units; }
 };
 
-// For torch's threads: heuristics.h says why.
+// How many parts and shares: heuristics.h, kPartLines and kShareChannels.
 template <class T>
 WorkSplit split_work(const TilePass<T>& pass, int64_t tasks) {
   const int64_t threads = thread_count();

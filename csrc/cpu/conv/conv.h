@@ -24,7 +24,7 @@ struct PerTask {
   T* of(int64_t task) const { return data == nullptr ? nullptr : data + task * task_stride; }
 };
 
-// What is computed is a sum of terms, usually of one; a derivative by the product rule has two. The
+// Each call computes a sum of terms, usually one; a derivative by the product rule has two. The
 // terms share their shape and one pass over the output.
 
 // conv(source, weight * mask); in the input gradient the source is the output's gradient.

@@ -27,7 +27,7 @@ class Strips {
         lanes_(conv_kernels_of<T>(active_isa()).lanes),
         shape_(shape),
         plane_(shape.out_height * shape.out_width) {
-    const int64_t most = heuristics::kStripBytes / static_cast<int64_t>(sizeof(T));
+    const int64_t most = heuristics::kPixelStripBytes / static_cast<int64_t>(sizeof(T));
     cuts_ = divide_up(plane_, most);
     length_ = divide_up(divide_up(plane_, cuts_), lanes_) * lanes_;
     cuts_ = divide_up(plane_, length_);

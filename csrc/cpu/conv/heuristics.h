@@ -17,19 +17,20 @@ inline constexpr unsigned kForward = 1u << static_cast<int>(ConvOp::forward);
 inline constexpr unsigned kInputGrad = 1u << static_cast<int>(ConvOp::input_grad);
 inline constexpr unsigned kWeightGrad = 1u << static_cast<int>(ConvOp::weight_grad);
 
-// A row serves a call that satisfies all of it; the first that does decides, none means library.
+// A rule applies if all of its conditions hold. The first that applies decides; if none does, the
+// library.
 struct Rule {
   ConvKind kind;
   unsigned ops;
-  int64_t stride;                    // of 3x3 kernels; 0: any kernel and stride
-  int64_t min_sources, max_sources;  // channels summed over: in, or out for the input gradient
-  int64_t min_side;                  // of the output map
-  int64_t min_tiles;                 // 2x2 output tiles of a task, which have SIMD lanes to fill
+  int64_t stride;                      // of 3x3 kernels; 0: any kernel and stride
+  int64_t min_channels, max_channels;  // summed over: in, or out for the input gradient
+  int64_t min_side;                    // of the output map
+  int64_t min_tiles;                   // 2x2 output tiles of a task, which have SIMD lanes to fill
   double max_density;
 };
 
-// One thread of a Zen 4 core with AVX-512, float32. A row holds where every listed shape was at
-// least 0.95 times as fast as torch's dense convolution.
+// One thread of a Zen 4 core with AVX-512, float32. A row holds where every shape listed in
+// docs/performance.md was at least 0.95 times as fast as torch's dense convolution.
 inline constexpr Rule kRules[] = {
     {ConvKind::winograd, kForward | kInputGrad | kWeightGrad, 1, 8, kAny, 2, 1, 1.0},
     {ConvKind::winograd, kForward, 1, 3, 3, 8, 16, 0.75},
@@ -43,27 +44,27 @@ inline constexpr Rule kRules[] = {
     {ConvKind::direct, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 2, 16, 0.45},
 };
 
-// The cost of a Winograd tile's products beside those of other tiles: measured, so that it includes
-// the larger transforms of larger tiles. Ties go to the first.
+// The cost of one multiply-add of a tile relative to F(4)'s, transforms included: measured. On a
+// tie the first row wins. The map is that of the outputs of the op: of the input, for its gradient.
 struct TileCost {
   int tile;
-  double product, weight_grad;
+  double spmm, sddmm;
 };
 inline constexpr TileCost kWinogradCosts[] = {
     {4, 1.0, 1.0}, {3, 0.93, 0.95}, {2, 1.0, 1.0}, {5, 1.35, 1.12}};
 
-// Active kernels of an output channel that are summed before their sum joins the others', so that
-// the error stays within 1e-5 of the largest output in float32: without, one draw in a hundred of
-// 44 channels reaches 1.3e-5 with tiles of 5.
+// SpMM cuts the sources into so many equal ranges that the longest row, spread evenly, has at most
+// this many active kernels in each, and adds the partial sums up: this keeps the error in float32
+// below 1e-5 of the largest output. Unsplit, 1 of 100 random calls of 44 channels with F(5) reached
+// 1.3e-5; clustered in one range, 44 kernels of 88 reached 8.6e-6.
 inline constexpr int64_t max_accumulation(int winograd_tile) {
   return winograd_tile == 4 ? 32 : winograd_tile == 5 ? 22 : kAny;
 }
 
 // ---- which instruction set ---------------------------------------------------------------------
 
-// Where the tiles of a task fill at most so many of AVX-512's registers, AVX2's, half as long,
-// leave fewer lanes empty and transpose faster: 1.03 to 1.4 times on Zen 4, 64 channels, 5 to 32
-// tiles.
+// With this many AVX-512 registers of tiles or fewer, AVX2 is used: registers half as long leave
+// fewer lanes empty and transpose faster: 1.03 to 1.4 times on Zen 4, 64 channels, 5 to 32 tiles.
 inline constexpr int64_t kFewRegisters = 2;
 
 // ---- all kernels, or the active ones -----------------------------------------------------------
@@ -71,12 +72,13 @@ inline constexpr int64_t kFewRegisters = 2;
 // SpMM: from this fraction of active kernels on, all are computed, channels in the lanes, where the
 // tiles of a task fill one register at most; never where they need more. AVX2, 64 channels.
 inline double dense_spmm_fraction(int64_t tiles, int64_t lanes) {
-  if (tiles > lanes) return 2;
+  constexpr double kNever = 2;  // no density reaches it
+  if (tiles > lanes) return kNever;
   return 0.2 + 0.4 * static_cast<double>(tiles) / static_cast<double>(lanes);
 }
 
-// SDDMM: a dense product costs less per kernel and has no lists to build, which a task of few tiles
-// (in registers) does not pay back. AVX2, 64 channels: equal at .1, .3, .5 and .57 with 1, 3, 13
+// SDDMM over all kernels costs less per kernel and needs no CSR, which a task of few tiles (in
+// registers) does not pay back. AVX2, 64 channels: equal at .1, .3, .5 and .57 with 1, 3, 13
 // and 50 registers; 128 channels: at .6.
 inline double dense_sddmm_fraction(int64_t registers) {
   const auto r = static_cast<double>(registers);
@@ -85,7 +87,7 @@ inline double dense_sddmm_fraction(int64_t registers) {
 
 // ---- blocks ------------------------------------------------------------------------------------
 
-// V and M of a block stay in the second-level cache, the rows of V that one list reads in the
+// V and M of a block stay in the second-level cache, the rows of V that one chunk reads in the
 // first.
 inline constexpr int64_t kBlockBytes = int64_t{3} << 20;
 inline constexpr int64_t kRowsBytes = int64_t{32} << 10;
@@ -93,26 +95,29 @@ inline constexpr int64_t kRowsBytes = int64_t{32} << 10;
 // Output channels that go through M at once.
 inline constexpr int64_t kChannelChunk = 64;
 
-// Registers of lanes per block: two output rows of a block are summed in registers, of which
-// AVX-512 has 32, but twice as long, and the others 16. The SDDMM holds one row.
+// Registers of tiles per block. SpMM sums two rows of a block at once: 2 x 6 of AVX2's 16
+// registers; AVX-512's hold twice as many tiles, and 2 x 4 of its 32 were fastest. The SDDMM holds
+// one row.
 inline constexpr int spmm_vectors(int register_bytes) { return register_bytes == 64 ? 4 : 6; }
 inline constexpr int kSddmmVectors = 6;
 
 // ---- threads -----------------------------------------------------------------------------------
 
-// A further part of a task costs weights or partial sums that travel from one core's cache to
-// another's, a further share of the output channels gathers V again: parts are whole tasks,
-// therefore, or have this many cache lines of tiles. Zen 4, two threads, 64 channels: shares are
-// 1.05 to 1.3 times faster for less, and up to 1.2 times slower for twice as much.
+// Threads divide the tiles of all tasks into parts, and the output channels into shares. A part of
+// a task needs its weights, or adds partial sums, across cores; a share repeats the input
+// transform. Parts are therefore whole tasks, or have this many cache lines of tiles; below, shares
+// are 1.05 to 1.3 times faster, from twice as many on up to 1.2 times slower (Zen 4, two threads,
+// 64 channels).
 inline constexpr int64_t kPartLines = 3;
 inline constexpr int64_t kShareChannels = 8;
 
 // ---- memory ------------------------------------------------------------------------------------
 
-// Of lists of active kernels that are kept, by kind.
+// Matrices of active kernels that are kept from call to call, for each type of matrix.
 inline constexpr std::size_t kKeptBytes = std::size_t{16} << 20;
 
-// A row of V in the algorithm for few channels: those of three channels fit the first-level cache.
-inline constexpr int64_t kStripBytes = 1024;
+// A strip of pixels in the algorithm for few channels: rows of V of three channels fit the
+// first-level cache.
+inline constexpr int64_t kPixelStripBytes = 1024;
 
 }  // namespace metasparse::cpu::heuristics

@@ -9,7 +9,7 @@
 // Direct convolution has one point and one accumulator; its rows are (input channel, tap), as
 // im2col has them. Winograd has one weight, one point and one accumulator per position of the
 // transformed tile. In the polyphase algorithm of stride 2 points share weights and accumulators.
-// The weight gradient runs the same backwards: the adjoint of the output transform gives
+// The weight gradient uses the adjoint of each stage: that of the output transform gives
 // D[accumulator][channel] from the output's gradient, then
 //
 //   dU[w] = sum over the points p with weight w of  <D[accumulator_of(p)], V[p]>      (SDDMM)
@@ -32,18 +32,16 @@
 
 namespace metasparse::cpu {
 
-inline int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
 template <class T>
 const ConvKernels<T>& conv_kernels_of(Isa isa) {
   return METASPARSE_COPY_FOR(isa, conv_kernels<T>)();
 }
 
-// Sets of points, accumulators and weights are bits of a word.
+// Points, accumulators and weights are tracked as bits of a uint64_t.
 inline constexpr int kMaxPoints = 64;
 
-// One kind of output tiles: which sparse products they need, and their transforms. Images are those
-// of one task, in the order (image, channel, row, column).
+// One pass over the output: its tiling, which points use which weights and accumulators, and its
+// transforms. Images are those of one task, in the order (image, channel, row, column).
 template <class T>
 class TilePass {
  public:
@@ -53,7 +51,7 @@ class TilePass {
   int64_t source_channels = 0, output_channels = 0;     // of V (before taps) and of M
   int points = 1, accumulators = 1;
   TapLayout layout;  // taps, and which weights the entries of the matrix stand for
-  // Active kernels of an output channel that are summed before their sum joins the others'.
+  // Active kernels that are summed before they are added to the total (heuristics.h).
   int64_t max_accumulation = heuristics::kAny;
 
   int64_t tiles() const { return images * tile_rows * tile_columns; }
@@ -83,21 +81,21 @@ class TilePass {
   }
 };
 
-// How the weights of a matrix come from kernels, and the gradients of kernels from theirs.
+// Kernels to the weights U that a matrix stores per entry, and dU back.
 template <class T>
 class WeightTransform {
  public:
   virtual ~WeightTransform() = default;
 
-  int weights = 1;  // stored per entry
+  int weights = 1;  // values of U per entry
 
   // u[w * stride + e] for some entries, from the kernels of one task, each times its mask's value
-  // (null: as they are), of which a zero makes zeros. Whole registers may be written: `stride` and
-  // the number of entries leave room for that.
+  // (null: as they are); a mask of 0 writes zeros, even for a NaN. Whole registers may be written:
+  // `stride` and the number of entries leave room for that.
   virtual void forward(const WeightEntries& entries, const T* kernels, const T* mask, T* u,
                        int64_t stride) const = 0;
 
-  // The adjoint: the gradient of the kernels of some entries, from du; a mask's zero makes zeros.
+  // The adjoint: the gradient of the kernels of some entries, from du; a mask of 0 writes zeros.
   virtual void backward(const WeightEntries& entries, const T* du, int64_t stride, const T* mask,
                         T* grad_kernels) const = 0;
 };
@@ -140,7 +138,7 @@ struct ConvPlan {
 template <class T>
 ConvPlan<T> make_plan(ConvOp op, const ConvShape& shape, ConvAlgorithm algorithm);
 
-// In the file of its name each.
+// Each in its own file.
 template <class T>
 ConvPlan<T> plan_direct(ConvOp op, const ConvShape& shape);
 template <class T>
@@ -148,8 +146,7 @@ ConvPlan<T> plan_winograd(ConvOp op, const ConvShape& shape, int tile);
 template <class T>
 ConvPlan<T> plan_polyphase(ConvOp op, const ConvShape& shape, int tile);
 
-// The set for a task whose images are cut into tiles of so many outputs; one that the environment
-// names is kept.
+// The instruction set for a task of this many tiles; one named by METASPARSE_CPU_ISA wins.
 template <class T>
 Isa isa_for_tiles(int64_t images, int64_t height, int64_t width, int tile) {
   const int64_t tiles = images * divide_up(height, tile) * divide_up(width, tile);
@@ -166,7 +163,7 @@ struct SpmmOperands {
   std::vector<SpmmTerm<T>> terms;
   PerTask<const T> bias;
   PerTask<T> output;
-  bool transposed;  // the input gradient: the matrix by input channel
+  bool transposed;  // the input gradient: rows are input channels
 };
 
 template <class T>
@@ -187,7 +184,7 @@ void run_sddmm(const ConvPlan<T>& plan, const SddmmOperands<T>& operands);
 
 // The algorithm for few input channels, which has no tiles. All kernels are computed, pruned ones
 // as zeros, in strips of neighbouring pixels of one image: the outputs, or their gradients, are
-// most of the memory of such a call, and are written, or read, where they lie, once.
+// most of the memory of such a call, and are written, or read, in place, in one pass.
 template <class T>
 void few_channels_forward(const ConvShape& shape, const SpmmOperands<T>& operands);
 template <class T>

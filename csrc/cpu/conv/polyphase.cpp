@@ -23,7 +23,8 @@ class PolyphasePass : public TilePass<T> {
  protected:
   int axis_points() const { return 2 * tile_ + 1; }
 
-  // Point 0 .. M of an axis have weights of their own, the even ones share the last.
+  // Points 0 .. M of an axis have weights of their own, those of the even phase (M + 1 .. 2 M)
+  // share the last.
   int axis_weight(int point) const { return point <= tile_ ? point : tile_ + 1; }
 
   int weight_at(int row_point, int column_point) const {
@@ -96,7 +97,7 @@ class PolyphaseForward final : public PolyphasePass<T> {
 
  private:
   // The accumulator of an axis point: the first and the last even point share those of point 0 and
-  // of infinity, the others have their own after them.
+  // of the point at infinity, the others have their own after them.
   int axis_accumulator(int point) const {
     const int m = this->tile_;
     if (point <= m) return point;

@@ -69,7 +69,7 @@ class Sddmm {
       run_part(unit / split_.shares, share * channels / split_.shares,
                (share + 1) * channels / split_.shares);
     });
-    // In the order that lets a thread finish what it began.
+    // In an order in which a thread mostly reduces partial sums that it wrote itself.
     const int64_t slices = thread_count(), tasks = operands_.tasks;
     parallel_units(tasks * slices, [&](int64_t unit) {
       if (split_.shares > 1) {
@@ -113,7 +113,7 @@ class Sddmm {
   void run_part(int64_t part, int64_t first, int64_t last) {
     Workspace& space = workspace();
     int64_t current = -1;
-    uint64_t started = 0;  // weights whose partial sum holds something
+    uint64_t started = 0;  // bit w: weight w has a partial sum
     for (int64_t unit = parts_.begin(part); unit < parts_.begin(part + 1); ++unit) {
       const int64_t task = unit / blocks_.count();
       if (task != current) started = 0;
@@ -170,8 +170,7 @@ class Sddmm {
         for (int64_t e = w * stride_ + begin; e < w * stride_ + end; ++e) total[e] += mine[e];
       }
     }
-    // Masks other than zeros and ones multiply what they let through; after a dense product also
-    // the zeros have something to remove.
+    // Masks that are not binary scale the result; after the dense SDDMM pruned kernels are zeroed.
     const bool plain = mask(task).binary && (!dense_ || mask(task).all());
     const int64_t size = operands_.out_channels * operands_.in_channels * operands_.kernel_size;
     weights_.backward({dense_ ? nullptr : matrix(task).weight_index.data(), begin, end}, total,

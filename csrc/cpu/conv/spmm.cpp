@@ -57,7 +57,7 @@ class Spmm {
       cache_chunks_.push_back(cache_chunks(*pass, lanes_, vectors));
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, lanes_, vectors,
                            operands.tasks, split_.parts);
-      matrix_of_.push_back(find_matrix(static_cast<int64_t>(matrix_of_.size())));
+      matrix_of_pass_.push_back(find_matrix(static_cast<int64_t>(matrix_of_pass_.size())));
       const double pays =
           pass->layout.taps() == 1 ? heuristics::dense_spmm_fraction(pass->tiles(), lanes_) : 2;
       dense_from_ = std::max(dense_from_, pays);
@@ -68,15 +68,15 @@ class Spmm {
     parallel_units(operands_.tasks * terms_, [&](int64_t unit) {
       read_mask(unit / terms_, static_cast<int>(unit % terms_));
     });
-    const int64_t units = static_cast<int64_t>(matrix_passes_.size()) * operands_.tasks * terms_;
-    for (int64_t unit = 0; unit < units; ++unit) make_room(*matrices_[unit]);
+    const int64_t units = static_cast<int64_t>(pass_of_matrix_.size()) * operands_.tasks * terms_;
+    for (int64_t unit = 0; unit < units; ++unit) allocate_weights(*matrices_[unit]);
     const int64_t parts = thread_count();
     parallel_units(units * parts,
                    [&](int64_t unit) { transform(*matrices_[unit / parts], unit % parts, parts); });
 
-    // The passes of a block write into the same cache lines, which are still near when a thread
-    // runs all of them. Too few blocks for the threads: several share the passes out, and the
-    // channels. A thread's units are of one share, so that it reads few weights.
+    // One thread runs all passes of a block, which write the same cache lines. Where there are
+    // fewer blocks than threads, passes and ranges of output channels are spread over threads; the
+    // share is the outer index, so that a thread reads few weights.
     const auto passes = static_cast<int64_t>(blocks_.size());
     int64_t most = 0;
     for (const TileBlocks& b : blocks_) most = std::max(most, b.count());
@@ -98,16 +98,16 @@ class Spmm {
  private:
   // The number of a pass's matrix; passes that read the same weights in the same chunks share it.
   int64_t find_matrix(int64_t pass) {
-    for (size_t matrix = 0; matrix < matrix_passes_.size(); ++matrix) {
-      const int64_t other = matrix_passes_[matrix];
+    for (size_t matrix = 0; matrix < pass_of_matrix_.size(); ++matrix) {
+      const int64_t other = pass_of_matrix_[matrix];
       const TilePass<T>&a = *plan_.passes[other], &b = *plan_.passes[pass];
       if (a.layout.tap_index == b.layout.tap_index && a.max_accumulation == b.max_accumulation &&
           cache_chunks_[other] == cache_chunks_[pass]) {
         return static_cast<int64_t>(matrix);
       }
     }
-    matrix_passes_.push_back(pass);
-    return static_cast<int64_t>(matrix_passes_.size()) - 1;
+    pass_of_matrix_.push_back(pass);
+    return static_cast<int64_t>(pass_of_matrix_.size()) - 1;
   }
 
   TaskMatrix<T>& matrix(int64_t number, int64_t task, int term) const {
@@ -120,9 +120,9 @@ class Spmm {
     if (mask.task_stride == 0 && task > 0) return;
     thread_local ActiveKernels kernels;
     kernels.assign(mask.of(task), operands_.out_channels, operands_.in_channels);
-    for (size_t number = 0; number < matrix_passes_.size(); ++number) {
+    for (size_t number = 0; number < pass_of_matrix_.size(); ++number) {
       TaskMatrix<T>& mine = matrix(static_cast<int64_t>(number), task, term);
-      find_kernels(kernels, matrix_passes_[number], mine);
+      choose_matrix(kernels, pass_of_matrix_[number], mine);
       mine.mask = kernels.binary && (mine.active || kernels.all()) ? nullptr : mask.of(task);
       for (int64_t t = task; t < (mask.task_stride == 0 ? operands_.tasks : task + 1); ++t) {
         TaskMatrix<T>& other = matrix(static_cast<int64_t>(number), t, term);
@@ -134,7 +134,7 @@ class Spmm {
     }
   }
 
-  void find_kernels(const ActiveKernels& kernels, int64_t pass, TaskMatrix<T>& out) const {
+  void choose_matrix(const ActiveKernels& kernels, int64_t pass, TaskMatrix<T>& out) const {
     const CsrLayout layout = {plan_.passes[pass]->layout, operands_.transposed, cache_chunks_[pass],
                               plan_.passes[pass]->max_accumulation};
     const auto all = static_cast<double>(operands_.out_channels * operands_.in_channels);
@@ -149,7 +149,7 @@ class Spmm {
     out.dense = cached<DenseIndex>(every, layout);
   }
 
-  void make_room(TaskMatrix<T>& mine) {
+  void allocate_weights(TaskMatrix<T>& mine) {
     mine.stride = divide_up(mine.entries(), lanes_) * lanes_ + lanes_;
     mine.weights = mine.buffer.template get<T>(plan_.weights->weights * mine.stride);
   }
@@ -163,8 +163,8 @@ class Spmm {
                            mine.stride);
   }
 
-  // The terms of a block one after the other, through one V: into the same M. Only where M cannot
-  // hold all channels at once does each term keep its own V for the later ones.
+  // All terms add into the same M. V is computed anew for each term, unless M needs several chunks
+  // of channels: then every term keeps its V.
   void run_block(int64_t pass_index, int64_t task, int64_t b, int64_t pair_begin,
                  int64_t pair_end) {
     const TilePass<T>& pass = *plan_.passes[pass_index];
@@ -186,8 +186,8 @@ class Spmm {
           pass.input_transform(block, operands_.terms[term].source.of(task), own, v_stride,
                                space.transform);
         }
-        multiply(pass_index, matrix(matrix_of_[pass_index], task, term), block.vectors, pair, pairs,
-                 own, v_stride, m, m_stride, /*accumulate=*/term > 0);
+        multiply(pass_index, matrix(matrix_of_pass_[pass_index], task, term), block.vectors, pair,
+                 pairs, own, v_stride, m, m_stride, /*accumulate=*/term > 0);
       }
       const int64_t channels = std::min(2 * pairs, pass.output_channels - 2 * pair);
       pass.output_transform(block, m, m_stride, 2 * pair, channels, operands_.bias.of(task),
@@ -251,11 +251,11 @@ class Spmm {
   std::vector<std::unique_ptr<TaskMatrix<T>>>& matrices_;
   const int terms_;
   const WorkSplit split_;
-  std::vector<int64_t> cache_chunks_;   // per pass
-  std::vector<int64_t> matrix_of_;      // per pass
-  std::vector<int64_t> matrix_passes_;  // per matrix: the pass that it is built for
+  std::vector<int64_t> cache_chunks_;    // per pass
+  std::vector<int64_t> matrix_of_pass_;  // per pass
+  std::vector<int64_t> pass_of_matrix_;  // per matrix: the pass that it is built for
   std::vector<TileBlocks> blocks_;
-  double dense_from_ = 0;  // this fraction of active kernels
+  double dense_from_ = 0;  // all kernels are computed from this density on
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Products with all kernels, pruned ones as zeros, where skipping does not pay.
+// SpMM and SDDMM over all kernels, pruned ones as zeros, where skipping does not pay.
 //
 //   SDDMM   dU[o, i] = <D[o], V[i]> for all (o, i)       (weight gradient)
 //   SpMM    M[o] = sum over all i of U[o, i] V[i]        (forward, input gradient) of few tiles
@@ -102,7 +102,7 @@ void sddmm(const DenseSddmmArgs<T>& args) {
 
 // Rows of M, in registers, that are summed at once: as many as there are registers for.
 template <class T, int Tiles>
-inline constexpr int kSpmmVectors = sizeof(Vec<T>) == 64 || Tiles <= 6 ? 2 : 1;
+inline constexpr int kChannelVectors = sizeof(Vec<T>) == 64 || Tiles <= 6 ? 2 : 1;
 
 // G registers of rows from `row` on. Sums past the last tile are zero.
 template <class T, int Tiles, int G>
@@ -136,7 +136,7 @@ METASPARSE_INLINE void spmm_rows(const DenseSpmmArgs<T>& args, int64_t row) {
 
 template <class T, int Tiles>
 void spmm(const DenseSpmmArgs<T>& args) {
-  constexpr int L = kLanes<T>, G = kSpmmVectors<T, Tiles>;
+  constexpr int L = kLanes<T>, G = kChannelVectors<T, Tiles>;
   int64_t row = 0;
   for (; row + (G - 1) * L < args.rows; row += G * L) spmm_rows<T, Tiles, G>(args, row);
   for (; row < args.rows; row += L) spmm_rows<T, Tiles, 1>(args, row);

@@ -1,6 +1,6 @@
-// The arithmetic of the algorithms that work on tiles: products with a sparse matrix of kernels.
+// The arithmetic of the algorithms that work on tiles: SpMM and SDDMM.
 //
-// Rows of V and M are channels, their values the tiles in the lanes of a block. Two shapes suffice:
+// Rows of V and M are channels; a row has one value per tile of a block. Two operations:
 //
 //   SpMM    M[o] = sum over active i of U[o, i] V[i]       (forward, input gradient)
 //   SDDMM   dU[o, i] = <D[o], V[i]> for active (o, i)      (weight gradient)
@@ -16,14 +16,14 @@ namespace metasparse::cpu::METASPARSE_ISA {
 
 namespace {
 
-// Chains of multiply-adds per register of a row: a block of few registers would otherwise wait for
-// the latency of each addition.
+// Independent accumulators per register of a row: a block of few registers would otherwise wait for
+// the latency of each multiply-add.
 template <int N>
 inline constexpr int kChains = N == 1   ? 4
                                : N <= 3 ? 2
                                         : 1;
 
-// sum[c] += u * row: one register row of V for one chain.
+// sum[0 .. N) += u * v[0 .. N), in registers.
 template <class T, int N>
 METASPARSE_INLINE void add_row(Vec<T>* sum, T u, const T* v) {
   const Vec<T> weight = broadcast(u);
@@ -75,26 +75,26 @@ void spmm(const SpmmArgs<T>& args) {
   constexpr int C = kChains<N>;
   T* out = args.m;
   for (int64_t pair = 0; pair < args.pairs; ++pair, out += 2 * kWidth) {
-    const RowPair run = args.rows[pair];
-    const T* u = args.weights + run.begin;
-    const int32_t* source = args.source + run.begin;
+    const RowPair entries = args.rows[pair];
+    const T* u = args.weights + entries.begin;
+    const int32_t* source = args.source + entries.begin;
     Vec<T> a[C][N]{}, b[C][N]{};
     int32_t j = 0;
-    for (; j + C <= run.both; j += C, u += 2 * C, source += 2 * C) {
+    for (; j + C <= entries.both; j += C, u += 2 * C, source += 2 * C) {
       METASPARSE_UNROLL
       for (int c = 0; c < C; ++c) {
         add_row_to_both<T, N>(a[c], b[c], u[2 * c], u[2 * c + 1],
                               args.v + static_cast<int64_t>(source[2 * c]) * kWidth);
       }
     }
-    for (; j < run.both; ++j, u += 2, source += 2) {
+    for (; j < entries.both; ++j, u += 2, source += 2) {
       add_row_to_both<T, N>(a[0], b[0], u[0], u[1],
                             args.v + static_cast<int64_t>(source[0]) * kWidth);
     }
     // The rest of a and the rest of b are independent chains: run them side by side.
-    const T* second_u = u + run.first;
-    const int32_t* second_source = source + run.first;
-    const int32_t common = run.first < run.second ? run.first : run.second;
+    const T* second_u = u + entries.first;
+    const int32_t* second_source = source + entries.first;
+    const int32_t common = entries.first < entries.second ? entries.first : entries.second;
     for (j = 0; j + C <= common; j += C) {
       METASPARSE_UNROLL
       for (int c = 0; c < C; ++c) {
@@ -103,14 +103,14 @@ void spmm(const SpmmArgs<T>& args) {
                       args.v + static_cast<int64_t>(second_source[j + c]) * kWidth);
       }
     }
-    add_entries<T, N>(a, u, source, j, run.first, args.v);
-    add_entries<T, N>(b, second_u, second_source, j, run.second, args.v);
+    add_entries<T, N>(a, u, source, j, entries.first, args.v);
+    add_entries<T, N>(b, second_u, second_source, j, entries.second, args.v);
     store_sum<T, N>(a, args.accumulate, out);
     store_sum<T, N>(b, args.accumulate, out + kWidth);
   }
 }
 
-// The product of d with one row of V, before its lanes are summed.
+// Products of d and one row of V, summed over registers but not over lanes.
 template <class T, int N>
 METASPARSE_INLINE Vec<T> lanewise_dot(const Vec<T>* d, const T* v) {
   Vec<T> sum = d[0] * load(v);

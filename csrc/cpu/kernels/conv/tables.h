@@ -9,14 +9,14 @@ namespace metasparse::cpu {
 // Blocks of up to kMaxVectors registers; tables are indexed by the number of registers.
 inline constexpr int kMaxVectors = 8;
 
-// Products with the active kernels.
+// SpMM and SDDMM over the active kernels.
 template <class T>
 struct SparseKernels {
   void (*spmm[kMaxVectors + 1])(const SpmmArgs<T>&);
   void (*sddmm[kMaxVectors + 1])(const SddmmArgs<T>&);
 };
 
-// Products with all kernels: `sddmm` by registers, `spmm` by tiles, of which one register has
+// SpMM and SDDMM over all kernels: `sddmm` by registers, `spmm` by tiles, of which one register has
 // kMaxTiles at most.
 inline constexpr int kMaxTiles = 16;
 

@@ -8,11 +8,11 @@
 // images they come from; what lies outside the image becomes zeros there. Where the pieces of a
 // block lie is the same for all channels: it is worked out once per block and replayed.
 //
-// A strip that was just written piece by piece cannot be forwarded to whole-register loads, so
-// callers keep two and fill one channel ahead of the one they transform.
+// Store-to-load forwarding fails from a strip that was just written piece by piece to whole
+// registers, so callers keep two and fill one channel ahead of the one they transform.
 //
 // The rows of a tile are transformed down the image, in which a register holds neighbouring pixels,
-// on their way to strips ; there one line of as many tiles as a register has lanes is
+// on their way to strips; there one line of as many tiles as a register has lanes is
 // loaded at a time. Where the algorithm's inputs overlap, a line is longer than its tile: it shares
 // columns with the tile beside it, which is one lane away. Only the outermost tile of a run has
 // none there; what lies beside it comes from strips of its own, the halo.
@@ -93,11 +93,11 @@ StripPiece* find_pieces(const TileBlock& block, const StripShape& shape, const I
   return out;
 }
 
-// The rows of a piece lie where no hardware looks ahead, in planes far apart, so every piece asks
+// The hardware prefetcher does not cover the rows of a piece, in planes far apart: every piece asks
 // for its like a few channels on. Memory takes longer than one channel does; the second-level cache
 // has room for several, the first has not.
 template <class T, int Rows>
-METASPARSE_INLINE void ask_ahead(const T* p, int64_t width, int64_t plane) {
+METASPARSE_INLINE void prefetch_channels(const T* p, int64_t width, int64_t plane) {
   constexpr int kChannels = 4, kSecondLevel = 2;
   METASPARSE_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -116,7 +116,7 @@ METASPARSE_INLINE void load_strips(const StripPiece* piece, const StripPiece* en
   for (; piece != end; ++piece) {
     const T* p = plane + piece->offset;
     Vec<T> in[In], out[Out];
-    ask_ahead<T, In>(p, width, next);
+    prefetch_channels<T, In>(p, width, next);
     const LaneMask<T> mask = lane_mask<T>(piece->lanes);
     if (piece->rows != kAllRows) {
       METASPARSE_UNROLL
@@ -146,7 +146,7 @@ METASPARSE_INLINE void store_strips(const StripPiece* piece, const StripPiece* e
     if (piece->rows == 0) continue;
     T* p = plane + piece->offset;
     Vec<T> in[In], out[Out];
-    ask_ahead<T, Out>(p, width, next);  // a store waits for its line, too
+    prefetch_channels<T, Out>(p, width, next);  // a store waits for its line, too
     METASPARSE_UNROLL
     for (int r = 0; r < In; ++r) in[r] = load_unaligned(strips + piece->place + r * pitch);
     lines(in, out);

@@ -1,8 +1,8 @@
 // The transforms of Winograd convolution, 3x3 kernels at stride 1, tiles of M x M outputs.
 //
 // With V = B' d B (the M + 2 squared inputs of a tile) and U = G g G', the outputs of a tile are
-// A' (sum over channels of U * V) A: at each of the (M + 2)^2 points the channels are a plain
-// matrix product, in which a pruned kernel is simply absent. The mask survives the transform.
+// A' (sum over channels of U * V) A: at each of the (M + 2)^2 points the channels are one
+// SpMM, in which a pruned kernel is simply absent. The mask survives the transform.
 //
 // Backwards, for the weight gradient: D = A dY A', dU = <D, V> over the tiles, dg = G' dU G.
 #include "matrix.h"

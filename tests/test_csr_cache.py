@@ -1,4 +1,4 @@
-"""Lists of active kernels are kept between calls: they must follow the mask, whoever changes it."""
+"""Matrices of active kernels are kept between calls: they must follow the mask, whoever changes it."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_a_mask_of_other_values_multiplies_though_its_zeros_are_the_same():
 
 
 def test_more_masks_than_are_kept():
-    """256 x 256 kernels take half a megabyte of lists: a hundred masks overflow what is kept."""
+    """256 x 256 kernels take half a megabyte: a hundred masks overflow what is kept."""
     generator = torch.Generator().manual_seed(5)
     x, weight = (
         torch.randn(1, 1, 256, 2, 2, generator=generator),
@@ -109,7 +109,7 @@ print(resident() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm")
 def test_new_masks_do_not_pin_freed_activations():
-    """A hundred masks: their lists take some 10 MB, the activations between them 3.6 MB a call."""
+    """A hundred masks: their matrices take some 10 MB, the activations between them 3.6 MB a call."""
     run = subprocess.run(
         [sys.executable, "-c", RESIDENT_MEGABYTES], capture_output=True, text=True, check=True
     )
