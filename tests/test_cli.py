@@ -16,9 +16,10 @@ from training_helpers import package_path, tiny_config
 
 from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.cli import demo
+from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.cli.options import read
-from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
-from metasparse_ext.training.progress import LineReporter
+from metasparse_ext.training import Run, Trainer, checkpoint, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,10 @@ import pytest
 from test_cli import assert_one_line_error, invoke, train
 from training_helpers import package_path, tiny_config
 
+from metasparse_ext import _atomic as atomic
 from metasparse_ext.cli import environment
-from metasparse_ext.training import Run, Trainer, atomic
-from metasparse_ext.training.lock import RunLock
+from metasparse_ext.training import Run, Trainer
+from metasparse_ext.training.run import RunLock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

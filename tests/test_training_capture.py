@@ -17,7 +17,6 @@ from metasparse_ext.training import (
     TrainingError,
     build,
     checkpoint,
-    measures,
     metrics,
 )
 
@@ -124,13 +123,13 @@ def test_nothing_in_a_training_step_needs_the_host(tmp_path, tiny_root, optimize
             trainer._meta_step(batch)
 
 
-def test_nor_do_the_measures_of_several_data_sets():
+def test_nor_do_the_metrics_of_several_data_sets():
     accuracy = torch.tensor([0.5, 1.0, 0.25])
     found = Metrics(accuracy, accuracy, accuracy, torch.full((3,), torch.nan))
     origin = torch.tensor([0, 1, 0])
     with NothingOnTheHost("cpu"):
-        sums = measures.totals(found, origin, ("one", "two", "none"))
-    means = measures.means(sums)
+        sums = metrics.totals(found, origin, ("one", "two", "none"))
+    means = metrics.means(sums)
     assert means["accuracy/one"] == 0.375
     assert means["accuracy/two"] == 1
     assert not {"accuracy/none", "support_loss"} & means.keys()

@@ -18,7 +18,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from metasparse_ext.training import atomic
+from metasparse_ext import _atomic as atomic
 
 logger = logging.getLogger("metasparse_ext")
 

@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 
+from metasparse_ext import _atomic as atomic
 from metasparse_ext._capture import capture
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import TaskBatch, on_device
-from metasparse_ext.training import atomic, build, checkpoint, finite, measures, metrics
+from metasparse_ext.training import build, checkpoint, finite, metrics
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.distributed import ALONE, Workers
 from metasparse_ext.training.evaluation import evaluate
 from metasparse_ext.training.interrupt import StopRequest
-from metasparse_ext.training.lock import RunInUseError, RunLock
-from metasparse_ext.training.machine import changes, machine
-from metasparse_ext.training.run import Run
+from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
 from metasparse_ext.training.stages import Stages, is_last, stages_of
 
 logger = logging.getLogger("metasparse_ext")
@@ -344,7 +343,7 @@ class Trainer:
     def _read(self, measured: dict[str, Tensor]) -> dict[str, float]:
         """The numbers; on a GPU this waits for all steps since it was called last."""
         self._require_finite()
-        return measures.means(measured)
+        return metrics.means(measured)
 
     def _log_step(self, found: Mapping[str, float], dropped: bool = False) -> None:
         record = {
@@ -394,7 +393,7 @@ class Trainer:
             return {}
         self.optimizer.step()
         nonfinite |= ~finite.all_finite(finite.floating(self.learner, self.optimizer))
-        return {**measured, "gradient_norm": measures.total(norm)}
+        return {**measured, "gradient_norm": metrics.total(norm)}
 
     def _require_finite(self) -> None:
         """Ends the training if a meta-step on the device met a number that is not finite."""
@@ -409,7 +408,7 @@ class Trainer:
         measured: dict[str, Tensor] = {}
         try:
             found = self.learner.meta_backward(batch)
-            measured = measures.totals(found, batch.distribution, self.distributions)
+            measured = metrics.totals(found, batch.distribution, self.distributions)
         except FloatingPointError as error:
             self._failure = error
         if self.workers.any(self._failure is not None):
