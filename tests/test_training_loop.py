@@ -18,8 +18,7 @@ from metasparse_ext.training import (
     loop,
     metrics,
 )
-from metasparse_ext.training.loop import eligible
-from metasparse_ext.training.stages import SingleStage
+from metasparse_ext.training.stages import SingleStage, eligible
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,8 @@ from metasparse_ext.training.evaluation import (
     export_masks,
     predict,
 )
-from metasparse_ext.training.loop import Outcome, Reporter, Trainer, TrainingError
+from metasparse_ext.training.loop import Outcome, Trainer, TrainingError
+from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.run import Run, RunInUseError
 
 __all__ = [

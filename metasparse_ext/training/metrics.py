@@ -1,4 +1,4 @@
-"""What meta-steps measured: sums that processes can share, and the file of them.
+"""What meta-steps measured: sums that processes can share, the file of records, and who is told.
 
 The file has JSON lines: one object a line, appended as it happens.
 """
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from metasparse_ext import _atomic as atomic
 from metasparse_ext.algorithms.base import Metrics
 from metasparse_ext.training.checkpoint import CheckpointError
+from metasparse_ext.training.config import RunConfig
 
 logger = logging.getLogger("metasparse_ext")
 
@@ -50,6 +51,19 @@ def means(sums: dict[str, Tensor]) -> dict[str, float]:
     totals, counts = torch.stack(list(sums.values())).unbind(1)
     found = dict(zip(sums, (totals / counts).tolist(), strict=True))
     return {name: value for name, value in found.items() if value == value}
+
+
+class Reporter(Protocol):
+    """Is told what happens during training."""
+
+    def start(self, config: RunConfig, iteration: int) -> None:
+        """Training begins after ``iteration`` iterations."""
+
+    def step(self, record: Mapping[str, Any], done: float) -> None:
+        """A training record was written; a fraction of the whole training is done."""
+
+    def validation(self, record: Mapping[str, Any], best: bool) -> None:
+        """A validation record was written; ``best`` if its checkpoint is the best so far."""
 
 
 class MetricsFile:

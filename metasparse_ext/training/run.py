@@ -67,6 +67,17 @@ class Run:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.config_path}: {error}") from error
 
+    def begun_with(self, last: Checkpoint) -> RunConfig:
+        """The configuration in the last checkpoint.
+
+        Raises:
+            CheckpointError: If it is none.
+        """
+        try:
+            return RunConfig.from_dict(last.config)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.last_path}: {error}") from error
+
     def create(self, config: RunConfig) -> None:
         """Removes what an earlier run left in the folder, and writes the configuration."""
         self.clean()
