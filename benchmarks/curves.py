@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from benchmarks.harness import RESULTS
 from metasparse_ext import plots
-from metasparse_ext.training import metrics
-from metasparse_ext.training.run import Run
+from metasparse_ext.training import Run, metrics
 
 RUNS = {
     "Convex iMAML": "omniglot-convex-imaml",

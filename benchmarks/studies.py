@@ -96,7 +96,7 @@ SECONDS = {"omniglot-1shot": 480.0, "omniglot-5shot": 300.0, "cifar-fs-5shot": 3
 
 
 def learners(given: Budget) -> Iterator[Case]:
-    """Every learner on every task, at the same cost on a task; one name of each learner.
+    """Every learner on every task, at the same cost on a task, by its name in ``SETTINGS``.
 
     Multi-MAML is left out: on one distribution it is MAML.
     """

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from benchmarks.harness import RESULTS, environment, fair_process
 from benchmarks.studies import STUDIES, Budget, Case
+from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.training import Run, RunConfig, Trainer, build, evaluate_run, metrics
-from metasparse_ext.training.progress import LineReporter
 
 KEPT = ("config.json", "metrics.jsonl", "evaluation-test.json")
 

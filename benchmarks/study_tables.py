@@ -10,16 +10,15 @@ from typing import Any
 from benchmarks.harness import RESULTS
 from benchmarks.markdown import markdown
 from benchmarks.study import Measured, measured
-from metasparse_ext.training import Run, results
-from metasparse_ext.training.results import Result
+from metasparse_ext.training import Run, RunEvaluation, evaluation
 
-Done = tuple[Measured, Result]
+Done = tuple[Measured, RunEvaluation]
 
 
 def cases(study: str) -> list[Done]:
     """The cases of a study that are done, in the order of their names."""
     folders = sorted(path.parent for path in (RESULTS / study).glob("*/measured.json"))
-    return [(measured(folder), results.kept(Run(folder))) for folder in folders]
+    return [(measured(folder), evaluation.kept(Run(folder))) for folder in folders]
 
 
 def learners() -> Iterator[str]:

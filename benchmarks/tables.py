@@ -16,8 +16,7 @@ from typing import Any
 from benchmarks import study_tables
 from benchmarks.harness import RESULTS, load
 from benchmarks.markdown import markdown
-from metasparse_ext.training import metrics, results
-from metasparse_ext.training.run import Run
+from metasparse_ext.training import Run, evaluation, metrics
 
 README = RESULTS.parents[1] / "README.md"
 BENCHMARKS = RESULTS.parents[1] / "docs" / "benchmarks.md"
@@ -31,7 +30,7 @@ def training() -> Iterator[str]:
     folders = sorted(path.parent for path in RESULTS.glob("*/evaluation-test.json"))
     rows = []
     for run in map(Run, folders):
-        found = results.kept(run)
+        found = evaluation.kept(run)
         numbers = found.numbers
         rows.append(
             (

@@ -14,11 +14,12 @@ import torch
 from click.testing import CliRunner
 from training_helpers import package_path, tiny_config
 
-from metasparse_ext import cli
+from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.cli import demo
+from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.cli.options import read
-from metasparse_ext.training import Run, Trainer, checkpoint, demo, metrics
-from metasparse_ext.training.progress import LineReporter
+from metasparse_ext.training import Run, Trainer, checkpoint, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -222,6 +223,21 @@ def test_info_prints_versions():
         assert f"\n{name} " in f"\n{result.stdout}"
 
 
+@pytest.mark.skipif(_library.problem is not None, reason="the compiled library is missing")
+@pytest.mark.parametrize("tasks", [None, 3])
+def test_info_explains_a_convolution(tasks):
+    lead = () if tasks is None else (tasks,)
+    x = torch.zeros(*lead, 6, 8, 9, 10, dtype=torch.float64)
+    weight = torch.zeros(*lead, 4, 8, 5, 3, dtype=torch.float64)
+    mask = torch.zeros(4, 8, dtype=torch.float64)
+    mask.view(-1)[:8] = 1
+    sizes = ["--shape", "6,8,9,10", "--weight", "4,5,3", "--stride", 2, "--padding", 1]
+    more = [] if tasks is None else ["--tasks", tasks]
+    result = invoke("info", *sizes, "--density", 0.25, "--dtype", "float64", *more)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{explain(x, weight, mask, stride=2, padding=1)}\n"
+
+
 def test_learners_are_listed_with_their_sources():
     result = invoke("learners")
     assert result.exit_code == 0
@@ -301,6 +317,16 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
         (["export", "no/run", "--out", "masks.npz"], ["no/run", "not a run folder"]),
         (["plot", "no/run"], ["no/run", "not a run folder"]),
         (["evaluate"], ["RUN"]),
+        (["info", "--shape", "1,2,3,4"], ["a convolution needs --weight too"]),
+        (["info", "--shape", ",".join(4 * ["99999"]), "--weight", "1,3,3"], ["info: no tensor"]),
+        (["info", "--stride", "2"], ["a convolution needs --shape and --weight too"]),
+        (
+            ["info", "--shape", "1,2,3", "--weight", "1,3,3"],
+            ["--shape", "expected N,I,H,W", "1,2,3"],
+        ),
+        (["info", "--shape", "1,2,0,4", "--weight", "1,3,3"], ["--shape", "whole numbers from 1"]),
+        (["info", "--shape", "1,2,3,4", "--weight", f"1,3,{2**31}"], ["--weight", "2**31 - 1"]),
+        (["info", "--shape", "1,2,3,4", "--weight", "1,7,7"], ["a kernel of [7, 7] does not fit"]),
         (["trian"], ["trian"]),
     ],
     ids=lambda value: " ".join(value) if "x" in value or len(value) < 3 else "",

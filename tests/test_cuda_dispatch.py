@@ -107,6 +107,16 @@ def test_unknown_names_are_refused():
         backends.get_backend("tpu")
 
 
+def test_an_unknown_name_in_the_environment_is_refused_with_its_variable(monkeypatch):
+    monkeypatch.setattr(backends, "_cuda", None)
+    monkeypatch.setenv("METASPARSE_CUDA_BACKEND", "x")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="METASPARSE_CUDA_BACKEND: expected one of automatic,"):
+            backends.get_backend("cuda")
+    monkeypatch.setenv("METASPARSE_CUDA_BACKEND", "dense")
+    assert backends.get_backend("cuda") == "dense"
+
+
 @runs_kernels[0]
 def test_a_call_that_the_forced_backend_cannot_serve_goes_by_the_table():
     args = other_calls()["softmax_head"]

@@ -56,3 +56,23 @@ def test_other_dtypes_and_bad_shapes():
         ms.explain(x[:, :3], weight)
     with pytest.raises(ValueError, match="expected weight of 4 dimensions"):
         ms.explain(x, weight[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 0},
+        {"padding": -1},
+        {"mask": torch.ones(64, 3)},
+        {"weight": torch.ones(9, 64, 29, 29)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_the_op_refuses_is_not_explained(options):
+    x, weight = layer(64, 28)
+    operands = {"x": x, "weight": weight, "mask": None, **options}
+    with pytest.raises(ValueError, match="masked_conv") as refused:
+        ms.masked_conv2d(**operands)
+    with pytest.raises(ValueError, match="masked_conv") as explained:
+        ms.explain(**operands)
+    assert str(explained.value) == str(refused.value)

@@ -28,9 +28,8 @@ from metasparse_ext.training import (
     Trainer,
     checkpoint,
     evaluate_run,
-    measures,
+    evaluation,
     metrics,
-    results,
 )
 from metasparse_ext.training.distributed import Workers
 
@@ -177,14 +176,14 @@ def test_totals_of_shares_give_the_means_of_the_whole():
     ]
     names = ("a", "b", "c")
     shares = [
-        measures.totals(part, distribution[s], names)
+        metrics.totals(part, distribution[s], names)
         for part, s in zip(found, (slice(0, 2), slice(2, 6), slice(0, 6)), strict=True)
     ]
     summed = {name: (shares[0][name] + shares[1][name]) / 2 for name in shares[0]}
-    whole = measures.means(shares[2])
-    assert measures.means(summed) == pytest.approx(whole)
+    whole = metrics.means(shares[2])
+    assert metrics.means(summed) == pytest.approx(whole)
     assert whole["accuracy/b"] == pytest.approx(float(accuracy[[1, 4]].mean()))
-    assert "accuracy/c" not in measures.means(shares[0])
+    assert "accuracy/c" not in metrics.means(shares[0])
 
 
 def mixed_config(root, **changes):
@@ -207,7 +206,7 @@ def test_training_and_evaluation_report_each_distribution(tmp_path, two_sets):
     found = evaluate_run(run, tasks=6)
     assert found.setting == "3-way 1-shot, omniglot+cifar-fs test classes"
     assert list(found.numbers["distributions"]) == ["omniglot", "cifar-fs"]
-    assert results.kept(run).numbers == json.loads(json.dumps(found.numbers))
+    assert evaluation.kept(run).numbers == json.loads(json.dumps(found.numbers))
 
 
 def test_resume_is_exact(tmp_path, two_sets):

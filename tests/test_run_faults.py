@@ -10,15 +10,15 @@ import pytest
 import torch
 from training_helpers import package_path, timeless, tiny_config
 
+from metasparse_ext import _atomic as atomic
 from metasparse_ext.training import (
     Run,
     RunInUseError,
     Trainer,
-    atomic,
     checkpoint,
     evaluate_run,
 )
-from metasparse_ext.training.lock import RunLock
+from metasparse_ext.training.run import RunLock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,7 +95,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from training_helpers import tiny_config
-from metasparse_ext.training import Run, Trainer, atomic
+from metasparse_ext import _atomic as atomic
+from metasparse_ext.training import Run, Trainer
 torch.set_num_threads(1)
 root, folder = map(Path, sys.argv[1:])
 config = tiny_config(root, iterations=2, save_every=1, validate_every=2, validation_tasks=2)
@@ -184,7 +185,7 @@ def test_a_training_that_fails_lets_go_of_its_folder(tmp_path, tiny_root):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from metasparse_ext.training.lock import RunLock
+from metasparse_ext.training.run import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print(lock.acquire(), flush=True)
 time.sleep(60)

@@ -17,7 +17,6 @@ from metasparse_ext.training import (
     TrainingError,
     build,
     checkpoint,
-    measures,
     metrics,
 )
 
@@ -70,7 +69,7 @@ def test_a_captured_run_equals_an_eager_one(tmp_path, tiny_root, changes):
         captures = run is runs[1]
         trainer = Trainer(tiny_config(tiny_root, capture=captures, **changes), run)
         assert trainer.fit().iteration == 6 * trainer.stages.stages
-        assert getattr(trainer._run, "captured", False) is captures
+        assert getattr(trainer.meta_step._run, "captured", False) is captures
     assert steps(runs[0]) == steps(runs[1])
     assert same_weights(*runs)
 
@@ -121,16 +120,16 @@ def test_nothing_in_a_training_step_needs_the_host(tmp_path, tiny_root, optimize
     batches = [next(trainer.batches) for _ in range(2)]
     for batch in batches:
         with unobserved(), NothingOnTheHost("cpu"):
-            trainer._meta_step(batch)
+            trainer.meta_step._step(batch)
 
 
-def test_nor_do_the_measures_of_several_data_sets():
+def test_nor_do_the_metrics_of_several_data_sets():
     accuracy = torch.tensor([0.5, 1.0, 0.25])
     found = Metrics(accuracy, accuracy, accuracy, torch.full((3,), torch.nan))
     origin = torch.tensor([0, 1, 0])
     with NothingOnTheHost("cpu"):
-        sums = measures.totals(found, origin, ("one", "two", "none"))
-    means = measures.means(sums)
+        sums = metrics.totals(found, origin, ("one", "two", "none"))
+    means = metrics.means(sums)
     assert means["accuracy/one"] == 0.375
     assert means["accuracy/two"] == 1
     assert not {"accuracy/none", "support_loss"} & means.keys()
@@ -138,7 +137,7 @@ def test_nor_do_the_measures_of_several_data_sets():
 
 def test_on_the_cpu_nothing_is_captured(tmp_path, tiny_root):
     trainer = Trainer(tiny_config(tiny_root), Run(tmp_path))
-    assert trainer._run == trainer._meta_step
+    assert trainer.meta_step._run == trainer.meta_step._step
 
 
 def numbered(count, drawn):
@@ -180,8 +179,8 @@ def test_training_on_a_gpu_captures_and_resumes_exactly(tmp_path, tiny_root, lea
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     trainer = Trainer(config, whole)
     trainer.fit()
-    assert trainer._run.reason is None
-    assert trainer._run.captured
+    assert trainer.meta_step._run.reason is None
+    assert trainer.meta_step._run.captured
     Trainer(config.replace(iterations=5), parts).fit()
     Trainer(config, parts).fit()
     assert steps(whole) == steps(parts)

@@ -13,12 +13,12 @@ from metasparse_ext.training import (
     Trainer,
     build,
     checkpoint,
+    evaluate_run,
+    evaluation,
     loop,
     metrics,
-    results,
 )
-from metasparse_ext.training.loop import eligible
-from metasparse_ext.training.stages import SingleStage
+from metasparse_ext.training.stages import SingleStage, eligible
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,12 +68,12 @@ def test_validation_and_evaluation_have_query_sets_of_their_own_size(
         return evaluate(learner, batches, **options)
 
     monkeypatch.setattr(loop, "evaluate", noting)
-    monkeypatch.setattr(results, "evaluate", noting)
+    monkeypatch.setattr(evaluation, "evaluate", noting)
     config = tiny_config(tiny_root, queries=1, evaluation_queries=2, iterations=1)
     run = Run(tmp_path)
     trainer = Trainer(config, run)
     trainer.fit()
-    results.evaluate_run(run)
+    evaluate_run(run)
     assert next(trainer.batches).query.labels.shape[1] == 1 * config.ways
     assert drawn == [{2 * config.ways}] * 2
 

@@ -38,7 +38,7 @@ def nan_images(trainer, at=AT):
 
 def with_gradient(trainer, value, at):
     """A meta-gradient of this size in one iteration."""
-    original, seen = trainer._clip, []
+    original, seen = trainer.meta_step._clip, []
 
     def clip():
         seen.append(None)
@@ -46,7 +46,7 @@ def with_gradient(trainer, value, at):
         weight.grad.mul_(torch.full_like(weight, value if len(seen) == at + 1 else 1.0))
         return original()
 
-    trainer._clip = clip
+    trainer.meta_step._clip = clip
 
 
 def large_gradient(trainer, at=AT):

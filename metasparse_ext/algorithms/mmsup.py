@@ -21,17 +21,6 @@ if TYPE_CHECKING:
     from metasparse_ext.data import Samples
 
 
-class ReturningTopKMask(LearnedTopKMask):
-    """A learned top-k mask whose s, below its floor, keeps the gradient of one above it.
-
-    The value is that of the floor; with a gradient of zero s would stay there for good.
-    """
-
-    def kept(self) -> Tensor:
-        s = self.logit.sigmoid()
-        return s.detach().clamp(min=self.floor) + (s - s.detach())
-
-
 class MMSUP(MAML):
     """MAML on a network whose convolutions keep the top k of their weights, k being learned.
 
@@ -83,7 +72,7 @@ class MMSUP(MAML):
     ) -> None:
         if isinstance(model, nn.Module):
             masker = partial(
-                ReturningTopKMask,
+                LearnedTopKMask,
                 density,
                 granularity,
                 signed=signed,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from metasparse_ext import _library
+from metasparse_ext.ops.backends import VARIABLES, get_backend
 
 _PREFIX = "METASPARSE_"
 _FOLDERS = ("METASPARSE_CACHE", "METASPARSE_DATA")
 _OF_THE_BUILD = ("METASPARSE_FORCE_CUDA",)
-_CHOICES = ("METASPARSE_CONV_BACKEND", "METASPARSE_CPU_ISA", "METASPARSE_CUDA_BACKEND")
+_CHOICES = ("METASPARSE_CPU_ISA", *VARIABLES.values())
 
 
 class EnvironmentVariableError(Exception):
@@ -39,18 +40,21 @@ def check(variables: Mapping[str, str] = os.environ) -> None:
 
 
 def _check_choices() -> None:
-    """Has the library read its variables, which it does when it first needs them."""
-    if _library.problem is not None:
-        return
-    readers = {
-        "METASPARSE_CPU_ISA": torch.ops.metasparse.build_info,
-        "METASPARSE_CONV_BACKEND": torch.ops.metasparse.conv_backend,
+    """Has the variables read that are else read when they are first needed."""
+    readers: dict[str, Callable[[], object]] = {
+        VARIABLES["cuda"]: lambda: get_backend("cuda"),
     }
+    if _library.problem is None:
+        readers |= {
+            "METASPARSE_CPU_ISA": torch.ops.metasparse.build_info,
+            VARIABLES["cpu"]: torch.ops.metasparse.conv_backend,
+        }
     for name, reader in readers.items():
         try:
             reader()
         except (RuntimeError, ValueError) as error:
-            raise EnvironmentVariableError(f"{name}: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0].removeprefix(f"{name}: ")
+            raise EnvironmentVariableError(f"{name}: {reason}") from error
 
 
 def _check_folder(name: str, value: str | None) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from metasparse_ext.cli.display import draw_figures, remark, table
 from metasparse_ext.cli.messages import checked, console, say
-from metasparse_ext.training import Run, export_masks, results
+from metasparse_ext.training import Run, export_masks
+from metasparse_ext.training.evaluation import evaluate_best, keep
 
 
 @click.command("evaluate")
@@ -36,12 +38,12 @@ from metasparse_ext.training import Run, export_masks, results
 def evaluate(run: str, split: str, **options: Any) -> None:
     """Evaluate the best checkpoint of RUN on classes it has not seen."""
     folder = Run(run)
-    result, found = checked(lambda: results.measure(folder, split=split, **options))
+    evaluation, found = checked(lambda: evaluate_best(folder, split=split, **options))
     shown_on = console()
-    shown_on.print(results.table({run: result}))
-    say(shown_on, results.remark(result))
+    shown_on.print(table({run: evaluation}))
+    say(shown_on, remark(evaluation))
     # Last: what was computed is on the screen even where it cannot be written.
-    results.keep(folder, split, result, found)
+    keep(folder, split, evaluation, found)
 
 
 @click.command("export")
@@ -66,10 +68,8 @@ def export(run: str, out: str, root: str | None) -> None:
 )
 def plot(runs: Sequence[str], out: str | None, against: str) -> None:
     """Draw learning curves and, of evaluated runs, accuracy against cost and kernels in use."""
-    from metasparse_ext.training import figures
-
     folders = {name: Run(name) for name in runs}
     for folder in folders.values():
         folder.config()
-    for picture in figures.draw(folders, Path(out or runs[0]), against=against):
+    for picture in draw_figures(folders, Path(out or runs[0]), against=against):
         click.echo(picture)

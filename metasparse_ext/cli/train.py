@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from metasparse_ext.cli.display import reporter
 from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, say
 from metasparse_ext.cli.options import configure, preset_fields, run_options
 from metasparse_ext.training import Outcome, Run, Trainer
 from metasparse_ext.training.distributed import first_process, joined
-from metasparse_ext.training.progress import reporter
 
 
 @click.command("train")
@@ -50,7 +50,7 @@ def train(learner: str, out: str, resume: bool, **flags: Any) -> None:
 @click.option("--out", default="runs/demo", show_default=True, help="Folder to write.")
 def demo(out: str) -> None:
     """Train dense, prune half, and compare, on drawn characters: a few minutes."""
-    from metasparse_ext.training.demo import demo as run_demo
+    from metasparse_ext.cli.demo import demo as run_demo
 
     run_demo(Path(out), console())
 

@@ -33,7 +33,8 @@ class LearnedTopKMask(TopKMask):
         edge_popup: Pass each mask entry's gradient straight to the score of its weight too, so that
             pruned weights can come back on merit. Otherwise scores are constants, and a pruned
             weight comes back only when others shrink.
-        floor: Least s.
+        floor: Least s. Below it the gradient of ``logit`` stays that of the logistic: one of zero
+            would keep s there for good.
         device, dtype: Of ``logit``.
 
     Source: the supermask of GEMS (WACV 2023), supplement, listings 3 and 4, which leave the
@@ -73,8 +74,9 @@ class LearnedTopKMask(TopKMask):
         nn.init.constant_(self.logit, math.log(self.density / (1 - self.density)))
 
     def kept(self) -> Tensor:
-        """(1,) or (T, 1): s."""
-        return self.logit.sigmoid().clamp(min=self.floor)
+        """(1,) or (T, 1): s; its derivative is that of the logistic below the floor too."""
+        s = self.logit.sigmoid()
+        return s.detach().clamp(min=self.floor) + (s - s.detach())
 
     def forward(self, weight: Tensor) -> Tensor:
         s = self.kept()

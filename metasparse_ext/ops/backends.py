@@ -19,13 +19,23 @@ VARIABLES = {"cpu": "METASPARSE_CONV_BACKEND", "cuda": "METASPARSE_CUDA_BACKEND"
 AUTOMATIC = "automatic"
 CUDA_BACKENDS = ("dense", "triton", "cuda", "winograd")
 
-_cuda = AUTOMATIC
+_cuda: str | None = None  # until it is first asked for, when the environment is read
 
 
 def get_backend(device: str = "cpu") -> str:
-    """The backend forced on ``"cpu"`` or ``"cuda"``, or ``"automatic"``."""
+    """The backend forced on ``"cpu"`` or ``"cuda"``, or ``"automatic"``.
+
+    Raises:
+        ValueError: An unknown device, or a name in the device's environment variable that is none.
+    """
     _check_device(device)
-    return torch.ops.metasparse.conv_backend() if device == "cpu" else _cuda
+    if device == "cpu":
+        return torch.ops.metasparse.conv_backend()
+    global _cuda
+    if _cuda is None:
+        variable = VARIABLES["cuda"]
+        _cuda = _checked(os.environ.get(variable) or AUTOMATIC, variable)
+    return _cuda
 
 
 def set_backend(name: str, device: str = "cpu") -> None:
@@ -72,11 +82,8 @@ def _check_device(device: str) -> None:
         raise ValueError(f"backend: expected device to be 'cpu' or 'cuda', got {device!r}")
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, source: str = "backend") -> str:
     known = (AUTOMATIC, *CUDA_BACKENDS)
     if name not in known:
-        raise ValueError(f"backend: expected one of {', '.join(known)} on cuda, got {name!r}")
+        raise ValueError(f"{source}: expected one of {', '.join(known)} on cuda, got {name!r}")
     return name
-
-
-_cuda = _checked(os.environ.get(VARIABLES["cuda"]) or AUTOMATIC)

@@ -10,6 +10,7 @@ from torch.nn.modules.utils import _pair
 
 from metasparse_ext import _library
 from metasparse_ext.ops.backends import get_backend
+from metasparse_ext.ops.masked_conv import masked_conv2d
 
 _DERIVATIVES = {
     "forward": "masked_conv",
@@ -77,7 +78,8 @@ def explain(
         Three explanations: of the forward pass and of both gradients.
 
     Raises:
-        ValueError: If x or weight has another number of dimensions, or the operands do not fit.
+        ValueError: If x or weight has another number of dimensions.
+        ValueError, TypeError: As :func:`metasparse_ext.masked_conv2d`, of what it does not take.
     """
     for name, tensor in {"x": x, "weight": weight}.items():
         if tensor.dim() not in (4, 5):
@@ -87,6 +89,7 @@ def explain(
             )
     if _library.problem is not None:
         return _all("reference", _library.problem)
+    _require_operands(x, weight, mask, stride, padding)
     if x.device.type == "cuda":
         return _on_cuda(x, weight, mask, _pair(stride), _pair(padding))
     if x.device.type != "cpu":
@@ -107,17 +110,29 @@ def _all(algorithm: str, verdict: str) -> Explanations:
     return Explanations(Explanation(op, (Candidate(algorithm, verdict),)) for op in _DERIVATIVES)
 
 
+def _require_operands(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+) -> None:
+    """Raises what the op itself would raise, which on the meta device computes nothing."""
+    if x.shape[-3] != weight.shape[-3]:
+        raise ValueError(
+            f"explain: expected x with {weight.shape[-3]} channels like weight, got {x.shape[-3]}"
+        )
+    operands = (None if t is None else t.detach().to("meta") for t in (x, weight, mask))
+    masked_conv2d(*operands, stride=stride, padding=padding)
+
+
 def _sizes(
     x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> list[int]:
     """The numbers of ConvShape (csrc/cpu/conv/algorithm.h), in its order."""
     tasks = max(x.shape[0] if x.dim() == 5 else 1, weight.shape[0] if weight.dim() == 5 else 1)
     samples, in_channels, height, width = x.shape[-4:]
-    out_channels, expected, *kernel = weight.shape[-4:]
-    if in_channels != expected:
-        raise ValueError(
-            f"explain: expected x with {expected} channels like weight, got {in_channels}"
-        )
+    out_channels, _, *kernel = weight.shape[-4:]
     out = [
         (size + 2 * p - k) // s + 1
         for size, k, s, p in zip((height, width), kernel, stride, padding, strict=True)

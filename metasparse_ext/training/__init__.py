@@ -2,11 +2,17 @@
 
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
-from metasparse_ext.training.evaluation import Evaluation, evaluate, predict
-from metasparse_ext.training.lock import RunInUseError
-from metasparse_ext.training.loop import Outcome, Reporter, Trainer, TrainingError
-from metasparse_ext.training.results import Result, evaluate_run, export_masks
-from metasparse_ext.training.run import Run
+from metasparse_ext.training.evaluation import (
+    Evaluation,
+    RunEvaluation,
+    evaluate,
+    evaluate_run,
+    export_masks,
+    predict,
+)
+from metasparse_ext.training.loop import Outcome, Trainer, TrainingError
+from metasparse_ext.training.metrics import Reporter
+from metasparse_ext.training.run import Run, RunInUseError
 
 __all__ = [
     "Checkpoint",
@@ -14,9 +20,9 @@ __all__ = [
     "Evaluation",
     "Outcome",
     "Reporter",
-    "Result",
     "Run",
     "RunConfig",
+    "RunEvaluation",
     "RunInUseError",
     "Trainer",
     "TrainingError",

@@ -18,7 +18,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from metasparse_ext.training import atomic
+from metasparse_ext import _atomic as atomic
 
 logger = logging.getLogger("metasparse_ext")
 
@@ -45,7 +45,7 @@ class Checkpoint:
         best: The validation record of the best eligible checkpoint so far, if any.
         random_state: State of torch's generator, for learners that draw numbers.
         elapsed: Seconds of processor time that the training took.
-        skipped: The meta-steps that were left out: the fields of ``loop.Skipped``.
+        skipped: The meta-steps that were left out: the fields of ``finite.Skipped``.
         records: How many records of metrics were written before.
         platform: What the numbers depend on beside the configuration, by name.
     """

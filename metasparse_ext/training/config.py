@@ -14,6 +14,9 @@ OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "staircase")
 ON_NONFINITE = ("stop", "skip", "halve")
 
+# What a resumed run may change without changing its numbers.
+_FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers", "capture"}
+
 # A rate above it takes every float32 weight out of range in a few steps.
 _LARGEST_RATE = 1e6
 
@@ -180,7 +183,45 @@ class RunConfig:
         mine, theirs = self.to_dict(), other.to_dict()
         return [name for name in mine if mine[name] != theirs[name]]
 
+    def mending_changes(self, begun: RunConfig, run: str) -> list[tuple[str, Any, Any]]:
+        """What differs from the configuration that a run was begun with, to mend its numbers.
+
+        A run that goes on must be given the configuration it was begun with. Fields on which the
+        numbers do not depend may differ, a constant schedule may grow longer, and what mends a run
+        that was not finite is taken too: its numbers are no longer those of a run that was never
+        stopped.
+
+        Args:
+            begun: That configuration.
+            run: How errors name the run.
+
+        Returns:
+            Name, former and present value of each change of the last kind.
+
+        Raises:
+            ValueError: If another field differs.
+        """
+        free = _FREE | {"iterations", "max_seconds"} if begun.schedule == "constant" else _FREE
+        changes = []
+        for name in begun.differences(self):
+            if name in free:
+                continue
+            was, now = getattr(begun, name), getattr(self, name)
+            if not _mends(name, was, now):
+                raise ValueError(f"{run} was begun with {name} = {was!r}, got {now!r}")
+            changes.append((name, was, now))
+        return changes
+
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _mends(name: str, was: Any, now: Any) -> bool:
+    """Whether a change is one that may help a run whose numbers were not finite."""
+    if name == "on_nonfinite":
+        return True
+    if name in ("meta_lr", "mask_lr"):
+        return was is not None and now is not None and now < was
+    return name == "clip_norm" and now is not None

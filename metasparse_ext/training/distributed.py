@@ -1,17 +1,23 @@
-"""Data-parallel training: every process takes a share of the tasks of each meta-batch."""
+"""The processes of a training: each takes a share of the tasks, and may be asked to stop."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from metasparse_ext.data import TaskBatch
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -111,3 +117,39 @@ def joined(device: str) -> Iterator[Workers]:
 def first_process() -> bool:
     """Whether this process is the one that reports, before any has been joined."""
     return os.environ.get("RANK", "0") == "0"
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM sets ``stop``; a second one acts as usual.
+
+    The training then finishes its iteration, saves and leaves.
+
+    Outside the main thread, where Python delivers no signals, it never stops anything.
+    """
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

@@ -1,28 +1,41 @@
-"""Evaluation: accuracy on many tasks, with its interval and the size of the networks it took."""
+"""Evaluation: accuracy on many tasks, with its interval and the size of the networks it took.
+
+:func:`evaluate` does it for a learner, :func:`evaluate_run` for a run, in whose folder it is kept.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import io
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from metasparse_ext import _atomic as atomic
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, cross_entropy
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating
+from metasparse_ext.training import build, metrics
+from metasparse_ext.training.run import Run
 
 _FOLDED_TASKS = 64
+_SEED = 2_000_003
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured.
+    """What an evaluation found.
 
     Attributes:
         tasks: How many tasks.
@@ -184,3 +197,155 @@ def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch
         if left == 0:
             return
     raise ValueError(f"evaluate: expected {tasks} tasks, got {tasks - left}")
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """An evaluation of a run, as kept in its folder.
+
+    Attributes:
+        setting: Data set, split and kind of task, in words.
+        adapt_steps: Gradient steps of adaptation; without meaning where a solver adapts.
+        checkpoint: ``best`` or, where no checkpoint met the budget, ``last``.
+        iteration: Meta-iterations behind that checkpoint.
+        budget: Fraction of kernels asked for, if any.
+        seconds: Median seconds of a training iteration, if the run has metrics.
+        numbers: The fields of :class:`Evaluation`, without the kernel usage.
+    """
+
+    setting: str
+    adapt_steps: int
+    checkpoint: str
+    iteration: int
+    budget: float | None
+    seconds: float | None
+    numbers: Mapping[str, Any]
+
+
+def evaluate_run(run: Run, *, split: str = "test", **options: Any) -> RunEvaluation:
+    """:func:`evaluate_best` on a split, and :func:`keep` what it found.
+
+    Raises:
+        CheckpointError, DataError: As :func:`evaluate_best`.
+        OSError: If it cannot be written.
+    """
+    evaluation, found = evaluate_best(run, split=split, **options)
+    keep(run, split, evaluation, found)
+    return evaluation
+
+
+def evaluate_best(
+    run: Run,
+    *,
+    tasks: int | None = None,
+    split: str = "test",
+    transductive: bool | None = None,
+    adapt_steps: int | None = None,
+    root: str | None = None,
+    device: str | None = None,
+) -> tuple[RunEvaluation, Evaluation]:
+    """Evaluates a run's best checkpoint on a split, without writing what it found.
+
+    Args:
+        run: The run.
+        tasks, transductive: As in :func:`evaluate`; by default as the run's configuration says.
+        split: ``train``, ``val`` or ``test``.
+        adapt_steps: Gradient steps of adaptation, if not the run's: sources may take more at test
+            time than in training.
+        root: Where the data set's files are now, if not where the run found them.
+        device: The torch device, if not the run's.
+
+    Raises:
+        CheckpointError: If the folder holds no run.
+        DataError: If the data cannot be had.
+    """
+    config = run.config()
+    config = config.replace(root=root or config.root, device=device or config.device)
+    classes = build.images(config, split)
+    learner = build.trained(run, config, classes.shape)
+    if adapt_steps is not None:
+        learner.adapt_steps = adapt_steps
+    found = evaluate(
+        learner,
+        build.held_out_episodes(config, classes, seed=_SEED),
+        tasks=tasks or config.evaluation_tasks,
+        transductive=config.transductive if transductive is None else transductive,
+        distributions=build.distributions(classes),
+    )
+    return RunEvaluation(
+        setting=f"{config.ways}-way {config.shots}-shot, {config.data} {split} classes",
+        adapt_steps=learner.adapt_steps,
+        checkpoint="best" if run.has_best else "last",
+        iteration=int(learner.iteration),
+        budget=getattr(learner, "budget", None),
+        seconds=_seconds(run),
+        numbers=found.to_dict(),
+    ), found
+
+
+def keep(run: Run, split: str, evaluation: RunEvaluation, found: Evaluation) -> None:
+    """Writes an evaluation to the run folder.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    arrays = {name: values.numpy() for name, values in found.usage.items()}
+    atomic.replace(run.usage_path(split), _npz(arrays))
+    atomic.replace_text(run.evaluation_path(split), json.dumps(vars(evaluation), indent=2) + "\n")
+
+
+def export_masks(
+    run: Run, path: Path, *, root: str | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Writes the masks of a run's best meta-parameters to an ``.npz`` file, as bytes 0 and 1.
+
+    Args:
+        run: The run.
+        path: The file.
+        root: Where the data set's files are now, whose images have the shape that the network is
+            for, if not where the run found them.
+
+    Returns:
+        The masks by layer name: (O, I), or (O, I, kh, kw) with one entry a weight. Tasks may have
+        masks of their own; what they use of the kernels is found by :func:`evaluate_run`.
+
+    Raises:
+        CheckpointError: If the folder holds no run.
+        DataError: If the data cannot be had.
+    """
+    config = run.config()
+    config = config.replace(root=root or config.root, device="cpu")
+    shape = build.images(config, "test").shape
+    masks = build.trained(run, config, shape).masks()
+    arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
+    small = {name: mask.astype(np.uint8) for name, mask in arrays.items()}
+    atomic.replace(path, _npz(small))
+    return arrays
+
+
+def kept(run: Run, split: str = "test") -> RunEvaluation | None:
+    """Reads the evaluation that :func:`evaluate_run` kept, if there is one."""
+    path = run.evaluation_path(split)
+    return RunEvaluation(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def usage(run: Run, split: str = "test") -> dict[str, NDArray[np.float64]] | None:
+    """Reads the fraction of evaluated tasks that used each kernel, (O, I) by layer."""
+    path = run.usage_path(split)
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def _seconds(run: Run) -> float | None:
+    if not run.metrics_path.is_file():
+        return None
+    times = [record["seconds"] for record in metrics.read(run.metrics_path) if "seconds" in record]
+    return median(times) if times else None
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()

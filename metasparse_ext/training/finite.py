@@ -1,13 +1,16 @@
-"""What keeps numbers that are not finite out of a run: norms that do not overflow, and undoing."""
+"""What keeps numbers that are not finite out of a run: norms, undoing, counting the undone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metasparse_ext.algorithms.base import MetaLearner
+
+MOST_SKIPPED = 20
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -87,3 +90,36 @@ class LastState:
             else:
                 value.zero_()
         self._learner.nonfinite.zero_()
+
+
+@dataclass
+class Skipped:
+    """The meta-steps that were left out because they were not finite.
+
+    Attributes:
+        count: How many.
+        in_a_row: How many since the last one that was not left out.
+        factor: What is left of the outer rates where each of them halves those.
+    """
+
+    count: int = 0
+    in_a_row: int = 0
+    factor: float = 1.0
+
+    def add(self, *, halve: bool) -> None:
+        """Counts a meta-step, and with ``halve`` halves the outer rates."""
+        self.count += 1
+        self.in_a_row += 1
+        if halve:
+            self.factor /= 2
+
+    @property
+    def too_many(self) -> bool:
+        """Whether so many in a row were left out that the run should end."""
+        return self.in_a_row > MOST_SKIPPED
+
+    def status(self) -> dict[str, float]:
+        """What the metrics should say, once there is something to say."""
+        if not self.count:
+            return {}
+        return {"skipped": self.count, "rate_factor": self.factor}

@@ -1,18 +1,69 @@
-"""Metrics as JSON lines: one object a line, appended as it happens."""
+"""What meta-steps measured: sums that processes can share, the file of records, and who is told.
+
+The file has JSON lines: one object a line, appended as it happens.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from metasparse_ext.training import atomic
+import torch
+from torch import Tensor
+
+from metasparse_ext import _atomic as atomic
+from metasparse_ext.algorithms.base import Metrics
 from metasparse_ext.training.checkpoint import CheckpointError
+from metasparse_ext.training.config import RunConfig
 
 logger = logging.getLogger("metasparse_ext")
+
+
+def totals(
+    metrics: Metrics, distribution: Tensor | None = None, names: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Sum over the tasks and number of tasks, float64 (2,), of every metric.
+
+    Args:
+        metrics: A value per task.
+        distribution: (T,) the data set of each task, where there are several.
+        names: Their names; ``accuracy/NAME`` is the accuracy on the tasks of one of them.
+    """
+    sums = {name: total(value) for name, value in vars(metrics).items()}
+    for number, name in enumerate(names):
+        sums[f"accuracy/{name}"] = total(metrics.accuracy, where=distribution == number)
+    return sums
+
+
+def total(values: Tensor, where: Tensor | None = None) -> Tensor:
+    """Sum and number of some values, float64 (2,); nothing is read on the host."""
+    values = values.double()
+    kept = torch.ones_like(values) if where is None else where.double()
+    return torch.stack([(values * kept).sum(), kept.sum()])
+
+
+def means(sums: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of every metric that has a value, by one look at the device."""
+    totals, counts = torch.stack(list(sums.values())).unbind(1)
+    found = dict(zip(sums, (totals / counts).tolist(), strict=True))
+    return {name: value for name, value in found.items() if value == value}
+
+
+class Reporter(Protocol):
+    """Is told what happens during training."""
+
+    def start(self, config: RunConfig, iteration: int) -> None:
+        """Training begins after ``iteration`` iterations."""
+
+    def step(self, record: Mapping[str, Any], done: float) -> None:
+        """A training record was written; a fraction of the whole training is done."""
+
+    def validation(self, record: Mapping[str, Any], best: bool) -> None:
+        """A validation record was written; ``best`` if its checkpoint is the best so far."""
 
 
 class MetricsFile:

@@ -1,12 +1,24 @@
-"""A run is a folder: its configuration, its metrics, its checkpoints, its evaluations."""
+"""A run is a folder: its files, the lock of the process that trains in it, and on what machine."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
-from metasparse_ext.training import atomic, checkpoint
+import torch
+
+from metasparse_ext import _atomic as atomic
+from metasparse_ext import _library
+from metasparse_ext.ops import get_backend
+from metasparse_ext.training import checkpoint
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover
+    fcntl = None  # Windows: there is no such lock
 
 
 class Run:
@@ -54,6 +66,17 @@ class Run:
             return RunConfig.from_json(self.config_path.read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.config_path}: {error}") from error
+
+    def begun_with(self, last: Checkpoint) -> RunConfig:
+        """The configuration in the last checkpoint.
+
+        Raises:
+            CheckpointError: If it is none.
+        """
+        try:
+            return RunConfig.from_dict(last.config)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.last_path}: {error}") from error
 
     def create(self, config: RunConfig) -> None:
         """Removes what an earlier run left in the folder, and writes the configuration."""
@@ -106,3 +129,68 @@ def _iteration(path: Path) -> int | None:
         return checkpoint.read(path).iteration
     except CheckpointError:
         return None
+
+
+class RunInUseError(Exception):
+    """A run folder in which another process trains."""
+
+
+class RunLock:
+    """A lock of the operating system on a file of a run folder; it dies with the process.
+
+    Args:
+        path: The file, which stays when the lock is released.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Takes the lock, if this object has not got it; False if another one holds it."""
+        if fcntl is None or self._descriptor is not None:
+            return True
+        descriptor = atomic.open_or_create(self._path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def machine(config: RunConfig) -> dict[str, Any]:
+    """What the numbers of a run depend on beside its configuration.
+
+    By name: torch, the instruction set, threads and backend of the kernels, and the GPU.
+    """
+    loaded = _library.problem is None
+    found = {
+        "torch": torch.__version__,
+        "instruction set": _library.build_record().get("cpu_isa") if loaded else None,
+        "threads": torch.get_num_threads(),
+        "CPU backend": get_backend("cpu") if loaded else None,
+        "CUDA backend": get_backend("cuda"),
+    }
+    if torch.device(config.device).type == "cuda":
+        found["GPU"] = torch.cuda.get_device_name(config.device)
+    return found
+
+
+def changes(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs, in words."""
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return [f"{name}: {now.get(name)}, it was {was.get(name)}" for name in names]

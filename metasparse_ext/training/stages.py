@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.training.config import RunConfig
+
+BUDGET_TOLERANCE = 0.02
+
 
 @runtime_checkable
 class Stages(Protocol):
@@ -83,3 +88,22 @@ def stages_of(learner: Any) -> Stages:
 def is_last(stages: Stages) -> bool:
     """Whether no other stage follows the present one."""
     return stages.stage + 1 >= stages.stages
+
+
+def length(stages: Stages, config: RunConfig) -> float:
+    """How long the present stage is; the last one takes all seconds that are left."""
+    last = is_last(stages)
+    part = 1.0 if last else stages.search_length
+    if config.max_seconds is None:
+        return config.iterations * part
+    if not last:
+        return config.max_seconds / stages.stages * part
+    return config.max_seconds - stages.stage_start
+
+
+def eligible(learner: MetaLearner, stages: Stages, active: float) -> bool:
+    """Whether a checkpoint may become the best: not in a search, nor before its budget holds."""
+    if not is_last(stages):
+        return False
+    budget = getattr(learner, "budget", None)
+    return budget is None or abs(active - budget) <= BUDGET_TOLERANCE

@@ -8,12 +8,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from metasparse_ext.training import figures, results
-from metasparse_ext.training.config import RunConfig
-from metasparse_ext.training.loop import Trainer
-from metasparse_ext.training.progress import reporter
-from metasparse_ext.training.results import Result
-from metasparse_ext.training.run import Run
+from metasparse_ext.cli.display import draw_figures, remark, reporter, table
+from metasparse_ext.training import Run, RunConfig, RunEvaluation, Trainer, evaluate_run
 
 # Minutes instead of the hours of the published settings. The dense network learns by MAML with one
 # large inner step. MetaDOCK takes five smaller ones, under a proximal term of the order of
@@ -47,7 +43,7 @@ PRUNED = DENSE.replace(
 )
 
 
-def demo(folder: Path, console: Console) -> dict[str, Result]:
+def demo(folder: Path, console: Console) -> dict[str, RunEvaluation]:
     """Trains both networks, evaluates them on unseen characters, prints a table, draws two figures.
 
     Args:
@@ -73,16 +69,16 @@ def demo(folder: Path, console: Console) -> dict[str, Result]:
     return found
 
 
-def _compare(folder: Path, console: Console) -> dict[str, Result]:
+def _compare(folder: Path, console: Console) -> dict[str, RunEvaluation]:
     runs = {"dense": Run(folder / "dense"), "pruned": Run(folder / "pruned")}
     pruned = PRUNED.replace(init_from=str(runs["dense"]))
     _train(console, "1. A dense Conv-4 learns to learn characters", DENSE, runs["dense"])
     _train(console, "2. MetaDOCK switches half of its kernels off", pruned, runs["pruned"])
     console.rule("3. Both meet characters they have never seen", align="left")
-    found = {label: results.evaluate_run(run) for label, run in runs.items()}
-    console.print(results.table(found))
-    console.print(results.remark(found["pruned"]), highlight=False)
-    for picture in figures.draw(runs, folder):
+    found = {label: evaluate_run(run) for label, run in runs.items()}
+    console.print(table(found))
+    console.print(remark(found["pruned"]), highlight=False)
+    for picture in draw_figures(runs, folder):
         console.print(f"wrote {picture}", highlight=False, soft_wrap=True)
     return found
 

@@ -1,16 +1,20 @@
-"""How training shows itself: a progress bar on a terminal, plain lines elsewhere."""
+"""What is shown of runs: progress bar or plain lines, the table of evaluations, figures."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training import Run, RunConfig, RunEvaluation, metrics
+from metasparse_ext.training.evaluation import kept, usage
 
 _SMOOTHING = 0.95
 _SECONDS_BETWEEN_LINES = 10.0
@@ -124,7 +128,7 @@ class LineReporter:
         asked = config.max_seconds
         length = f"{config.iterations} iterations" if asked is None else f"{asked:g} seconds"
         self._print(f"{config.learner}: training of {length}, from iteration {iteration}")
-        self._begun = None
+        self._begun: tuple[float, float] | None = None
         self._printed = time.monotonic()
 
     def step(self, record: Mapping[str, Any], done: float) -> None:
@@ -160,3 +164,96 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def table(evaluations: Mapping[str, RunEvaluation]) -> Table:
+    """A rich table, one row a run; the title says what was evaluated and how."""
+    first = next(iter(evaluations.values()))
+    shown = Table(
+        title=f"{first.setting}, {_manner(first.numbers)}",
+        caption="accuracy with its 95 % interval; multiply-accumulates of one image",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    shown.add_column("", overflow="fold")
+    for heading in ("accuracy", "active kernels", "multiply-accumulates", "s/iteration"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for label, each in evaluations.items():
+        shown.add_row(label, *_cells(each))
+    return shown
+
+
+def remark(evaluation: RunEvaluation) -> str:
+    """Which checkpoint was evaluated, how it keeps its budget, and its parts, in one sentence."""
+    text = f"{evaluation.checkpoint} checkpoint, iteration {evaluation.iteration}"
+    if evaluation.adapt_steps:
+        text += f", {evaluation.adapt_steps} steps of adaptation"
+    for name, score in evaluation.numbers.get("distributions", {}).items():
+        text += f"; on {name} {_accuracy(score)}"
+    if evaluation.budget is None:
+        return text
+    achieved = (
+        f"{100 * evaluation.numbers['active']:.1f} % of {evaluation.numbers['kernels']:,} kernels"
+    )
+    return f"{text}; budget {100 * evaluation.budget:g} %, achieved {achieved}"
+
+
+def _manner(numbers: Mapping[str, Any]) -> str:
+    kind = "transductive" if numbers["transductive"] else "not transductive"
+    return f"{numbers['tasks']} tasks, {kind}"
+
+
+def _cells(evaluation: RunEvaluation) -> tuple[str, str, str, str]:
+    numbers = evaluation.numbers
+    return (
+        _accuracy(numbers),
+        f"{100 * numbers['active']:.1f} %",
+        f"{numbers['macs'] / 1e6:.2f} M",
+        "" if evaluation.seconds is None else f"{evaluation.seconds:.3f}",
+    )
+
+
+def _accuracy(score: Mapping[str, Any]) -> str:
+    return f"{100 * score['accuracy']:.2f} ± {100 * score['interval']:.2f} %"
+
+
+def draw_figures(
+    runs: Mapping[str, Run], folder: Path, *, split: str = "test", against: str = "iteration"
+) -> list[Path]:
+    """Draws what runs have: learning curves and, of evaluated ones, accuracy and kernels in use.
+
+    Args:
+        runs: The runs by the label they get.
+        folder: Where the pictures go.
+        split: Which evaluations to show.
+        against: Abscissa of the learning curves, "iteration" or "elapsed".
+
+    Returns:
+        The pictures written.
+    """
+    from metasparse_ext import plots  # matplotlib takes a second to import
+
+    drawn = []
+    records = {label: metrics.read(run.metrics_path) for label, run in runs.items()}
+    if any(records.values()):
+        drawn.append(folder / "learning-curves.png")
+        plots.learning_curves(records, drawn[-1], against=against, title="Meta-training")
+    evaluations = {label: kept(run, split) for label, run in runs.items()}
+    evaluated = {label: each for label, each in evaluations.items() if each is not None}
+    if evaluated:
+        drawn.append(folder / "accuracy-macs.png")
+        points = [
+            plots.Point(
+                label, each.numbers["macs"], each.numbers["accuracy"], each.numbers["interval"]
+            )
+            for label, each in evaluated.items()
+        ]
+        first = next(iter(evaluated.values()))
+        plots.accuracy_against_macs(points, drawn[-1], title=first.setting)
+    for label, each in evaluated.items():
+        layers = usage(runs[label], split)
+        if layers and each.numbers["active"] < 1:
+            drawn.append(folder / f"kernels-{label.replace('/', '-')}.png")
+            title = f"Kernels in use over {each.numbers['tasks']} tasks: {each.setting}"
+            plots.kernel_usage(layers, drawn[-1], title=title)
+    return drawn
