@@ -1,4 +1,4 @@
-"""Matrices of active kernels are kept between calls: they must follow the mask, whoever changes it."""
+"""Matrices of active kernels are kept between calls: they follow the mask, whoever changes it."""
 
 import subprocess
 import sys
@@ -109,7 +109,7 @@ print(resident() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm")
 def test_new_masks_do_not_pin_freed_activations():
-    """A hundred masks: their matrices take some 10 MB, the activations between them 3.6 MB a call."""
+    """A hundred masks: their matrices take some 10 MB, the activations 3.6 MB a call."""
     run = subprocess.run(
         [sys.executable, "-c", RESIDENT_MEGABYTES], capture_output=True, text=True, check=True
     )
