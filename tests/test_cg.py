@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from host import HostLooked, NothingOnTheHost
+from support.host import HostLooked, NothingOnTheHost
 
 from metasparse_ext import _library
 from metasparse_ext.implicit import CGStatus, cg
