@@ -2,8 +2,8 @@ import os
 
 import pytest
 import torch
-from host import FakeGraph
-from training_helpers import write_tiny_sets
+from support.host import FakeGraph
+from support.training_helpers import write_tiny_sets
 
 from metasparse_ext import _capture
 

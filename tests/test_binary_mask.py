@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from grid import check_compile, check_func_transforms
+from support.grid import check_compile, check_func_transforms
 from torch import Tensor
 
 import metasparse_ext as ms

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from host import FakeGraph, HostLooked, NothingOnTheHost
-from plain_tasks import batch as draw
-from plain_tasks import network
+from support.host import FakeGraph, HostLooked, NothingOnTheHost
+from support.plain_tasks import batch as draw
+from support.plain_tasks import network
 from torch import Tensor
 
 import metasparse_ext as ms

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from host import HostLooked, NothingOnTheHost
+from support.host import HostLooked, NothingOnTheHost
 from torch.autograd import forward_ad
 
 from metasparse_ext import _library

@@ -9,7 +9,7 @@ import struct
 import pytest
 import safetensors.torch
 import torch
-from training_helpers import timeless, tiny_config
+from support.training_helpers import timeless, tiny_config
 
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import Checkpoint, CheckpointError, Run, Trainer, build, checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from training_helpers import package_path, tiny_config
+from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from support.training_helpers import package_path, tiny_config
 from test_cli import assert_one_line_error, invoke, train
-from training_helpers import package_path, tiny_config
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext.cli import environment

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cpu_kernels
 import pytest
 import torch
-from cpu_kernels import OPS, Case
+from support import cpu_kernels
+from support.cpu_kernels import OPS, Case
 
 import metasparse_ext as ms
 
@@ -24,6 +24,9 @@ def backend():
     """Sets the backend of a test's convolutions."""
     yield OPS.set_conv_backend
     OPS.set_conv_backend("automatic")
+
+
+IMPORT = "from support.cpu_kernels import OPS"
 
 
 def run_with_isa(isa: str, *command: str) -> subprocess.CompletedProcess:
@@ -92,14 +95,11 @@ def test_every_instruction_set(isa):
     ]
     result = run_with_isa(isa, "-m", "pytest", *only)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (
-        run_with_isa(isa, "-c", "import cpu_kernels; print(cpu_kernels.OPS.cpu_isa())").stdout
-        == f"{isa}\n"
-    )
+    assert run_with_isa(isa, "-c", f"{IMPORT}; print(OPS.cpu_isa())").stdout == f"{isa}\n"
 
 
 def test_unknown_instruction_set_says_which_there_are():
-    result = run_with_isa("sse9", "-c", "import cpu_kernels; cpu_kernels.OPS.cpu_isa()")
+    result = run_with_isa("sse9", "-c", f"{IMPORT}; OPS.cpu_isa()")
     assert "METASPARSE_CPU_ISA must be baseline, avx2 or avx512, but is sse9" in result.stderr
 
 

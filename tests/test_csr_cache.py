@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cpu_kernels import OPS
+from support.cpu_kernels import OPS
 from torch import Tensor
 from torch.nn.functional import conv2d
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_emulator
 import pytest
 import torch
+from support import cuda_emulator
 from torch.utils import cpp_extension
 
 from metasparse_ext import _info

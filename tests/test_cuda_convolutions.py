@@ -5,11 +5,10 @@ What the emulation sees and what it does not: test_cuda_kernels.py.
 
 import shutil
 
-import cpu_kernels
-import cuda_emulator
 import pytest
 import torch
-from cpu_kernels import Case
+from support import cpu_kernels, cuda_emulator
+from support.cpu_kernels import Case
 from torch import Tensor
 
 from metasparse_ext.ops import backends, cuda

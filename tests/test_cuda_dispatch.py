@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from host import NothingOnTheHost
-from op_calls import WINDOW, all_calls, conv_calls, other_calls
-from triton_kernels import DEVICE, assert_close, on_device, runs_kernels
+from support.host import NothingOnTheHost
+from support.op_calls import WINDOW, all_calls, conv_calls, other_calls
+from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
 from metasparse_ext.ops import backends, cuda, cuda_table
 

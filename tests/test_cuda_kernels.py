@@ -7,9 +7,9 @@ bindings.
 
 import shutil
 
-import cuda_emulator
 import pytest
 import torch
+from support import cuda_emulator
 from torch import Tensor
 
 from metasparse_ext.reference import cg, softmax_head, topk_mask

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from data_sets import coded_classes, decode
+from support.data_sets import coded_classes, decode
 
 from metasparse_ext.data import DataError, EpisodeSampler, ImageClasses, episodes
 from metasparse_ext.data.prefetch import prefetch

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from data_sets import coded_classes
+from support.data_sets import coded_classes
 
 from metasparse_ext.data import DataError, ImageClasses, Samples, TaskBatch
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from data_sets import real_data
 from PIL import Image
+from support.data_sets import real_data
 
 from metasparse_ext.data import DATASETS, DataError, DataNotFoundError, load
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_calls import conv_calls, norm_calls
+from support.op_calls import conv_calls, norm_calls
 from torch import nn
 
 import metasparse_ext as ms

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from op_calls import conv_calls
+from support.op_calls import conv_calls
 from torch.utils.flop_counter import FlopCounterMode
 
 import metasparse_ext as ms

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from implicit_problems import (
+from support.implicit_problems import (
     PROBLEMS,
     dense_ggn,
     dense_hessian,

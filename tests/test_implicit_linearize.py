@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from implicit_problems import PROBLEMS, dense_ggn, dense_hessian, mask_problem
+from support.implicit_problems import PROBLEMS, dense_ggn, dense_hessian, mask_problem
 from torch.nn import functional as F
 
 from metasparse_ext.implicit import KINDS, damped, linearize

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from training_helpers import tiny_config
+from support.training_helpers import tiny_config
 
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.data import DataError, ImageClasses, Samples, TaskBatch

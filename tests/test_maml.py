@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_tasks import batch, leaves, mean_gradients, network, plain_logits
+from support.plain_tasks import batch, leaves, mean_gradients, network, plain_logits
 from torch import nn
 from torch.func import functional_call
 

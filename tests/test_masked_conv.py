@@ -4,7 +4,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from grid import check_compile, check_derivatives, check_func_transforms, check_third_derivative
+from support.grid import (
+    check_compile,
+    check_derivatives,
+    check_func_transforms,
+    check_third_derivative,
+)
 from torch import Tensor
 
 import metasparse_ext as ms

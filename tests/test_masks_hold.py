@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plain_tasks import batch, network
+from support.plain_tasks import batch, network
 from torch import nn
 
 from metasparse_ext.algorithms import LEARNERS

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from plain_tasks import batch, flat, leaves, network, plain_logits, plain_rates
-from training_helpers import timeless, tiny_config
+from support.plain_tasks import batch, flat, leaves, network, plain_logits, plain_rates
+from support.training_helpers import timeless, tiny_config
 
 from metasparse_ext import cli
 from metasparse_ext.algorithms import MAML, MetaTicket, pruning

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_tasks import (
+from support.plain_tasks import (
     Opaque,
     Samples,
     assert_same_gradients,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from data_sets import coded_classes, decode
-from training_helpers import timeless, tiny_config
+from support.data_sets import coded_classes, decode
+from support.training_helpers import timeless, tiny_config
 
 from metasparse_ext import cli
 from metasparse_ext.algorithms.base import Metrics

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from plain_tasks import batch, network
+from support.plain_tasks import batch, network
 
 from metasparse_ext.algorithms import MAML, MultiMAML
 

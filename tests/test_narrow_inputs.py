@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from op_calls import conv_calls, norm_calls
-from triton_kernels import DEVICE, assert_close, bfloat16_products, on_device, runs_kernels
+from support.op_calls import conv_calls, norm_calls
+from support.triton_kernels import DEVICE, assert_close, bfloat16_products, on_device, runs_kernels
 
 from metasparse_ext.ops import backends, cuda
 

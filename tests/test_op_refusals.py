@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from op_calls import all_calls
+from support.op_calls import all_calls
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

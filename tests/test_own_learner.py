@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from plain_tasks import batch, network
-from training_helpers import package_path
+from support.plain_tasks import batch, network
+from support.training_helpers import package_path
 
 import metasparse_ext as ms
 from metasparse_ext import cli

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_tasks import Samples, TaskBatch
+from support.plain_tasks import Samples, TaskBatch
 
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.nn import Conv4

@@ -6,7 +6,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_tasks import CHANNELS, WAYS, Samples, TaskBatch, leaves, mean_gradients
+from support.plain_tasks import CHANNELS, WAYS, Samples, TaskBatch, leaves, mean_gradients
 from torch.func import functional_call
 
 from metasparse_ext.algorithms import MAML

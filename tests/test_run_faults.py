@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from training_helpers import package_path, timeless, tiny_config
+from support.training_helpers import package_path, timeless, tiny_config
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext.training import (
@@ -94,7 +94,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from training_helpers import tiny_config
+from support.training_helpers import tiny_config
 from metasparse_ext import _atomic as atomic
 from metasparse_ext.training import Run, Trainer
 torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from plain_tasks import network
+from support.plain_tasks import network
 
 from metasparse_ext.algorithms import BMP, LEARNERS, MAML, MMSUP, MetaTicket, MultiMAML
 from metasparse_ext.algorithms.maml import MAMLOptions

@@ -1,7 +1,7 @@
 """The studies: their settings build, a case is run once, and tables come from what it kept."""
 
 import pytest
-from training_helpers import tiny_config
+from support.training_helpers import tiny_config
 
 from benchmarks import studies, study, study_tables
 from metasparse_ext.algorithms import LEARNERS

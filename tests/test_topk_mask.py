@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from grid import check_compile, check_func_transforms
+from support.grid import check_compile, check_func_transforms
 from torch import Tensor
 
 import metasparse_ext as ms

@@ -5,10 +5,10 @@ import io
 
 import pytest
 import torch
-from plain_tasks import CHANNELS, SIZE, WAYS, Opaque, batch, network
+from support.plain_tasks import CHANNELS, SIZE, WAYS, Opaque, batch, network
+from support.training_helpers import tiny_config
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from training_helpers import tiny_config
 
 from metasparse_ext.algorithms import (
     BMP,

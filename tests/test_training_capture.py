@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from host import NothingOnTheHost
-from training_helpers import tiny_config
+from support.host import NothingOnTheHost
+from support.training_helpers import tiny_config
 
 from metasparse_ext._capture import unobserved
 from metasparse_ext.algorithms import LEARNERS, Metrics

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from training_helpers import package_path, tiny_config
+from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from support.training_helpers import tiny_config
 from torch import nn
-from training_helpers import tiny_config
 
 from metasparse_ext.algorithms import MAML
 from metasparse_ext.algorithms.base import AdaptedTasks

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_helpers import tiny_config
+from support.training_helpers import tiny_config
 
 from metasparse_ext.training import (
     Run,

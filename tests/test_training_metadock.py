@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training_helpers import tiny_config
+from support.training_helpers import tiny_config
 
 from metasparse_ext.nn import MaskedConv2d
 from metasparse_ext.training import Run, Trainer, build, metrics

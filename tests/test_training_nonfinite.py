@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from training_helpers import tiny_config
+from support.training_helpers import tiny_config
 
 from metasparse_ext.training import Run, Trainer, TrainingError, build, checkpoint, finite, metrics
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton_kernels import assert_close, on_device, runs_kernels
+from support.triton_kernels import assert_close, on_device, runs_kernels
 
 from metasparse_ext import reference
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton_kernels import DEVICE, assert_close, on_device, runs_kernels
+from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
 from metasparse_ext import reference
 from metasparse_ext.reference import cg as reference_cg

@@ -6,11 +6,11 @@ import threading
 from pathlib import Path
 
 import torch
-from plain_tasks import batch, network
 
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import checkpoint
 from support.attacks import Result, attack
+from support.plain_tasks import batch, network
 
 # What a process may grow by after it has warmed up, in any number of meta-steps.
 GROWTH_MEGABYTES = 32

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metasparse_ext.data import ImageClasses
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def real_data(pattern: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EMULATION = ROOT / "tests" / "cuda_emulation"
 COMPILER = os.environ.get("CXX", "c++")
 FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-Wall", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
