@@ -102,6 +102,7 @@ class Trainer:
         workers.require_shares(config.tasks)
         self.classes = build.images(config, "train")
         self.validation_classes = build.images(config, config.validation_split)
+        build.require_one_shape(self.classes, self.validation_classes)
         self.distributions = build.distributions(self.classes)
         # One answer for all, and before the first of them makes the folder.
         resuming = workers.any(run.started)
