@@ -79,6 +79,8 @@ def _classes(folder: Path) -> list[tuple[str, list[Path]]]:
 
 def _read(path: Path, image_size: int | None) -> np.ndarray:
     """(H, W, 1 or 3) uint8."""
+    if not path.is_file():  # To open a pipe would wait for its other end.
+        raise DataError(f"folder: {path} is not a regular file")
     try:
         with Image.open(path) as image:
             if image.mode not in _GREY_MODES | _COLOUR_MODES:
