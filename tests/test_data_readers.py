@@ -123,6 +123,7 @@ def test_damaged_file(omniglot, damage, message):
         ({"images": np.zeros((9, 4, 4, 2), np.uint8)}, "expected images of shape"),
         ({"class_names": np.array([{}, {}, {}], dtype=object)}, "cannot read .*omniglot28.npz"),
         ({"class_names": np.zeros(3, "i4,f8")}, r"28.npz: array class_names: expected text .*i4"),
+        ({"class_names": np.array(["a", "b", "a"])}, "class_names: .* got 'a' twice"),
         ({"class_names": np.arange(3)}, "28.npz: array class_names: expected text"),
         ({"split": np.zeros(3, int)}, "28.npz: array split: expected text .* got type int64"),
         ({"split": np.array([b"train"] * 3)}, r"array split: expected text .* got type \|S5"),
@@ -269,6 +270,18 @@ def test_folder_image_size_out_of_range(folder):
 
 def test_folder_absent_split(folder):
     with pytest.raises(DataNotFoundError, match=r"no folder .*toy/val; folders in .*toy: train"):
+        load("folder", folder, "val")
+
+
+def test_folder_with_a_class_in_two_splits(folder):
+    path = folder / "val" / "Greek" / "alpha"
+    path.mkdir(parents=True)
+    assert len(load("folder", folder)) == 2
+    Image.new("L", (6, 6), 1).save(path / "0.png")
+    message = r"class 'Greek/alpha' is in both .*toy/train and .*toy/val \(1 such classes\)"
+    with pytest.raises(DataError, match=message):
+        load("folder", folder)
+    with pytest.raises(DataError, match=r"is in both .*toy/val and .*toy/train"):
         load("folder", folder, "val")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from metasparse_ext.data.errors import DataError, DataNotFoundError
-from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.images import ImageClasses, duplicate
 
 _ARRAYS = frozenset({"images", "labels", "class_names", "split"})
 # Characters of what numpy says of a damaged file: it quotes the whole header of an array.
@@ -140,6 +140,8 @@ def _merge_splits(
                 f"{source}: array {array_name}: expected text (NumPy type U), "
                 f"got type {str(array.dtype)[:_LONGEST_REASON]}"
             )
+    if twice := duplicate(names.tolist()):
+        raise DataError(f"{source}: class_names: expected different names, got {twice!r} twice")
     for class_name, split in zip(names.tolist(), splits.tolist(), strict=True):
         if (other := class_splits.setdefault(class_name, split)) != split:
             raise DataError(f"{source}: class {class_name!r} is in splits {other!r} and {split!r}")
