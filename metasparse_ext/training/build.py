@@ -183,7 +183,10 @@ def scheduled(schedule: str, done: float) -> float:
 def _require_device(device: str) -> None:
     """Whether a tensor can be there: torch says why not in more than one kind of error."""
     try:
-        torch.empty(1, device=device)
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
+            raise ValueError(f"device: expected cpu, cuda or cuda:INDEX, got {device!r}")
+        torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device: cannot use {device!r}: {reason}") from error
