@@ -134,6 +134,17 @@ def test_resume_needs_no_flags_and_refuses_other_ones(tmp_path, tiny_root):
     assert_one_line_error(invoke("train", "imaml", "--out", out, "--resume"), "learner = 'maml'")
 
 
+def test_resume_refuses_an_end_that_is_past(tmp_path, tiny_root):
+    out = tmp_path / "run"
+    assert train("maml", tiny_root, out).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    shorter = invoke("train", "maml", "--out", out, "--resume", "--iterations", "2")
+    assert_one_line_error(shorter, f"iterations: {out} has done 4 iterations already, got 2")
+    shorter = invoke("train", "maml", "--out", out, "--resume", "--max-seconds", "1e-6")
+    assert_one_line_error(shorter, f"max_seconds: {out} has done", "seconds already, got 1e-06")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_resume_of_nothing_starts(tmp_path, tiny_root):
     result = train("maml", tiny_root, tmp_path / "run", "--resume")
     assert result.exit_code == 0, result.output

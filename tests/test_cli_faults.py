@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from support.training_helpers import package_path, tiny_config
 from test_cli import assert_one_line_error, invoke, train
 
@@ -178,3 +179,31 @@ def test_a_checkpoint_that_is_damaged_is_named(tmp_path, trained):
         path.write_bytes(b"damaged")
     assert_one_line_error(invoke("evaluate", folder), ".safetensors: not a whole checkpoint")
     assert_one_line_error(invoke("train", "maml", "--out", folder, "--resume"), "last.previous")
+
+
+def image_folder(root, side, modes):
+    """Three classes of three images a split; ``side`` and ``modes`` are by split."""
+    for split, width in side.items():
+        for number in range(3):
+            folder = root / split / f"{split}{number}"
+            folder.mkdir(parents=True)
+            for image in range(3):
+                Image.new(modes[split], (width, 16), image).save(folder / f"{image}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("side", "modes", "message"),
+    [
+        ((16, 20), ("L", "L"), "got (1, 16, 16) and (1, 16, 20); image_size brings sizes to one"),
+        ((16, 16), ("RGB", "L"), "got (3, 16, 16) and (1, 16, 16); one RGB image makes all"),
+    ],
+)
+def test_splits_of_several_shapes(tmp_path, side, modes, message):
+    splits = ("train", "val")
+    root = image_folder(
+        tmp_path / "set", *(dict(zip(splits, x, strict=True)) for x in (side, modes))
+    )
+    result = train("maml", root, tmp_path / "run", "--data", "folder", "--queries", "1")
+    assert_one_line_error(result, "set/train and set/val: expected images of one shape", message)
+    assert not (tmp_path / "run").exists()

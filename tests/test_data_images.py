@@ -45,6 +45,12 @@ def test_labels_are_grouped_and_keep_their_order():
     assert (len(data), data.shape, str(data)) == (2, (1, 1, 1), "x/val")
 
 
+def test_class_names_differ():
+    images, labels = np.zeros((2, 1, 1), np.uint8), np.array([0, 1])
+    with pytest.raises(DataError, match=r"x/val: class_names: .* got 'a' twice"):
+        ImageClasses.from_labels(images, labels, ["a", "a"], name="x", split="val")
+
+
 def test_channels_last_becomes_channels_first():
     images = np.random.default_rng(0).integers(256, size=(4, 5, 6, 3), dtype=np.uint8)
     data = ImageClasses.from_labels(images, np.zeros(4, int), ["a"], name="x", split="train")

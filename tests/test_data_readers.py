@@ -1,5 +1,9 @@
 """Data sets read from files that a user names."""
 
+import io
+import os
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,6 +122,13 @@ def test_damaged_file(omniglot, damage, message):
         ({"images": np.zeros((9, 4, 4))}, "type uint8, got .* float64"),
         ({"images": np.zeros((9, 4, 4, 2), np.uint8)}, "expected images of shape"),
         ({"class_names": np.array([{}, {}, {}], dtype=object)}, "cannot read .*omniglot28.npz"),
+        ({"class_names": np.zeros(3, "i4,f8")}, r"28.npz: array class_names: expected text .*i4"),
+        ({"class_names": np.array(["a", "b", "a"])}, "class_names: .* got 'a' twice"),
+        ({"class_names": np.arange(3)}, "28.npz: array class_names: expected text"),
+        ({"split": np.zeros(3, int)}, "28.npz: array split: expected text .* got type int64"),
+        ({"split": np.array([b"train"] * 3)}, r"array split: expected text .* got type \|S5"),
+        ({"labels": np.zeros(9, "i4,f8")}, "integer type, got .*i4"),
+        ({"images": np.zeros((9, 4, 4), "i4,f8")}, "type uint8, got .*i4"),
     ],
 )
 def test_malformed_file(omniglot, change, message):
@@ -126,6 +137,73 @@ def test_malformed_file(omniglot, change, message):
     np.savez(omniglot / "omniglot28.npz", **changed)
     with pytest.raises(DataError, match=message):
         load("omniglot", omniglot)
+
+
+def rewritten(path, change, **options):
+    """Writes an archive anew, with ``change`` made to the bytes of its array of labels."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content["labels.npy"] = change(content["labels.npy"])
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def header(text):
+    data = io.BytesIO()
+    np.lib.format.write_array(data, np.zeros(9, int))
+    length = len(text).to_bytes(2, "little")
+    return data.getvalue()[:8] + length + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("{'descr': '<i8', 'shape': ((((" + " " * 5000),
+        header("{'descr': '" + "x" * 5000 + "', 'fortran_order': False, 'shape': (9,)}"),
+        header(f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({1 << 70},)}}"),
+        b"no array",
+        b"",
+    ],
+    ids=["unclosed", "long", "huge", "no array", "empty"],
+)
+def test_an_array_with_a_broken_header(omniglot, content):
+    path = omniglot / "omniglot28.npz"
+    rewritten(path, lambda data: content)
+    with pytest.raises(DataError, match=f"array labels of {path}") as refused:
+        load("omniglot", omniglot)
+    assert len(str(refused.value)) < 300 + len(str(path))
+
+
+def flagged(data, at, value):
+    """An archive in which a 16-bit field of the central record of every entry is changed."""
+    changed, start = bytearray(data), data.find(b"PK\x01\x02")
+    while start >= 0:
+        changed[start + at : start + at + 2] = value.to_bytes(2, "little")
+        start = data.find(b"PK\x01\x02", start + 4)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [(8, 1, "encrypted"), (10, 77, "compression method")],
+    ids=["encrypted", "unknown compression"],
+)
+def test_archives_that_zipfile_does_not_read(omniglot, at, value, message):
+    path = omniglot / "omniglot28.npz"
+    path.write_bytes(flagged(path.read_bytes(), at, value))
+    with pytest.raises(DataError, match=f"cannot read array .* of {path}: .*{message}"):
+        load("omniglot", omniglot)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipes_are_refused_unopened(tmp_path, folder):
+    os.mkfifo(tmp_path / "omniglot.npz")
+    with pytest.raises(DataError, match=r"omniglot.npz is not a regular file"):
+        load("omniglot", tmp_path)
+    os.mkfifo(folder / "train" / "Latin" / "2.png")
+    with pytest.raises(DataError, match=r"2.png is not a regular file"):
+        load("folder", folder)
 
 
 def test_files_that_contradict_each_other(omniglot):
@@ -192,6 +270,18 @@ def test_folder_image_size_out_of_range(folder):
 
 def test_folder_absent_split(folder):
     with pytest.raises(DataNotFoundError, match=r"no folder .*toy/val; folders in .*toy: train"):
+        load("folder", folder, "val")
+
+
+def test_folder_with_a_class_in_two_splits(folder):
+    path = folder / "val" / "Greek" / "alpha"
+    path.mkdir(parents=True)
+    assert len(load("folder", folder)) == 2
+    Image.new("L", (6, 6), 1).save(path / "0.png")
+    message = r"class 'Greek/alpha' is in both .*toy/train and .*toy/val \(1 such classes\)"
+    with pytest.raises(DataError, match=message):
+        load("folder", folder)
+    with pytest.raises(DataError, match=r"is in both .*toy/val and .*toy/train"):
         load("folder", folder, "val")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metasparse_ext.training import RunConfig
+from metasparse_ext.training import CheckpointError, Run, RunConfig, build
 
 
 def test_json_round_trip():
@@ -41,6 +41,17 @@ def test_differences_are_named():
         ("schedule", "step"),
         ("seed", -1),
         ("workers", -1),
+        ("seed", 10**24),
+        ("seed", "3"),
+        ("adam_eps", float("nan")),
+        ("adam_eps", -1e-8),
+        ("adam_eps", float("inf")),
+        ("meta_lr", "fast"),
+        ("rotations", 1),
+        ("root", 3),
+        ("data", None),
+        ("options", [1]),
+        ("device", 0),
         ("evaluation_queries", 0),
     ],
 )
@@ -62,3 +73,19 @@ def test_unknown_fields_are_refused():
 def test_a_learner_is_required():
     with pytest.raises(ValueError, match="no learner"):
         RunConfig.from_dict({"ways": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"learner": 3}', "learner: expected str, got 3"), ("null", "expected a JSON object")],
+)
+def test_a_file_of_wrong_types_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
+        Run(tmp_path).config()
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "cpu:99", "abacus"])
+def test_devices_that_cannot_be_trained_on(device):
+    with pytest.raises(ValueError, match=rf"^device: .*{device}"):
+        build.learner(RunConfig(learner="maml", device=device), (1, 28, 28))

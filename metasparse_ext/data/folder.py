@@ -11,6 +11,7 @@ from PIL import Image
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.images import ImageClasses, check_image_size, require_memory
 
+_SPLITS = ("train", "val", "test")
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
@@ -31,7 +32,8 @@ def read_folder(root: Path, split: str, image_size: int | None = None) -> ImageC
 
     Raises:
         DataNotFoundError: no such folder, or no images in it.
-        DataError: an image cannot be read, or sizes differ and ``image_size`` is not given.
+        DataError: an image cannot be read, sizes differ and ``image_size`` is not given, or
+            a class of the split is in another of ``train``, ``val`` and ``test`` too.
     """
     if image_size is not None:
         check_image_size(image_size)
@@ -43,6 +45,7 @@ def read_folder(root: Path, split: str, image_size: int | None = None) -> ImageC
         )
     class_names, labels, pictures = [], [], []
     classes = _classes(folder)
+    _require_disjoint(root, split, {name for name, _ in classes})
     if image_size is not None:
         count = sum(len(paths) for _, paths in classes)
         require_memory(f"folder {folder}", (count, 1, image_size, image_size))
@@ -64,6 +67,18 @@ def read_folder(root: Path, split: str, image_size: int | None = None) -> ImageC
     )
 
 
+def _require_disjoint(root: Path, split: str, names: set[str]) -> None:
+    """Refuses a class that is in two splits: it would be tested on what was trained on."""
+    for other in _SPLITS:
+        if other == split:
+            continue
+        if shared := sorted(names.intersection(name for name, _ in _classes(root / other))):
+            raise DataError(
+                f"folder: class {shared[0]!r} is in both {root / split} and {root / other} "
+                f"({len(shared)} such classes); expected classes of different names in every split"
+            )
+
+
 def _classes(folder: Path) -> list[tuple[str, list[Path]]]:
     found = []
     for place, _, names in os.walk(folder, followlinks=True):
@@ -79,6 +94,8 @@ def _classes(folder: Path) -> list[tuple[str, list[Path]]]:
 
 def _read(path: Path, image_size: int | None) -> np.ndarray:
     """(H, W, 1 or 3) uint8."""
+    if not path.is_file():  # To open a pipe would wait for its other end.
+        raise DataError(f"folder: {path} is not a regular file")
     try:
         with Image.open(path) as image:
             if image.mode not in _GREY_MODES | _COLOUR_MODES:

@@ -34,7 +34,7 @@ class ImageClasses:
         split: ``"train"``, ``"val"`` or ``"test"``.
 
     Raises:
-        DataError: the arrays do not fit together, or a class has no images.
+        DataError: the arrays do not fit together, a class has no images, or two have one name.
     """
 
     images: np.ndarray
@@ -55,6 +55,8 @@ class ImageClasses:
                 f"{self}: expected {len(self.class_names) + 1} offsets for "
                 f"{len(self.class_names)} class names, got shape {offsets.shape}"
             )
+        if twice := duplicate(self.class_names):
+            raise DataError(f"{self}: class_names: expected different names, got {twice!r} twice")
         if offsets[0] != 0 or offsets[-1] != len(images):
             raise DataError(
                 f"{self}: expected offsets from 0 to {len(images)}, "
@@ -84,7 +86,8 @@ class ImageClasses:
             split: the split.
 
         Raises:
-            DataError: labels are not one integer an image, or not indices into ``class_names``.
+            DataError: labels are not one integer an image, or not indices into ``class_names``,
+                which differ.
         """
         _check_labels(f"{name}/{split}", images, labels, len(class_names))
         channels_last = images if images.ndim == 4 else images[..., np.newaxis]
@@ -162,6 +165,16 @@ class ImageClasses:
         for channel, weight in enumerate((299, 587, 114)):
             luma[:, 0] += weight * self.images[:, channel].astype(np.uint32)
         return replace(self, images=((luma + 500) // 1000).astype(np.uint8))
+
+
+def duplicate(names: Sequence[str]) -> str | None:
+    """The first name that comes a second time, if any does."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def require_memory(owner: str, shape: tuple[int, ...]) -> None:

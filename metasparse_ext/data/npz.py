@@ -6,6 +6,9 @@ A file has ``images`` uint8 (n, H, W) or (n, H, W, 3), ``labels`` (n,) integers 
 
 from __future__ import annotations
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +18,42 @@ from pathlib import Path
 import numpy as np
 
 from metasparse_ext.data.errors import DataError, DataNotFoundError
-from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.images import ImageClasses, duplicate
 
 _ARRAYS = frozenset({"images", "labels", "class_names", "split"})
+# Characters of what numpy says of a damaged file: it quotes the whole header of an array.
+_LONGEST_REASON = 200
+# What numpy and zipfile raise for damaged, encrypted and unknown content.
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, SyntaxError, RuntimeError, TypeError, OverflowError),
+    *(MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    struct.error,
+)
+
+
+class _Arrays(Mapping[str, np.ndarray]):
+    """The arrays of an open file, each read when it is asked for; errors name it and the file."""
+
+    def __init__(self, file: Mapping[str, np.ndarray], path: Path, name: str) -> None:
+        self._file, self._path, self._name = file, path, name
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            array = self._file[name]
+        except _UNREADABLE as error:
+            reason = _reason(error)
+            raise DataError(
+                f"{self._name}: cannot read array {name} of {self._path}: {reason}"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{self._name}: array {name} of {self._path} is not in the .npy format")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
 
 
 def find_npz(folder: Path, pattern: str, name: str) -> list[Path]:
@@ -67,7 +103,9 @@ def classes_from_arrays(arrays: Mapping[str, np.ndarray], name: str, split: str)
 
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[Mapping[str, np.ndarray]]:
-    """Opens a file; whatever a damaged one makes numpy or zipfile raise becomes a DataError."""
+    """Reads a file; whatever a damaged one makes numpy or zipfile raise becomes a DataError."""
+    if not path.is_file():  # To open a pipe would wait for its other end.
+        raise DataError(f"{name}: {path} is not a regular file")
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):
@@ -75,11 +113,16 @@ def _opened(path: Path, name: str) -> Iterator[Mapping[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as arrays:
             if missing := _ARRAYS - arrays.keys():
                 raise DataError(f"{name}: {path} lacks the arrays {', '.join(sorted(missing))}")
-            yield arrays
+            yield _Arrays(arrays, path, name)
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{name}: cannot read {path}: {error}") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{name}: cannot read {path}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, in one line of bounded length."""
+    return " ".join(str(error).split())[:_LONGEST_REASON]
 
 
 def _merge_splits(
@@ -91,6 +134,14 @@ def _merge_splits(
             f"{source}: expected class_names and split of one shape (classes,), "
             f"got {names.shape} and {splits.shape}"
         )
+    for array_name, array in (("class_names", names), ("split", splits)):
+        if array.dtype.kind != "U":
+            raise DataError(
+                f"{source}: array {array_name}: expected text (NumPy type U), "
+                f"got type {str(array.dtype)[:_LONGEST_REASON]}"
+            )
+    if twice := duplicate(names.tolist()):
+        raise DataError(f"{source}: class_names: expected different names, got {twice!r} twice")
     for class_name, split in zip(names.tolist(), splits.tolist(), strict=True):
         if (other := class_splits.setdefault(class_name, split)) != split:
             raise DataError(f"{source}: class {class_name!r} is in splits {other!r} and {split!r}")
@@ -105,7 +156,7 @@ def _rows_of_split(
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
             f"{source}: expected labels of shape (n,) and an integer type, "
-            f"got {labels.shape} and {labels.dtype}"
+            f"got {labels.shape} and {str(labels.dtype)[:_LONGEST_REASON]}"
         )
     if labels.size and (labels.min() < 0 or labels.max() >= len(names)):
         raise DataError(
@@ -120,7 +171,8 @@ def _rows_of_split(
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
         raise DataError(
             f"{source}: expected images of shape ({len(labels)}, H, W) or "
-            f"({len(labels)}, H, W, 3) and type uint8, got {images.shape} and {images.dtype}"
+            f"({len(labels)}, H, W, 3) and type uint8, "
+            f"got {images.shape} and {str(images.dtype)[:_LONGEST_REASON]}"
         )
     return images[rows], labels[rows], names
 

@@ -13,7 +13,7 @@ from torch import nn
 from metasparse_ext import data
 from metasparse_ext.algorithms import find
 from metasparse_ext.algorithms.base import MetaLearner
-from metasparse_ext.data import ImageClasses, Mixture, TaskBatch
+from metasparse_ext.data import DataError, ImageClasses, Mixture, TaskBatch
 from metasparse_ext.nn import Conv4, ResNet12
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
@@ -34,6 +34,26 @@ def resolved(config: RunConfig) -> RunConfig:
 def images(config: RunConfig, split: str) -> ImageClasses | Mixture:
     """Loads one split of the run's data set, or of its several."""
     return data.load(config.data, config.root, split=split, image_size=config.image_size)
+
+
+def require_one_shape(train: ImageClasses | Mixture, held_out: ImageClasses | Mixture) -> None:
+    """Refuses splits that one network cannot take.
+
+    Raises:
+        DataError: If their images differ in size or channels.
+    """
+    if train.shape == held_out.shape:
+        return
+    (channels, *size), (other_channels, *other_size) = train.shape, held_out.shape
+    advice = []
+    if size != other_size:
+        advice.append("image_size brings sizes to one")
+    if channels != other_channels:
+        advice.append("one RGB image makes all of its split RGB")
+    raise DataError(
+        f"{train} and {held_out}: expected images of one shape (C, H, W), "
+        f"got {train.shape} and {held_out.shape}; {'; '.join(advice)}"
+    )
 
 
 def distributions(classes: ImageClasses | Mixture) -> tuple[str, ...]:
@@ -163,7 +183,10 @@ def scheduled(schedule: str, done: float) -> float:
 def _require_device(device: str) -> None:
     """Whether a tensor can be there: torch says why not in more than one kind of error."""
     try:
-        torch.empty(1, device=device)
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
+            raise ValueError(f"device: expected cpu, cuda or cuda:INDEX, got {device!r}")
+        torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device: cannot use {device!r}: {reason}") from error

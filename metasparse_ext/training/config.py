@@ -19,6 +19,17 @@ _FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers", "capt
 
 # A rate above it takes every float32 weight out of range in a few steps.
 _LARGEST_RATE = 1e6
+# torch's generators take no seed from here on.
+_SEEDS = 1 << 63
+
+# By the annotation of a field: what its value may be.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "Mapping[str, Any]": (Mapping,),
+}
 
 _POSITIVE = (
     "ways",
@@ -119,9 +130,15 @@ class RunConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
+        for entry in dataclasses.fields(self):
+            _require_type(entry.name, getattr(self, entry.name), str(entry.type))
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if self.seed >= _SEEDS:
+            raise ValueError(f"seed: expected at most 2**63 - 1, got {self.seed}")
+        if not 0 <= self.adam_eps < math.inf:
+            raise ValueError(f"adam_eps: expected a number from 0, got {self.adam_eps!r}")
         held_out = self.evaluation_queries
         if held_out is not None and held_out < 1:
             raise ValueError(f"evaluation_queries: expected None or at least 1, got {held_out}")
@@ -165,6 +182,8 @@ class RunConfig:
         Raises:
             ValueError: If a field is unknown, missing or out of range.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"run configuration: expected a JSON object, got {values!r}"[:200])
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -211,6 +230,14 @@ class RunConfig:
                 raise ValueError(f"{run} was begun with {name} = {was!r}, got {now!r}")
             changes.append((name, was, now))
         return changes
+
+
+def _require_type(name: str, value: Any, annotation: str) -> None:
+    kind = annotation.removesuffix(" | None")
+    if value is None and kind != annotation:
+        return
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _KINDS[kind]):
+        raise ValueError(f"{name}: expected {annotation}, got {value!r}"[:200])
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -102,6 +102,7 @@ class Trainer:
         workers.require_shares(config.tasks)
         self.classes = build.images(config, "train")
         self.validation_classes = build.images(config, config.validation_split)
+        build.require_one_shape(self.classes, self.validation_classes)
         self.distributions = build.distributions(self.classes)
         # One answer for all, and before the first of them makes the folder.
         resuming = workers.any(run.started)
@@ -359,7 +360,8 @@ class Trainer:
 
     def _restore(self) -> None:
         saved = checkpoint.load(self.run.last_path)
-        mending = self.config.mending_changes(self.run.begun_with(saved), str(self.run))
+        begun = self.run.begun_with(saved)
+        mending = self.config.mending_changes(begun, str(self.run))
         for name, was, now in mending if self.workers.first else ():
             logger.warning("%s goes on with %s = %r, it was %r", self.run, name, now, was)
         build.load_state(self.learner, saved.learner, str(self.run.last_path))
@@ -370,6 +372,7 @@ class Trainer:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.run.last_path}: {error}") from error
         self.iteration, self.elapsed = saved.iteration, saved.elapsed
+        self._require_not_shorter(begun)
         self.best, self.records = saved.best, saved.records
         self._restore_best()
         if not self.workers.first:
@@ -383,6 +386,19 @@ class Trainer:
         self.run.clean()
         metrics.truncate(self.run.metrics_path, self.records)
         atomic.replace_text(self.run.config_path, self.config.to_json())
+
+    def _require_not_shorter(self, begun: RunConfig) -> None:
+        """Refuses a stage, or a training of so many seconds, that would have ended before now."""
+        name = "iterations" if self.config.max_seconds is None else "max_seconds"
+        was, now = getattr(begun, name), getattr(self.config, name)
+        done = self._position - self.stages.stage_start
+        if was == now or done <= length(self.stages, self.config):
+            return
+        if name == "iterations":
+            reached = f"{done:.0f} iterations"
+        else:
+            reached = f"{self.elapsed:.3g} seconds"
+        raise ValueError(f"{name}: {self.run} has done {reached} already, got {now!r}")
 
     def _restore_best(self) -> None:
         """Holds on to the best checkpoint, or chooses it anew where its file is lost."""
