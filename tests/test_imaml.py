@@ -16,9 +16,11 @@ from support.plain_tasks import (
     plain_cg,
     plain_logits,
 )
+from torch import nn
 
-from metasparse_ext.algorithms import FOMAML, IMAML, LEARNERS
-from metasparse_ext.data import Samples
+from metasparse_ext._capture import unobserved
+from metasparse_ext.algorithms import FOMAML, IMAML, LEARNERS, MetaDOCK
+from metasparse_ext.data import Samples, TaskBatch
 
 STEPS, RATE, LAM, CG = 4, 0.04, 20.0, 5
 
@@ -147,3 +149,58 @@ def test_damping_adds_to_the_identity():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         IMAML(network(), **options)
+
+
+class Kinked(nn.Module):
+    """Adds |g|^(3/2) at g = 0, where the gradient is zero and the Hessian is not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.g = network(), nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        return self.net(x) + self.g.abs().pow(1.5)
+
+
+BROKEN_SOLVES = {
+    "hessian": (IMAML, Kinked, {}),
+    "damping": (IMAML, lambda: network().float(), {"damping": 1e300}),
+    "lam": (IMAML, lambda: network().float(), {"mode": "paper", "lam": 1e-42}),
+    "metadock": (MetaDOCK, lambda: network().float(), {"damping": 1e300}),
+}
+broken_solves = pytest.mark.parametrize(
+    ("kind", "model", "options"), BROKEN_SOLVES.values(), ids=BROKEN_SOLVES.keys()
+)
+
+
+def broken(kind, model, options):
+    learner, tasks = kind(model(), inner_steps=2, **options), batch()
+    dtype = next(learner.parameters()).dtype
+    support, query = (part._replace(images=part.images.to(dtype)) for part in tasks[:2])
+    return learner, TaskBatch(support, query)
+
+
+@broken_solves
+def test_a_solve_that_is_not_finite_is_an_error_not_a_zero_gradient(kind, model, options):
+    learner, tasks = broken(kind, model, options)
+    message = f"{kind.__name__}: the conjugate-gradient solve of task 0 met a value that is not"
+    with pytest.raises(FloatingPointError, match=message):
+        learner.meta_backward(tasks)
+    assert all(p.grad is None for p in learner.parameters())
+    assert learner.iteration == 0
+
+
+@broken_solves
+def test_a_captured_solve_that_is_not_finite_is_noted(kind, model, options):
+    learner, tasks = broken(kind, model, options)
+    with unobserved():
+        learner.meta_backward(tasks)
+    assert learner.nonfinite
+    assert learner.iteration == 0
+
+
+def test_a_loss_that_is_not_finite_is_named_before_the_solve():
+    learner, tasks = IMAML(network(), inner_steps=2), batch()
+    tasks.query.images[1] = torch.nan
+    with pytest.raises(FloatingPointError, match="the loss of task 1 is nan on the query set"):
+        learner.meta_backward(tasks)

@@ -143,3 +143,19 @@ def test_the_documentations_example_runs():
 def test_query_loss_of_a_wrong_shape():
     with pytest.raises(ValueError, match=r"query_loss to return shape \(2,\), got \(\)"):
         implicit_gradient(lambda p: p.sum(-1), lambda p: p.sum(), torch.zeros(2, 3), lam=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lam": float("inf")}, "expected a finite lam > 0, got inf"),
+        ({"lam": float("nan")}, "expected a finite lam > 0, got nan"),
+        ({"lam": 0.0}, "expected a finite lam > 0, got 0.0"),
+        ({"lam": 1.0, "damping": float("inf")}, "expected a finite damping >= 0, got inf"),
+        ({"lam": 1.0, "damping": float("nan")}, "expected a finite damping >= 0, got nan"),
+    ],
+)
+def test_an_operator_that_is_not_finite_is_refused(options, message):
+    problem = mask_problem("frozen")
+    with pytest.raises(ValueError, match=message):
+        implicit_gradient(problem.losses(), problem.losses(1), problem.params, **options)

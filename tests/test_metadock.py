@@ -237,11 +237,11 @@ def test_float32_on_the_published_backbone():
     ("options", "message"),
     [
         ({"budget": 1.5}, r"MetaDOCK: budget must be in \[0, 1\], got 1.5"),
-        ({"lambda1": 0.0}, "MetaDOCK: lam must be above 0"),
+        ({"lambda1": 0.0}, "MetaDOCK: lambda1 must be above 0"),
         ({"lambda2": -1.0}, "MetaDOCK: lambda2 must be above 0"),
         ({"lambda3": -1.0}, "MetaDOCK: lambda3 must be at least 0"),
         ({"lambda4": -1.0}, "MetaDOCK: lambda4 must be at least 0"),
-        ({"total_iterations": 0}, "MetaDOCK: total_iterations must be above 0"),
+        ({"total_iterations": 0}, "MetaDOCK: total_iterations must be at least 1"),
         ({"budget_schedule": "cosine"}, "MetaDOCK: budget_schedule must be one of"),
         ({"model": nn.Conv2d(2, 3, 3)}, r"no MaskedConv2d .* [a-z_.]*sparsify\(model\) makes them"),
     ],

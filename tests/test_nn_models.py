@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, cost, sparsify
+from metasparse_ext.nn.resnet12 import ResBlock
 
 
 @pytest.mark.parametrize(
@@ -186,3 +187,14 @@ def test_examples_in_docstrings(name):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_a_block_refuses_an_unknown_activation():
+    with pytest.raises(ValueError, match=r"ResBlock: activation must be one of .*, got 'zzz'"):
+        ResBlock(3, 4, activation="zzz")
+
+
+@pytest.mark.parametrize("option", ["blocks", "ways"])
+def test_a_network_has_a_block_and_a_class(option):
+    with pytest.raises(ValueError, match=f"Conv4: {option} must be at least 1, got 0"):
+        Conv4(3, 32, **{option: 0})

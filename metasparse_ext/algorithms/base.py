@@ -9,6 +9,8 @@ over tasks.
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, Signature
@@ -128,8 +130,8 @@ class MetaLearner(nn.Module):
             to skip its steps.
 
     Raises:
-        TypeError: if model is not an ``nn.Module``.
-        ValueError: if no parameter requires grad, or a number is out of range.
+        TypeError: if model is not an ``nn.Module``, or an option has another type than it should.
+        ValueError: if no parameter requires grad, or a number is out of range or not finite.
     """
 
     source: ClassVar[Source] = Source(paper="", exact="")
@@ -161,10 +163,10 @@ class MetaLearner(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"{self.name}: model must be an nn.Module, got {type(model).__name__}")
-        self._require(inner_lr > 0, "inner_lr", "above 0", inner_lr)
-        self._require(inner_steps >= 0, "inner_steps", "at least 0", inner_steps)
+        self._require_number("inner_lr", inner_lr, above=0)
+        self._require_count("inner_steps", inner_steps)
         adapt_steps = inner_steps if adapt_steps is None else adapt_steps
-        self._require(adapt_steps >= 0, "adapt_steps", "at least 0", adapt_steps)
+        self._require_count("adapt_steps", adapt_steps)
         self._refuse_running_statistics(model)
         self.model = model
         self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
@@ -260,6 +262,7 @@ class MetaLearner(nn.Module):
         trace: list[Tensor],
         query: Samples,
         logits: Tensor,
+        solved: Tensor | None = None,
     ) -> Metrics:
         """Ends a meta-step: checks the losses, accumulates the meta-gradient, counts, and measures.
 
@@ -269,9 +272,11 @@ class MetaLearner(nn.Module):
             phi: (T, P) the adapted parameters.
             trace: The per-task losses (T,) of every inner step, and last of the query set.
             query: The query sets, and ``logits`` (T, N, ways) for them.
+            solved: (T,) bool, from learners that solve a linear system for each task: whether the
+                solve of a task met finite values only.
         """
         mean = self.by_parameter(gradient) if isinstance(gradient, Tensor) else gradient
-        self._require_finite(torch.stack(trace), mean)
+        self._require_finite(torch.stack(trace), mean, solved)
         self._accumulate(mean)
         self.iteration += ~self.nonfinite
         return Metrics(
@@ -328,10 +333,17 @@ class MetaLearner(nn.Module):
         for parameter, part in zip(parameters, gradient.values(), strict=True):
             parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
 
-    def _require_finite(self, losses: Tensor, gradient: Mapping[str, Tensor]) -> None:
-        """Raises if a loss or the meta-gradient is not finite; under capture sets ``nonfinite``."""
+    def _require_finite(
+        self, losses: Tensor, gradient: Mapping[str, Tensor], solved: Tensor | None
+    ) -> None:
+        """Raises if a loss, a solve or the meta-gradient is not finite.
+
+        Under capture sets ``nonfinite`` instead.
+        """
         norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
         finite = losses.isfinite().all() & norms.isfinite().all()
+        if solved is not None:
+            finite &= solved.all()
         if not observed():
             self.nonfinite |= ~finite
             return
@@ -340,6 +352,7 @@ class MetaLearner(nn.Module):
         advice = "a smaller inner_lr or meta learning rate usually helps"
         wrong = (~losses.isfinite()).nonzero()
         if len(wrong) == 0:
+            self._require_solved(solved)
             raise FloatingPointError(
                 f"{self.name}: the meta-gradient is not finite in iteration {int(self.iteration)} "
                 f"although every loss is; {advice}"
@@ -351,9 +364,53 @@ class MetaLearner(nn.Module):
             f"in iteration {int(self.iteration)}; {advice}"
         )
 
+    def _require_solved(self, solved: Tensor | None) -> None:
+        """Raises if the linear solve of a task met a value that is not finite."""
+        if solved is None or bool(solved.all()):
+            return
+        raise FloatingPointError(
+            f"{self.name}: the conjugate-gradient solve of task {int((~solved).nonzero()[0])} met "
+            f"a value that is not finite in iteration {int(self.iteration)} although every loss "
+            "is finite; a larger lambda, a damping of moderate size or a smaller inner_lr usually "
+            "helps"
+        )
+
     def _require(self, holds: bool, argument: str, expected: str, got: object) -> None:
         if not holds:
             raise ValueError(f"{self.name}: {argument} must be {expected}, got {got!r}")
+
+    def _require_type(self, holds: bool, argument: str, expected: str, got: object) -> None:
+        if not holds:
+            raise TypeError(
+                f"{self.name}: {argument} must be {expected}, got {type(got).__name__} {got!r}"
+            )
+
+    def _require_number(
+        self,
+        argument: str,
+        got: object,
+        *,
+        above: float | None = None,
+        least: float | None = None,
+    ) -> None:
+        """Refuses what is not a finite real number, or not in the range asked for."""
+        if not isinstance(got, numbers.Real) or isinstance(got, bool):
+            self._require_type(False, argument, "a number", got)
+            return
+        number = float(got)
+        self._require(math.isfinite(number), argument, "finite", got)
+        self._require(above is None or number > above, argument, f"above {above}", got)
+        self._require(least is None or number >= least, argument, f"at least {least}", got)
+
+    def _require_count(self, argument: str, got: object, *, least: int = 0) -> None:
+        """Refuses what is not an integer, or too small."""
+        whole = isinstance(got, numbers.Integral) and not isinstance(got, bool)
+        self._require_type(whole, argument, "an integer", got)
+        self._require_number(argument, got, least=least)
+
+    def _require_flag(self, argument: str, got: object) -> None:
+        """Refuses what is not a bool: any other value would count as one, the text "no" as true."""
+        self._require_type(isinstance(got, bool), argument, "True or False", got)
 
     def _require_choice(self, argument: str, kind: Any, got: object) -> None:
         """Refuses a value that the ``Literal`` type ``kind`` does not name."""

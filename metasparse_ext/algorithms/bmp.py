@@ -86,7 +86,8 @@ class BMP(MAML):
     ) -> None:
         super().__init__(model, **maml)
         self._require_choice("unit", Unit, unit)
-        self._require(hidden_layers >= 1, "hidden_layers", "at least 1", hidden_layers)
+        self._require_count("hidden_layers", hidden_layers, least=1)
+        self._require_number("initial_bias", initial_bias)
         self._require_choice("emphasis", Emphasis, emphasis)
         head = head_name(self, head)
         # A module's own parameters are neighbours in the buffer.

@@ -64,7 +64,9 @@ class CAVIA(MetaLearner):
         block: int = 2,
         first_order: bool = False,
     ) -> None:
-        self._require(context >= 1, "context", "at least 1", context)
+        self._require_count("context", context, least=1)
+        self._require_count("block", block)
+        self._require_flag("first_order", first_order)
         if isinstance(model, nn.Module) and not _films(model):
             self._modulate(model, block, context)
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
@@ -99,7 +101,7 @@ class CAVIA(MetaLearner):
 
     def _modulate(self, model: nn.Module, block: int, context: int) -> None:
         blocks = getattr(model, "blocks", ())
-        found = blocks[block] if -len(blocks) <= block < len(blocks) else None
+        found = blocks[block] if block < len(blocks) else None
         modulate = getattr(found, "modulate", None)
         if modulate is None:
             raise ValueError(

@@ -51,7 +51,9 @@ class ConvexIMAML(HeadLearner):
         solver: SolverName = "exact",
         max_iterations: int | None = None,
     ) -> None:
-        self._require(lam > 0, "lam", "above 0", lam)
+        self._require_number("lam", lam, above=0)
+        if max_iterations is not None:
+            self._require_count("max_iterations", max_iterations, least=1)
         self._require_choice("solver", SolverName, solver)
         steps = SOLVERS[solver].max_iterations if max_iterations is None else max_iterations
         # The solvers choose their own step lengths.

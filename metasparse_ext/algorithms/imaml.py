@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source, cross_entropy
 from metasparse_ext.algorithms.labels import check_batch, check_samples
-from metasparse_ext.implicit import Kind, damped, implicit_solve, linearize
+from metasparse_ext.implicit import CGStatus, Kind, damped, implicit_solve, linearize
 from metasparse_ext.implicit.linearize import Curvature
 
 if TYPE_CHECKING:
@@ -86,13 +86,14 @@ class IMAML(MetaLearner):
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         self._require_choice("mode", Mode, mode)
-        self._require(lam > 0, "lam", "above 0", lam)
-        self._require(cg_steps >= 0, "cg_steps", "at least 0", cg_steps)
+        self._require_number("lam", lam, above=0)
+        self._require_count("cg_steps", cg_steps)
         self.mode, self.lam, self.cg_steps = mode, lam, cg_steps
         self.adapt_lam = adapt_lam
-        self._require(adapt_lam is None or adapt_lam >= 0, "adapt_lam", "at least 0", adapt_lam)
+        if adapt_lam is not None:
+            self._require_number("adapt_lam", adapt_lam, least=0)
         self.damping = float(mode == "official") if damping is None else damping
-        self._require(self.damping >= 0, "damping", "at least 0", damping)
+        self._require_number("damping", self.damping, least=0)
         self._require_choice("curvature", Curvature, curvature)
         self.curvature = curvature
 
@@ -110,8 +111,8 @@ class IMAML(MetaLearner):
         phi = self._descend(batch.support, self.inner_steps, self._proximal(), trace)
         loss, gradient, logits = self.gradient(phi, batch.query)
         trace.append(loss)
-        gradient = self._solve(self._penalized(gradient, phi), phi, batch.support)
-        return self.finish(gradient, phi, trace, batch.query, logits)
+        gradient, solved = self._solve(self._penalized(gradient, phi), phi, batch.support)
+        return self.finish(gradient, phi, trace, batch.query, logits, solved)
 
     def _proximal(self) -> float | Tensor:
         """lambda: a number, or one for each parameter (P,)."""
@@ -135,10 +136,16 @@ class IMAML(MetaLearner):
             phi = torch.sub(phi, gradient, alpha=self.inner_lr)
         return torch.lerp(phi, theta, pull) if self.mode == "official" else phi
 
-    def _solve(self, gradient: Tensor, phi: Tensor, support: Samples) -> Tensor:
-        """Each task's meta-gradient (T, P) from the query gradient (T, P) at phi."""
+    def _solve(
+        self, gradient: Tensor, phi: Tensor, support: Samples
+    ) -> tuple[Tensor, Tensor | None]:
+        """Each task's meta-gradient (T, P) from the query gradient (T, P) at phi.
+
+        And (T,) whether its solve met finite values only, or None where there was no solve: a
+        solve that is broken off has a finite iterate, possibly zero, which is no meta-gradient.
+        """
         if self.cg_steps <= (1 if self.mode == "official" else 0):
-            return gradient
+            return gradient, None
         hvp = linearize(
             lambda logits: cross_entropy(logits, support.labels),
             phi,
@@ -147,4 +154,5 @@ class IMAML(MetaLearner):
         ).hvp
         kind = _OPERATORS[self.mode]
         operator = damped(hvp, kind, lam=self._proximal(), damping=self.damping)
-        return implicit_solve(operator, gradient, iterations=self.cg_steps)[0]
+        implicit, solve = implicit_solve(operator, gradient, iterations=self.cg_steps)
+        return implicit, solve.status != CGStatus.NOT_FINITE

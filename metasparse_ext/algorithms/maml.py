@@ -127,8 +127,10 @@ class MAML(MetaLearner):
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         self._require_choice("rates", Rates, rates)
-        self._require(multi_step >= 0, "multi_step", "at least 0", multi_step)
-        self._require(first_order_until >= 0, "first_order_until", "at least 0", first_order_until)
+        self._require_count("multi_step", multi_step)
+        self._require_count("first_order_until", first_order_until)
+        self._require_flag("first_order", first_order)
+        self._require_flag("recompute", recompute)
         self.first_order, self.recompute = first_order, recompute
         self.multi_step, self.first_order_until = multi_step, first_order_until
         self.learned_rates: LearnedRates | None = None

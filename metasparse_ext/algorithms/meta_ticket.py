@@ -117,17 +117,23 @@ class MetaTicket(MAML):
         super().__init__(model, **maml)
         require = self._require
         self._require_choice("search", Search, search)
+        if density is not None:
+            self._require_number("density", density)
         require(density is None or 0 < density < 1, "density", "None or in (0, 1)", density)
-        require(rounds is None or rounds >= 1, "rounds", "None or at least 1", rounds)
+        if rounds is not None:
+            self._require_count("rounds", rounds, least=1)
         require(
             density is not None or rounds is not None, "rounds", "given without density", rounds
         )
+        self._require_number("rate", rate)
         require(0 < rate < 1, "rate", "in (0, 1)", rate)
+        self._require_number("search_length", search_length)
         require(0 < search_length <= 1, "search_length", "in (0, 1]", search_length)
         self._require_choice("scope", Scope, scope)
         kinds, known, signals = get_args(Kind), get_args(Signal), tuple(signals)
         require(set(skip) <= set(kinds), "skip", f"of {kinds}", skip)
-        require(rewind is None or rewind >= 0, "rewind", "None or at least 0", rewind)
+        if rewind is not None:
+            self._require_count("rewind", rewind)
         require(
             early_detection == "mask_stability",
             "early_detection",
@@ -137,9 +143,9 @@ class MetaTicket(MAML):
         require(
             bool(signals) and set(signals) <= set(known), "signals", f"some of {known}", signals
         )
-        require(check_every >= 1, "check_every", "at least 1", check_every)
-        require(window >= 2, "window", "at least 2", window)
-        require(threshold > 0, "threshold", "above 0", threshold)
+        self._require_count("check_every", check_every, least=1)
+        self._require_count("window", window, least=2)
+        self._require_number("threshold", threshold, above=0)
         self.search, self.scope, self.rewind = search, scope, rewind
         self.signals, self.check_every = signals, check_every
         self.window, self.threshold = window, threshold

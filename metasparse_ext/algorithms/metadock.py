@@ -82,6 +82,7 @@ class MetaDOCK(IMAML):
         damping: float | None = None,
         curvature: Curvature = "hessian",
     ) -> None:
+        self._require_number("lambda1", lambda1, above=0)
         if isinstance(model, nn.Module):
             _make_scores(model)
         super().__init__(
@@ -97,11 +98,12 @@ class MetaDOCK(IMAML):
             curvature=curvature,
         )
         self.lambda2 = lambda1 if lambda2 is None else lambda2
-        self._require(self.lambda2 > 0, "lambda2", "above 0", lambda2)
+        self._require_number("lambda2", self.lambda2, above=0)
+        self._require_number("budget", budget)
         self._require(0 <= budget <= 1, "budget", "in [0, 1]", budget)
-        self._require(lambda3 >= 0, "lambda3", "at least 0", lambda3)
-        self._require(lambda4 >= 0, "lambda4", "at least 0", lambda4)
-        self._require(total_iterations > 0, "total_iterations", "above 0", total_iterations)
+        self._require_number("lambda3", lambda3, least=0)
+        self._require_number("lambda4", lambda4, least=0)
+        self._require_count("total_iterations", total_iterations, least=1)
         self._require_choice("budget_schedule", BudgetSchedule, budget_schedule)
         self.budget = budget
         self.budget_loss = Budget(budget, lambda3, lambda4, total_iterations, budget_schedule)

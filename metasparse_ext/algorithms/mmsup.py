@@ -70,6 +70,10 @@ class MMSUP(MAML):
         adapt_density: bool = False,
         **maml: Unpack[MAMLOptions],
     ) -> None:
+        self._require_number("density", density)
+        self._require_flag("signed", signed)
+        self._require_flag("edge_popup", edge_popup)
+        self._require_flag("adapt_density", adapt_density)
         if isinstance(model, nn.Module):
             masker = partial(
                 LearnedTopKMask,

@@ -53,9 +53,11 @@ class MultiMAML(MAML):
         distributions: int = 1,
         **maml: Unpack[StepOptions],
     ) -> None:
-        self._require(distributions >= 1, "distributions", "at least 1", distributions)
-        each = (inner_lr,) * distributions if isinstance(inner_lr, int | float) else tuple(inner_lr)
+        self._require_count("distributions", distributions, least=1)
+        each = tuple(inner_lr) if isinstance(inner_lr, Sequence) else (inner_lr,) * distributions
         wanted = f"a number above 0, or {distributions} of them"
+        for rate in each:
+            self._require_number("inner_lr", rate)
         self._require(len(each) == distributions and min(each) > 0, "inner_lr", wanted, inner_lr)
         super().__init__(copy.deepcopy(model), inner_lr=each[0], **maml)
         self.inner_lr = inner_lr  # type: ignore[assignment]  # all of them, to be shown

@@ -71,8 +71,9 @@ class Reptile(MetaLearner):
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         adapt_batch = inner_batch if adapt_batch is None else adapt_batch
-        self._require(inner_batch >= 1, "inner_batch", "at least 1", inner_batch)
-        self._require(adapt_batch >= 1, "adapt_batch", "at least 1", adapt_batch)
+        self._require_count("inner_batch", inner_batch, least=1)
+        self._require_count("adapt_batch", adapt_batch, least=1)
+        self._require_flag("pooled", pooled)
         self._require_choice("optimizer", Optimizer, optimizer)
         self.inner_batch, self.adapt_batch = inner_batch, adapt_batch
         self.optimizer, self.pooled = optimizer, pooled

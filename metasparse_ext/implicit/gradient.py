@@ -52,7 +52,9 @@ def implicit_gradient(
     does not enter: neither its time nor its memory.
 
     A task whose first direction already shows no positive curvature gets the first-order
-    meta-gradient up to the operator's scale (:func:`implicit_solve`).
+    meta-gradient up to the operator's scale (:func:`implicit_solve`). A task whose status is
+    NOT_FINITE has no meta-gradient: its row is what the solve was left with. Look at
+    ``solve.status``.
 
     Args:
         support_loss: maps parameters (T, P) to inner losses (T,) without the proximal term. With
@@ -62,6 +64,10 @@ def implicit_gradient(
         lam, kind, damping: the operator, see :func:`damped`.
         curvature, model: the matrix H, see :func:`linearize`.
         iterations, tolerance, x0, preconditioner: the solve, see :func:`cg`.
+
+    Raises:
+        ValueError: a lam that is not positive and finite, a damping that is negative or not
+            finite, and as :func:`cg` and :func:`linearize`.
 
     Example:
         Any module will do, here one that is not of this package::

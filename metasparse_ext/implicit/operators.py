@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -68,16 +69,17 @@ def damped(
         damping: d >= 0, default 0 (``imaml_dev``: 1).
 
     Raises:
-        ValueError: an unknown kind, a lambda that is not positive, or a negative damping.
+        ValueError: an unknown kind, a lambda that is not positive and finite, or a damping that is
+            negative or not finite.
     """
     if kind not in KINDS:
         raise ValueError(f"damped: expected kind to be one of {KINDS}, got {kind!r}")
     damping = _DEFAULT_DAMPING[kind] if damping is None else damping
-    if damping < 0:
-        raise ValueError(f"damped: expected damping >= 0, got {damping}")
+    if not (damping >= 0 and math.isfinite(damping)):
+        raise ValueError(f"damped: expected a finite damping >= 0, got {damping}")
     # The values of a tensor stay unread: looking at them would stop the device.
-    if not isinstance(lam, Tensor) and not lam > 0:
-        raise ValueError(f"damped: expected lam > 0, got {lam}")
+    if not isinstance(lam, Tensor) and not (lam > 0 and math.isfinite(lam)):
+        raise ValueError(f"damped: expected a finite lam > 0, got {lam}")
     if kind == "ridge":
         return DampedOperator(hvp, shift=lam + damping, scale=1.0, gain=lam)
     strength = lam + _IMAML_DEV_OFFSET if kind == "imaml_dev" else lam

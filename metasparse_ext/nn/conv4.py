@@ -92,7 +92,8 @@ class Conv4(Backbone):
         (torch.Size([10, 5]), torch.Size([4, 10, 5]))
 
     Raises:
-        ValueError: if the images are too small for so many blocks, or an option is unknown.
+        ValueError: if the images are too small for so many blocks, there is no block or no class,
+            or an option is unknown.
     """
 
     def __init__(
@@ -113,6 +114,9 @@ class Conv4(Backbone):
         super().__init__()
         if head not in get_args(HeadInput):
             raise ValueError(f"Conv4: head must be 'flatten' or 'mean', got {head!r}")
+        for name, count in {"blocks": blocks, "ways": ways}.items():
+            if count < 1:
+                raise ValueError(f"Conv4: {name} must be at least 1, got {count}")
         size = height_and_width(image_size)
         place: Place = {"device": device, "dtype": dtype}
         channels = [in_channels] + [width] * blocks

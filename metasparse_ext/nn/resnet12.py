@@ -32,6 +32,9 @@ class ResBlock(nn.Module):
         in_channels, out_channels: I and O.
         activation: "leaky_relu" of slope 0.1, or "relu".
         device, dtype: Of the parameters.
+
+    Raises:
+        ValueError: if the activation is unknown.
     """
 
     task_aware = True
@@ -46,6 +49,10 @@ class ResBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if activation not in get_args(Activation):
+            raise ValueError(
+                f"ResBlock: activation must be one of {get_args(Activation)}, got {activation!r}"
+            )
         place: Place = {"device": device, "dtype": dtype}
         relu = activation == "relu"
         # Inside the block a ReLU is one op with its norm.
