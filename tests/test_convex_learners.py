@@ -153,7 +153,7 @@ def test_registered_names():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"head must be one of \('head',\), got 'fc'"):
         ANIL(network(), head="fc")
-    with pytest.raises(ValueError, match="must have an nn.Linear, .* Sequential has none"):
+    with pytest.raises(ValueError, match=r"must have an nn\.Linear, .* Sequential has none"):
         ConvexIMAML(nn.Sequential(nn.Conv2d(2, 3, 8), nn.Flatten()))
     with pytest.raises(ValueError, match="lam must be above 0, got 0"):
         ConvexIMAML(network(), lam=0)
