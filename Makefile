@@ -14,7 +14,7 @@ GPU_OUT ?= benchmarks/results
 # How many random cases make stress tries.
 DRAWS ?= 20000
 
-.PHONY: demo test bench gpu sanitize stress clean
+.PHONY: demo test bench gpu sanitize check-aarch64 stress clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
 	$(BIN)/metasparse demo --out runs/demo
@@ -33,8 +33,12 @@ bench: $(INSTALLED) $(LEARN2LEARN)  ## every CPU benchmark against its peers, th
 gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmark, in nine minutes
 	$(PYTHON) tools/gpu.py --out $(GPU_OUT)
 
-sanitize:  ## the CPU convolution kernels under AddressSanitizer and UBSan, between guard pages
+sanitize:  ## the CPU kernels under AddressSanitizer and UBSan, then threads under ThreadSanitizer
 	$(PYTHON) tools/check_cpu_kernels.py
+	$(PYTHON) tools/check_cpu_kernels.py --sanitize thread
+
+check-aarch64:  ## the portable CPU kernels, compiled for 64-bit ARM and run in an emulator
+	$(PYTHON) tools/check_cpu_kernels.py --target aarch64
 
 stress: $(INSTALLED)  ## random attacks on ops, checkpoints and long runs, 20,000 of them
 	OMP_NUM_THREADS=1 $(BIN)/python tools/stress.py --draws $(DRAWS)

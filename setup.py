@@ -8,6 +8,7 @@ is printed in one line.
 import hashlib
 import json
 import os
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,34 +26,17 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "build_backend"))
 import cuda  # noqa: E402
+import isa  # noqa: E402
+import openmp  # noqa: E402
 
 VERSION = "0.1.0"
 RECORD = "_build.json"  # lies beside the library
 # The oldest Python whose stable ABI the library uses.
 ABI3 = (3, 11)
 
-# A kernel source is compiled once per instruction set and chosen at run time (cpu/runtime/isa.cpp).
-ISA_FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": [
-        "-mavx512f",
-        "-mavx512dq",
-        "-mavx512bw",
-        "-mavx512vl",
-        "-mfma",
-        "-mprefer-vector-width=512",
-    ],
-}
-
 
 def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
-
-
-def isa_flags() -> dict[str, list[str]]:
-    machine = os.uname().machine
-    return ISA_FLAGS if machine in ("x86_64", "AMD64") else {"baseline": []}
 
 
 def make_build_ext():
@@ -60,11 +44,19 @@ def make_build_ext():
         """BuildExtension, plus the CPU kernels per instruction set and a record of the build."""
 
         def build_extensions(self):
+            openmp_flags = openmp.flags(shlex.split(cpp_extension.get_cxx_compiler()))
+            if openmp.THREADS not in openmp_flags:
+                print(
+                    f"metasparse_ext {VERSION}: the compiler refuses {openmp.THREADS}: "
+                    "ops on the CPU run on one thread",
+                    file=sys.stderr,
+                )
             objects = self.compile_isa_kernels()
             for extension in self.extensions:
+                extension.extra_compile_args["cxx"] = cxx_flags(openmp_flags)
                 extension.extra_objects = [*extension.extra_objects, *objects]
             super().build_extensions()
-            self.write_build_record()
+            self.write_build_record(openmp.THREADS in openmp_flags)
 
         def compile_isa_kernels(self) -> list[str]:
             kernels = sources("csrc/cpu/kernels/**/*.cpp")
@@ -72,26 +64,24 @@ def make_build_ext():
                 (path.stat().st_mtime for path in ROOT.glob("csrc/cpu/**/*.h")), default=0.0
             )
             jobs = []
-            for isa, flags in isa_flags().items():
+            for name in isa.compiled_for():
                 for kernel in kernels:
-                    name = Path(kernel).relative_to("csrc/cpu/kernels").with_suffix(f".{isa}.o")
-                    target = Path(self.build_temp) / "isa" / name
-                    jobs.append((kernel, target, isa, flags))
+                    file = Path(kernel).relative_to("csrc/cpu/kernels").with_suffix(f".{name}.o")
+                    jobs.append((kernel, Path(self.build_temp) / "isa" / file, isa.flags(name)))
 
             def compile_one(job) -> str:
-                kernel, target, isa, flags = job
+                kernel, target, flags = job
                 newest = max((ROOT / kernel).stat().st_mtime, newest_header)
                 if not target.exists() or target.stat().st_mtime < newest:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     command = [*self.compiler.compiler_so, *KERNEL_FLAGS, *flags]
-                    command += [f"-DMETASPARSE_ISA={isa}", f"-DMETASPARSE_ISA_{isa.upper()}"]
                     self.compiler.spawn([*command, "-c", str(ROOT / kernel), "-o", str(target)])
                 return str(target)
 
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
                 return list(pool.map(compile_one, jobs))
 
-        def write_build_record(self):
+        def write_build_record(self, has_openmp: bool):
             # Read before the library is loaded, to tell a mismatch from a crash.
             record = {
                 "version": VERSION,
@@ -100,7 +90,8 @@ def make_build_ext():
                 "cuda": torch.version.cuda if CUDA.build else None,
                 "cuda_reason": CUDA.reason,
                 "cuda_archs": CUDA.archs,
-                "cpu_isas": list(isa_flags()),
+                "cpu_isas": isa.compiled_for(),
+                "openmp": has_openmp,
             }
             library = Path(self.get_ext_fullpath("metasparse_ext._C"))
             (library.parent / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -113,13 +104,16 @@ def make_build_ext():
     return BuildExt
 
 
-# -fopenmp at compile time only: its symbols then resolve to the OpenMP runtime that torch itself
-# loads. Linking another one would put two thread pools on the same cores.
-CXX_FLAGS = ["-O2", "-std=c++20", "-fvisibility=hidden", "-fopenmp", "-DNDEBUG", "-Wall", "-g0"]
-# Kernels may contract a * b + c and assume no trapping, but keep NaN, infinities and signed zeros.
+def cxx_flags(openmp_flags: list[str]) -> list[str]:
+    # OpenMP at compile time only: its symbols then resolve to the OpenMP runtime that torch itself
+    # loads. Linking another one would put two thread pools on the same cores.
+    flags = ["-O2", "-std=c++20", "-fvisibility=hidden", *openmp_flags]
+    return [*flags, "-DNDEBUG", "-Wall", "-g0"]
+
+
 KERNEL_FLAGS = [
     *("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-g0"),
-    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *isa.MATH_FLAGS,
     # Where code lands in the library must not decide how fast it is: 1.13 times, on Cascade Lake.
     *("-falign-functions=64", "-falign-loops=64"),
     # gcc 12 takes the undefined lanes of its own AVX-512 intrinsics for uninitialised variables
@@ -144,10 +138,7 @@ def make_extension():
     return kind(
         "metasparse_ext._C",
         sources=[source for pattern in files for source in sources(f"csrc/{pattern}")],
-        extra_compile_args={
-            "cxx": CXX_FLAGS,
-            "nvcc": cuda.NVCC_FLAGS,
-        },
+        extra_compile_args={"nvcc": cuda.NVCC_FLAGS},  # and build_extensions adds those of C++
         py_limited_api=True,
     )
 
@@ -160,7 +151,7 @@ else:
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(CUDA.archs)
     print(
         f"metasparse_ext {VERSION}: C++ for torch {torch.__version__}, CPU kernels for "
-        f"{'/'.join(isa_flags())}; CUDA "
+        f"{'/'.join(isa.compiled_for())}; CUDA "
         f"{f'for {chr(32).join(CUDA.archs)}' if CUDA.build else 'no'} ({CUDA.reason})",
         file=sys.stderr,
     )

@@ -57,6 +57,13 @@ def _cuda_table() -> str:
     return table.status if table.device is None else f"{table.status} on {table.device}"
 
 
+def _threads(record: dict) -> str:
+    threads = torch.get_num_threads()
+    if record.get("openmp", True):
+        return str(threads)
+    return f"{threads} of torch, 1 of the library (built without OpenMP)"
+
+
 def info() -> dict[str, str]:
     """Versions and backends in use, as printed by ``metasparse info``.
 
@@ -79,7 +86,7 @@ def info() -> dict[str, str]:
         "torch": torch.__version__,
         "library": library,
         "cpu": record.get("cpu_isa", "reference ops only"),
-        "threads": str(torch.get_num_threads()),
+        "threads": _threads(record),
         "cuda": _cuda(),
         "triton": _triton(),
         "cuda table": _cuda_table(),

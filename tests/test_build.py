@@ -1,6 +1,7 @@
 """Loading of the compiled library, and what happens without it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import metasparse_ext as ms
-from metasparse_ext import _library
+from build_backend import isa, openmp
+from metasparse_ext import _info, _library
 
 PACKAGE = Path(ms.__file__).parent
 
@@ -91,3 +93,67 @@ def test_only_one_openmp_runtime():
     needed = [line for line in output.splitlines() if "NEEDED" in line]
     assert needed
     assert not [line for line in needed if "omp" in line]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64"])
+def test_x86_has_a_copy_of_the_kernels_per_instruction_set(machine):
+    assert isa.compiled_for(machine) == ("baseline", "avx2", "avx512")
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm64", "ppc64le", ""])
+def test_other_machines_have_the_portable_kernels(machine):
+    assert isa.compiled_for(machine) == ("baseline",)
+
+
+def test_the_cpu_runs_what_the_compiler_may_use():
+    """The library's own check of the CPU asks for every feature in the compiler's flags."""
+    source = (PACKAGE.parent / "csrc/cpu/runtime/isa.cpp").read_text()
+    for name in ("avx2", "avx512"):
+        case = source.split(f"case Isa::{name}:\n      return __builtin")[1].split(";")[0]
+        wanted = {flag[2:] for flag in isa.flags(name) if flag.startswith("-m")}
+        asked = set(case.replace("_cpu_supports", "").split('"')[1::2])
+        assert asked == {flag for flag in wanted if not flag.startswith("prefer")}
+
+
+COMPILER = "c++"
+
+
+def refusing_compiler(folder: Path, *flags: str) -> str:
+    """A compiler that stops at any of these flags, as Apple's does at -fopenmp."""
+    script = folder / "c++"
+    refused = "|".join(flags)
+    script.write_text(
+        f'#!/bin/sh\nfor a; do case "$a" in {refused}) exit 1;; esac; done\nexec {COMPILER} "$@"\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler")
+@pytest.mark.skipif(os.name == "nt", reason="no /bin/sh")
+def test_a_compiler_without_openmp_builds_all_the_same(tmp_path):
+    assert openmp.flags([COMPILER]) == ["-fopenmp"]
+    assert openmp.flags([refusing_compiler(tmp_path, "-fopenmp")]) == ["-fopenmp-simd"]
+    neither = refusing_compiler(tmp_path, "-fopenmp", "-fopenmp-simd")
+    assert openmp.flags([neither]) == []
+
+
+def test_info_tells_of_a_build_without_openmp(monkeypatch):
+    record = _library.build_record()
+    assert ms.info()["threads"] == str(torch.get_num_threads())
+    monkeypatch.setattr(_info._library, "build_record", lambda: {**record, "openmp": False})
+    assert ms.info()["threads"].endswith("1 of the library (built without OpenMP)")
+
+
+def test_setup_needs_no_uname():
+    """Windows has none."""
+    code = "import os, runpy, sys, torch; del os.uname; sys.argv = ['setup.py', '--version'];"
+    result = subprocess.run(
+        [sys.executable, "-c", f"{code} runpy.run_path('setup.py', run_name='__main__')"],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"CPU kernels for {'/'.join(isa.compiled_for())};" in result.stderr

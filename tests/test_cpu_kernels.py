@@ -11,12 +11,11 @@ from support import cpu_kernels
 from support.cpu_kernels import OPS, Case
 
 import metasparse_ext as ms
+from build_backend.isa import compiled_for, supported
 
 pytestmark = pytest.mark.skipif(
     not hasattr(OPS, "set_conv_backend"), reason="the compiled library is missing"
 )
-
-CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl"]}
 
 
 @pytest.fixture
@@ -80,11 +79,9 @@ def test_threads_share_the_work(name, density, tasks, threads, dtype, bound, bac
         torch.testing.assert_close(many, one, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("isa", CPU_FLAGS)
+@pytest.mark.parametrize("isa", compiled_for())
 def test_every_instruction_set(isa):
-    cpuinfo = Path("/proc/cpuinfo")
-    known = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    if not all(flag in known for flag in CPU_FLAGS[isa]):
+    if isa not in supported():
         pytest.skip(f"this CPU has no {isa}")
     test = f"{Path(__file__).relative_to(Path(__file__).parent.parent)}"
     only = [

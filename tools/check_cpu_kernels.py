@@ -1,83 +1,201 @@
-"""Compiles the CPU convolution kernels with sanitizers and runs them over odd and drawn shapes.
+"""Compiles the CPU kernels without torch and runs them over odd and drawn shapes.
 
-    python tools/check_cpu_kernels.py [--build FOLDER] [--draws N] [--seed S]
+    python tools/check_cpu_kernels.py [--sanitize address|thread|none] [--target aarch64]
+                                      [--op NAME ...] [--draws N] [--seed S] [--build FOLDER]
 
-Needs a C++ compiler and no torch, of which the kernels know nothing. Every instruction set this CPU
-has is run. Exit status 0 means: no invalid access, no undefined behaviour, and every result right.
+Every result is compared with a naive sum, and all operands lie between inaccessible pages. Needs a
+C++ compiler and no torch, of which the kernels know nothing. Every instruction set this CPU has is
+run; another target's portable kernels run in an emulator of it. Exit status 0 means: no invalid
+access, no undefined behaviour or data race, and every result right; 2, that a tool is missing.
 """
 
 import argparse
 import os
-import platform
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from build_backend import isa  # noqa: E402
+
 CPU = ROOT / "csrc" / "cpu"
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-COMMON = ["-std=c++20", "-g1", "-Wall", "-Wextra", "-fopenmp-simd", *SANITIZE]
-ISA_FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+CHECKS = ROOT / "tools" / "check_kernels"
+STAND_IN = CHECKS / "torch_stand_in"  # in place of torch's threads
+COMMON = ["-std=c++20", "-g1", "-Wall", "-Wextra", "-fopenmp-simd", *isa.MATH_FLAGS]
+# gcc 12 takes the undefined lanes of its own AVX-512 intrinsics for uninitialised variables
+COMMON += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+SANITIZE = {
+    "address": ["-O1", "-fsanitize=address,undefined"],
+    "thread": ["-O1", "-fsanitize=thread"],
+    "none": ["-O3"],
+}
+SANITIZE_ALL = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+# What takes four fifths of the time to compile the kernels, for little: accesses are checked by a
+# call each, and null and the ends of objects by AddressSanitizer and the pages alone.
+KERNEL_SANITIZE = {
+    "address": [
+        *("--param", "asan-instrumentation-with-call-threshold=0"),
+        *("-fno-sanitize-address-use-after-scope", "-fno-sanitize=null,object-size"),
+    ]
 }
 
 
-def drivers() -> list[Path]:
-    """The convolution's sources that need no torch."""
-    names = [*CPU.glob("conv/*.cpp"), CPU / "runtime/isa.cpp", CPU / "runtime/memory.cpp"]
-    return [*sorted(names), ROOT / "tools" / "check_cpu_kernels.cpp"]
+class Op(NamedTuple):
+    """Drawn cases, what an idle machine of two cores does in about a minute; and the sources."""
+
+    draws: int
+    kernels: str
+    drivers: str | None = None
 
 
-def compile_all(build: Path) -> Path:
-    compiler = os.environ.get("CXX", "c++")
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    jobs = [(source, build / f"{source.stem}.o", ["-O1"]) for source in drivers()]
-    for isa, flags in ISA_FLAGS.items():
-        if isa != "baseline" and not x86:
-            continue
-        for kernel in sorted((CPU / "kernels" / "conv").glob("*.cpp")):
-            options = ["-O1", *flags, f"-DMETASPARSE_ISA={isa}"]
-            jobs.append((kernel, build / f"kernel_{kernel.stem}_{isa}.o", options))
+OPS = {
+    "norm_act_pool": Op(400, "norm/*.cpp"),
+    "conv": Op(20, "conv/*.cpp", "conv/*.cpp"),
+    "threads": Op(6, "conv/*.cpp", "conv/*.cpp"),
+    "topk_mask": Op(60, "topk_mask.cpp"),
+    "cg": Op(60, "cg.cpp"),
+    "row_products": Op(150, "row_products.cpp"),
+    "softmax_head": Op(150, "softmax_head.cpp"),
+}
 
-    def run(job):
-        source, target, options = job
-        subprocess.run([compiler, *COMMON, *options, "-c", source, "-o", target], check=True)
-        return target
+
+class Target(NamedTuple):
+    """How programs of a machine are compiled and run, and what Debian calls that."""
+
+    machine: str | None
+    compiler: list[str]
+    link: list[str]
+    emulator: list[str]
+    packages: str
+
+
+NATIVE = Target(None, shlex.split(os.environ.get("CXX", "c++")), [], [], "g++")
+TARGETS = {
+    "native": NATIVE,
+    "aarch64": Target(
+        "aarch64",
+        ["aarch64-linux-gnu-g++"],
+        ["-static"],  # the emulator then needs no libraries of the target
+        ["qemu-aarch64"],
+        "g++-aarch64-linux-gnu qemu-user",
+    ),
+}
+
+
+def missing(target: Target) -> str | None:
+    """What to install for a target, in a line; None where all is there."""
+    tools = [target.compiler[0], *target.emulator[:1]]
+    lacking = [tool for tool in tools if shutil.which(tool) is None]
+    if not lacking:
+        return None
+    names = " and ".join(lacking)
+    return f"not installed: {names} (on Debian: apt-get install {target.packages})"
+
+
+def sources(ops: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """What the check of some ops is made of: files compiled once, and kernels."""
+    once = {CHECKS / "main.cpp", *STAND_IN.glob("*.cpp"), *CPU.glob("runtime/*.cpp")}
+    kernels = {}
+    for op in ops:
+        once.add(CHECKS / f"{op}.cpp")
+        if OPS[op].drivers:  # threads calls the cases of conv
+            once |= {CHECKS / "conv.cpp", *CPU.glob(OPS[op].drivers)}
+        kernels |= dict.fromkeys(sorted((CPU / "kernels").glob(OPS[op].kernels)))
+    return sorted(once), list(kernels)
+
+
+def compile_all(target: Target, sanitize: str, ops: Iterable[str], build: Path) -> Path:
+    """Compiles and links the program for a target; its path."""
+    flags = [*COMMON, *SANITIZE[sanitize], *(SANITIZE_ALL if sanitize != "none" else [])]
+    once, kernels = sources(ops)
+    jobs = []
+    for name in isa.compiled_for(target.machine):
+        options = [*isa.flags(name), *KERNEL_SANITIZE.get(sanitize, [])]
+        jobs += [(kernel, options) for kernel in kernels]
+    jobs += [(source, []) for source in once]
+
+    def run(job: tuple[int, tuple[Path, list[str]]]) -> Path:
+        number, (source, options) = job
+        result = build / f"{number}_{source.stem}.o"
+        command = [*target.compiler, *flags, *options, f"-I{STAND_IN}", "-c", source, "-o", result]
+        subprocess.run(command, check=True)
+        return result
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(run, jobs))
-    program = build / "check_cpu_kernels"
-    subprocess.run([compiler, *SANITIZE, *objects, "-pthread", "-o", program], check=True)
+        objects = list(pool.map(run, enumerate(jobs)))
+    program = build / f"check_kernels_{sanitize}"
+    command = [*target.compiler, *flags, *objects, "-pthread", *target.link, "-o", program]
+    subprocess.run(command, check=True)
     return program
 
 
-def supported() -> list[str]:
-    """The instruction sets that this CPU has."""
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    needs = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl"]}
-    return [isa for isa, wanted in needs.items() if all(flag in flags for flag in wanted)]
+def check(target: Target, program: Path, ops: dict[str, int], seed: int) -> int:
+    """Runs the ops on every instruction set, side by side; 0 if all is well."""
+    names = isa.supported() if target.machine is None else isa.compiled_for(target.machine)
+
+    def run(job: tuple[str, str]) -> subprocess.CompletedProcess:
+        op, name = job
+        return subprocess.run(
+            [*target.emulator, program, op, str(ops[op]), str(seed)],
+            env={**os.environ, "METASPARSE_CPU_ISA": name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    status = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [(op, name) for op in ops for name in names]
+        for (op, name), result in zip(jobs, pool.map(run, jobs), strict=True):
+            print(result.stdout, end="", flush=True)
+            if result.returncode != 0:
+                status = 1
+                print(f"{name} {op}: failed, exit status {result.returncode}", flush=True)
+    return status
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sanitize", choices=SANITIZE, help="default: address and undefined")
+    parser.add_argument("--target", choices=TARGETS, default="native", help="default: native")
+    parser.add_argument("--op", choices=OPS, action="append", help="default: every op")
+    parser.add_argument("--draws", type=int, help="drawn cases an op; default: by the op")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn cases")
+    parser.add_argument("--build", type=Path, help="keep what is compiled in this folder")
+    given = parser.parse_args()
+    if given.draws is not None and given.draws < 0:
+        parser.error(f"argument --draws: expected at least 0, got {given.draws}")
+    if given.sanitize is None:
+        given.sanitize = "address" if given.target == "native" else "none"
+    return given
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--build", type=Path, help="keep what is compiled in this folder")
-    parser.add_argument("--draws", type=int, default=30, help="drawn shapes beside the fixed ones")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn shapes")
-    arguments = parser.parse_args()
+    given = arguments()
+    target = TARGETS[given.target]
+    problem = missing(target)
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 2
+    # Several callers are of interest to ThreadSanitizer alone, and one caller to the others.
+    ops = given.op or [op for op in OPS if (op == "threads") == (given.sanitize == "thread")]
+    draws = {op: OPS[op].draws if given.draws is None else given.draws for op in ops}
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        build = arguments.build or Path(scratch)
+        build = given.build or Path(scratch)
         build.mkdir(parents=True, exist_ok=True)
-        program = compile_all(build)
-        status = 0
-        for isa in supported():
-            environment = {**os.environ, "METASPARSE_CPU_ISA": isa}
-            status |= subprocess.run(
-                [program, str(arguments.draws), str(arguments.seed)], env=environment, check=False
-            ).returncode
+        program = compile_all(target, given.sanitize, ops, build)
+        status = check(target, program, draws, given.seed)
+    print(f"{'failed' if status else 'passed'} in {time.monotonic() - start:.0f} s")
     return status
 
 

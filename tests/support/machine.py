@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import metasparse_ext as ms
-from tools.check_cpu_kernels import supported
+from build_backend.isa import supported
 
 TESTS = Path(__file__).resolve().parent.parent
 INSTRUCTION_SETS = tuple(supported())

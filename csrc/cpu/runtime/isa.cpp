@@ -46,12 +46,14 @@ const char* isa_name(Isa isa) {
   }
 }
 
+// All that build_backend/isa.py lets the compiler use.
 bool cpu_supports(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("fma");
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     default:
