@@ -49,7 +49,7 @@ class Sddmm {
 
   void run() {
     const int64_t kernels = operands_.out_channels * operands_.in_channels;
-    if (!dense_ || units_ == 0) {
+    if (!dense_ || units_ == 0 || !weights_.writes_whole_kernels()) {
       std::memset(operands_.grad_weight, 0,
                   sizeof(T) * operands_.tasks * kernels * operands_.kernel_size);
     }
