@@ -11,10 +11,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <utility>
 #include <vector>
 
+#include "../gradient_buffer.h"
 #include "../plain.h"
 #include "node.h"
 
@@ -73,8 +75,10 @@ class FlatLayout {
 };
 
 variable_list unflatten(const Tensor& flat, const FlatLayout& layout);
+// `begun`, if defined, holds the slices that are `there` already.
 Tensor flatten(const variable_list& parts, const FlatLayout& layout, IntArrayRef batch,
-               const at::TensorOptions& options);
+               const at::TensorOptions& options, const Tensor& begun = {},
+               const std::vector<char>& there = {});
 
 // ---- composed of torch's ops: any tensor, any mode ----------------------------------------------
 
@@ -124,11 +128,14 @@ struct UnflattenTasksBackward : Node {
   FlatLayout layout{{}, {}};
   std::vector<int64_t> batch;
   at::TensorOptions options;
+  std::unique_ptr<GradientBuffer> gradients;  // of a buffer (T, P) alone
 
   variable_list apply(variable_list&& grads) override {
+    std::vector<char> born;
+    const Tensor begun = gradients ? gradients->take(grads, born) : Tensor();
     const auto defined = [](const Tensor& t) { return t.defined(); };
     if (std::none_of(grads.begin(), grads.end(), defined)) return {Tensor()};
-    return {flatten(grads, layout, batch, options)};
+    return {flatten(grads, layout, batch, options, begun, born)};
   }
   std::string name() const override { return "UnflattenTasksBackward"; }
 };
@@ -157,6 +164,7 @@ variable_list unflatten(const Tensor& flat, const FlatLayout& layout) {
     node->layout = layout;
     node->batch = batch.vec();
     node->options = flat.options();
+    if (flat.dim() == 2) node->gradients = std::make_unique<GradientBuffer>(flat, layout.counts());
     torch::autograd::set_history(parts, node);
   }
   return parts;
@@ -179,14 +187,15 @@ bool can_be_copied(const Tensor& part, IntArrayRef batch, const at::TensorOption
 
 // Copies, each slice of each task by itself.
 Tensor copied_side_by_side(variable_list parts, const FlatLayout& layout, IntArrayRef batch,
-                           const at::TensorOptions& options) {
+                           const at::TensorOptions& options, const Tensor& begun,
+                           const std::vector<char>& there) {
   at::AutoDispatchBelowADInplaceOrView below;
   for (Tensor& part : parts) {
     if (part.defined() && !rows_are_dense(part, batch.size())) part = part.contiguous();
   }
   auto sizes = batch.vec();
   sizes.push_back(layout.total());
-  const Tensor flat = at::empty(sizes, options);
+  const Tensor flat = begun.defined() ? begun : at::empty(sizes, options);
   const int64_t bytes = flat.element_size(), row = layout.total() * bytes;
   const int64_t tasks = batch.empty() ? 1 : batch[0];
   auto* const to = static_cast<char*>(flat.mutable_data_ptr());
@@ -205,7 +214,7 @@ Tensor copied_side_by_side(variable_list parts, const FlatLayout& layout, IntArr
       const int64_t task = unit / slices, i = unit % slices;
       char* const place = to + task * row + offsets[i];
       const auto size = static_cast<size_t>(layout.count(i) * bytes);
-      if (size == 0) continue;
+      if (size == 0 || (begun.defined() && there[i] != 0)) continue;
       if (!parts[i].defined()) {
         std::memset(place, 0, size);
         continue;
@@ -219,12 +228,13 @@ Tensor copied_side_by_side(variable_list parts, const FlatLayout& layout, IntArr
 }
 
 Tensor flatten(const variable_list& parts, const FlatLayout& layout, IntArrayRef batch,
-               const at::TensorOptions& options) {
+               const at::TensorOptions& options, const Tensor& begun,
+               const std::vector<char>& there) {
   const bool copied = std::all_of(parts.begin(), parts.end(), [&](const Tensor& part) {
     return !part.defined() || can_be_copied(part, batch, options);
   });
   if (!copied) return composed_flatten(parts, layout, batch, options);
-  Tensor flat = copied_side_by_side(parts, layout, batch, options);
+  Tensor flat = copied_side_by_side(parts, layout, batch, options, begun, there);
   const bool recorded = std::any_of(parts.begin(), parts.end(), [](const Tensor& part) {
     return part.defined() && is_recorded(part);
   });

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../gradient_buffer.h"
 #include "../task_operand.h"
 
 namespace metasparse::cpu {
@@ -33,7 +34,8 @@ std::pair<at::Tensor, at::Tensor> masked_weight_backward(const at::Tensor& grad,
   const TaskOperand grads(grad), weights(weight), masks(mask);
   const int64_t tasks = grad.size(0), rows = grad.size(1), row = grad.size(2);
   const int64_t taps = grad.size(3) * grad.size(4);
-  auto weight_grad = at::empty(grad.sizes(), grad.options());
+  auto weight_grad = gradient_place(weight);
+  if (!weight_grad.defined()) weight_grad = at::empty(grad.sizes(), grad.options());
   auto mask_grad = at::empty({tasks, rows, row}, grad.options());
   constexpr int64_t kGrain = 1 << 14;  // numbers worth a thread
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row * taps));
@@ -43,11 +45,11 @@ std::pair<at::Tensor, at::Tensor> masked_weight_backward(const at::Tensor& grad,
     at::parallel_for(0, tasks * rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t task = unit / rows, kernel = (unit % rows) * row;
-        divide_kernels(row, taps,
-                       grads.data<scalar_t>() + task * grads.task_stride() + kernel * taps,
-                       weights.data<scalar_t>() + task * weights.task_stride() + kernel * taps,
-                       masks.data<scalar_t>() + task * masks.task_stride() + kernel,
-                       to_weight + unit * row * taps, to_mask + unit * row);
+        divide_kernels(
+            row, taps, grads.data<scalar_t>() + task * grads.task_stride() + kernel * taps,
+            weights.data<scalar_t>() + task * weights.task_stride() + kernel * taps,
+            masks.data<scalar_t>() + task * masks.task_stride() + kernel,
+            to_weight + task * weight_grad.stride(0) + kernel * taps, to_mask + unit * row);
       }
     });
   });

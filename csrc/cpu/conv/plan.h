@@ -174,7 +174,7 @@ struct SddmmOperands {
   int64_t tasks, out_channels, in_channels, kernel_size;
   std::vector<SddmmTerm<T>> terms;
   PerTask<const T> mask;
-  T* grad_weight;
+  PerTask<T> grad_weight;
 };
 
 // Forward pass and input gradient.
