@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "../cpu/empty_large.h"
 #include "../gradient_buffer.h"
 #include "../plain.h"
 #include "node.h"
@@ -195,7 +196,7 @@ Tensor copied_side_by_side(variable_list parts, const FlatLayout& layout, IntArr
   }
   auto sizes = batch.vec();
   sizes.push_back(layout.total());
-  const Tensor flat = begun.defined() ? begun : at::empty(sizes, options);
+  const Tensor flat = begun.defined() ? begun : cpu::empty_large(sizes, options);
   const int64_t bytes = flat.element_size(), row = layout.total() * bytes;
   const int64_t tasks = batch.empty() ? 1 : batch[0];
   auto* const to = static_cast<char*>(flat.mutable_data_ptr());

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <mutex>
 
+#include "../cpu/empty_large.h"
+
 namespace metasparse {
 namespace {
 
@@ -58,7 +60,7 @@ at::Tensor GradientBuffer::give(const at::Tensor& slice) {
     given_.assign(counts_.size(), at::Tensor());
   }
   if (given_[index].defined()) return {};
-  if (!flat_gradient_.defined()) flat_gradient_ = at::empty({tasks_, total_}, options_);
+  if (!flat_gradient_.defined()) flat_gradient_ = cpu::empty_large({tasks_, total_}, options_);
   auto strides = slice.strides().vec();
   strides[0] = total_;
   given_[index] = flat_gradient_.as_strided(slice.sizes(), strides, offset);

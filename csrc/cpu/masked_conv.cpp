@@ -17,6 +17,7 @@
 #include "../task_operand.h"
 #include "conv/algorithm.h"
 #include "conv/conv.h"
+#include "empty_large.h"
 #include "runtime/isa.h"
 
 namespace metasparse::cpu {
@@ -158,7 +159,7 @@ Tensor forward_sum(const ConvShape& s, std::initializer_list<SpmmInputs> factors
                    const OptionalTensor& bias, ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor y =
-      at::empty({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
+      empty_large({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
   const HeldSpmmOperands operands(factors);
   const TaskOperand biases(bias);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv", [&] {
@@ -172,7 +173,7 @@ Tensor input_grad_sum(const ConvShape& s, std::initializer_list<SpmmInputs> fact
                       ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor grad_x =
-      at::empty({s.tasks, s.samples, s.in_channels, s.height, s.width}, like.options());
+      empty_large({s.tasks, s.samples, s.in_channels, s.height, s.width}, like.options());
   const HeldSpmmOperands operands(factors);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_input_grad", [&] {
     masked_conv_input_grad<scalar_t>(s, operands.terms<scalar_t>(),
@@ -192,7 +193,7 @@ Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<SddmmInputs> sa
                        const Tensor& place = {}) {
   const auto& like = samples.begin()->x;
   const std::array sizes = {s.tasks, s.out_channels, s.in_channels, s.kernel_h, s.kernel_w};
-  const Tensor grad_weight = place.defined() ? place : at::empty(sizes, like.options());
+  const Tensor grad_weight = place.defined() ? place : empty_large(sizes, like.options());
   std::vector<std::pair<TaskOperand, TaskOperand>> operands;
   for (const SddmmInputs& of : samples) operands.emplace_back(of.grad, of.x);
   const TaskOperand masks(mask);

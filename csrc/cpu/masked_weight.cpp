@@ -8,6 +8,7 @@
 
 #include "../gradient_buffer.h"
 #include "../task_operand.h"
+#include "empty_large.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -35,7 +36,7 @@ std::pair<at::Tensor, at::Tensor> masked_weight_backward(const at::Tensor& grad,
   const int64_t tasks = grad.size(0), rows = grad.size(1), row = grad.size(2);
   const int64_t taps = grad.size(3) * grad.size(4);
   auto weight_grad = gradient_place(weight);
-  if (!weight_grad.defined()) weight_grad = at::empty(grad.sizes(), grad.options());
+  if (!weight_grad.defined()) weight_grad = empty_large(grad.sizes(), grad.options());
   auto mask_grad = at::empty({tasks, rows, row}, grad.options());
   constexpr int64_t kGrain = 1 << 14;  // numbers worth a thread
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row * taps));
