@@ -217,7 +217,7 @@ class Budget:
         return self.gradient_at(done, scores)(scores)
 
     def gradient_at(self, done: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """:meth:`gradient` as a function of scores of the size (..., K) and the dtype of ``like``."""
+        """:meth:`gradient` as a function of scores of the dtype and the K of ``like``, (..., K)."""
         weight, goal = self._at(done, like)
         per_kernel = 2 * weight / like.shape[-1]
         offset, share = -goal * per_kernel, per_kernel / like.shape[-1]

@@ -12,9 +12,10 @@ from metasparse_ext.ops._register import register_fake
 def binary_mask(scores: Tensor, threshold: float = 0.0) -> Tensor:
     """The mask that is 1 where ``scores > threshold`` and 0 elsewhere.
 
-    With the threshold 0, zero, -0.0 and NaN are not above it: their mask is 0. The derivative is taken to be the
-    identity (straight-through), in reverse and in forward mode: the gradient that reaches the mask
-    reaches the scores unchanged, those of pruned entries included, which is how they come back.
+    With the threshold 0, zero, -0.0 and NaN are not above it: their mask is 0. The derivative is
+    taken to be the identity (straight-through), in reverse and in forward mode: the gradient that
+    reaches the mask reaches the scores unchanged, those of pruned entries included, which is how
+    they come back.
 
     Args:
         scores: Any shape, floating dtype.
