@@ -11,10 +11,9 @@ class TaskOperand {
  public:
   explicit TaskOperand(const at::Tensor& t) {
     shared_ = t.size(0) == 1 || t.stride(0) == 0;
-    const at::Tensor first = t.size(0) == 0 ? t : t[0];
-    tensor_ = first.is_contiguous() ? t
-              : shared_             ? first.contiguous().unsqueeze(0)
-                                    : t.contiguous();
+    tensor_ = is_dense_below_tasks(t) ? t
+              : shared_               ? t[0].contiguous().unsqueeze(0)
+                                      : t.contiguous();
   }
 
   explicit TaskOperand(const std::optional<at::Tensor>& t) {
@@ -31,6 +30,17 @@ class TaskOperand {
   int64_t task_stride() const { return tensor_.defined() && !shared_ ? tensor_.stride(0) : 0; }
 
  private:
+  // From the strides alone: a view of one task would be an op, and there are 20 of them a step.
+  static bool is_dense_below_tasks(const at::Tensor& t) {
+    int64_t expected = 1;
+    for (int64_t d = t.dim() - 1; d > 0; --d) {
+      if (t.size(d) == 0) return true;
+      if (t.size(d) != 1 && t.stride(d) != expected) return false;
+      expected *= t.size(d);
+    }
+    return true;
+  }
+
   at::Tensor tensor_;
   bool shared_ = false;
 };

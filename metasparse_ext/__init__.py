@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from metasparse_ext._capture import capture
 from metasparse_ext._info import info
+from metasparse_ext._memory import keep_memory
 from metasparse_ext.ops import (
     backend,
     binary_mask,
@@ -35,6 +36,7 @@ __all__ = [
     "get_backend",
     "implicit",
     "info",
+    "keep_memory",
     "masked_conv2d",
     "nn",
     "norm_act_pool",

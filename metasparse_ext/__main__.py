@@ -1,5 +1,5 @@
 """``python -m metasparse_ext``: the command line."""
 
-from metasparse_ext.cli import main
+from metasparse_ext.cli import program
 
-main(prog_name="metasparse")
+program()

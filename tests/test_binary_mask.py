@@ -98,7 +98,7 @@ def test_compile():
 
 def test_opcheck():
     for scores in (torch.randn(3, 4, requires_grad=True), torch.randn(4, 3).mT):
-        torch.library.opcheck(torch.ops.metasparse.binary_mask.default, (scores,))
+        torch.library.opcheck(torch.ops.metasparse.binary_mask.default, (scores, 0.0))
 
 
 def test_autocast_keeps_the_dtype():
@@ -114,7 +114,7 @@ def test_scores_of_no_floating_dtype(scores):
     with pytest.raises(TypeError, match=f"floating tensor, got {scores.dtype}"):
         ms.binary_mask(scores)
     with pytest.raises(TypeError, match="floating dtype"):
-        torch.ops.metasparse.binary_mask(scores)
+        torch.ops.metasparse.binary_mask(scores, 0.0)
 
 
 def test_scores_that_are_no_tensor():

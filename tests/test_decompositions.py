@@ -67,7 +67,7 @@ def test_each_is_its_op(name):
     calls = {
         **conv_calls(),
         **norm_calls(),
-        "binary_mask": (scores,),
+        "binary_mask": (scores, 0.1),
         "topk_mask": (scores, torch.tensor([0, 3, 4, 9])),
     }
     found, expected = ms.decompositions()[op.default](*calls[name]), op(*calls[name])

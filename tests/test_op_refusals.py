@@ -18,7 +18,7 @@ CALLS = all_calls()
 # A further op that no backend of CUDA has of its own: what a whole backward pass wants.
 GRAD, IMAGES, WEIGHT, MASK = (*CALLS["masked_conv_mask_grad"][:3], CALLS["masked_conv"][2])
 CALLS["masked_conv_backward"] = (GRAD, IMAGES, WEIGHT, MASK, True, False, True, (2, 2), (1, 1))
-CALLS["binary_mask"] = (torch.randn(3),)
+CALLS["binary_mask"] = (torch.randn(3), 0.0)
 
 CHANGES = {
     "dimensions": lambda t: t[None],

@@ -15,7 +15,11 @@
 
 #include <algorithm>
 #include <mutex>
+#include <tuple>
 #include <utility>
+
+#include "../cpu/masked_weight.h"
+#include "../plain.h"
 
 namespace metasparse::conv_autograd {
 
@@ -23,8 +27,17 @@ using torch::autograd::variable_list;
 
 namespace {
 
+bool is_one_pass(const Tensor& t) {
+  return is_plain(t) && t.is_cpu() && at::isFloatingType(t.scalar_type()) && !is_recorded(t) &&
+         !tangent_of(t).defined();
+}
+
 // Weight and mask enter as their product: one dense gradient of it gives both of theirs.
 void divide_between(const Tensor& dense, const Slots& slots, Tensor& weight, Tensor& mask) {
+  if (is_one_pass(dense) && is_one_pass(slots[kWeight]) && is_one_pass(slots[kMask])) {
+    std::tie(weight, mask) = cpu::masked_weight_backward(dense, slots[kWeight], slots[kMask]);
+    return;
+  }
   weight = dense * over_taps(slots[kMask]);
   mask = (dense * slots[kWeight]).sum({-2, -1});
 }

@@ -140,6 +140,7 @@ std::tuple<Tensor, NormDirection> tangent_of_double_backward(const Point& point,
                                                              const Tensor& grad) {
   const auto dot = tangents_of(point), v_dot = tangents_of(v);
   const Tensor grad_dot = tangent_of(grad);
+  if (!any_defined(dot) && !any_defined(v_dot) && !grad_dot.defined()) return {};
   const Point p = point.primal();
   const auto v_primal = primals_of(v);
   const auto grad_primal = primal_of(grad);

@@ -30,9 +30,10 @@ Tensor straight_through(const Tensor& scores, Redispatch&& redispatch) {
   return mask;
 }
 
-Tensor binary_mask(c10::DispatchKeySet keys, const Tensor& scores) {
-  static const auto op = find_op<Tensor(const Tensor&)>("metasparse::binary_mask");
-  return straight_through(scores, [&] { return op.redispatch(below_autograd(keys), scores); });
+Tensor binary_mask(c10::DispatchKeySet keys, const Tensor& scores, double threshold) {
+  static const auto op = find_op<Tensor(const Tensor&, double)>("metasparse::binary_mask");
+  return straight_through(scores,
+                          [&] { return op.redispatch(below_autograd(keys), scores, threshold); });
 }
 
 Tensor topk_mask(c10::DispatchKeySet keys, const Tensor& scores, const Tensor& k) {

@@ -1,12 +1,16 @@
 #include "mask.h"
 
+#include <cmath>
+
 #include "common.h"
 
 namespace metasparse {
 
-void check_binary_mask(const at::Tensor& scores) {
+void check_binary_mask(const at::Tensor& scores, double threshold) {
   TORCH_CHECK_TYPE(scores.is_floating_point(),
                    "binary_mask: expected scores of a floating dtype, got ", scores.scalar_type());
+  TORCH_CHECK_VALUE(std::isfinite(threshold), "binary_mask: expected threshold to be finite, got ",
+                    threshold);
 }
 
 void check_topk_mask(const at::Tensor& scores, const at::Tensor& k) {

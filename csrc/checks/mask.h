@@ -4,8 +4,8 @@
 
 namespace metasparse {
 
-// scores floating.
-void check_binary_mask(const at::Tensor& scores);
+// scores floating, threshold finite.
+void check_binary_mask(const at::Tensor& scores, double threshold);
 
 // scores (S, n) floating, k (S) int64 on the same device.
 void check_topk_mask(const at::Tensor& scores, const at::Tensor& k);

@@ -3,17 +3,21 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../checks/masked_conv.h"
 #include "../dense/masked_conv.h"
 #include "../dense/masked_conv_sums.h"
+#include "../gradient_buffer.h"
 #include "../task_operand.h"
 #include "conv/algorithm.h"
 #include "conv/conv.h"
+#include "empty_large.h"
 #include "runtime/isa.h"
 
 namespace metasparse::cpu {
@@ -155,7 +159,7 @@ Tensor forward_sum(const ConvShape& s, std::initializer_list<SpmmInputs> factors
                    const OptionalTensor& bias, ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor y =
-      at::empty({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
+      empty_large({s.tasks, s.samples, s.out_channels, s.out_height, s.out_width}, like.options());
   const HeldSpmmOperands operands(factors);
   const TaskOperand biases(bias);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv", [&] {
@@ -169,7 +173,7 @@ Tensor input_grad_sum(const ConvShape& s, std::initializer_list<SpmmInputs> fact
                       ConvAlgorithm algorithm) {
   const auto& like = factors.begin()->source;
   const Tensor grad_x =
-      at::empty({s.tasks, s.samples, s.in_channels, s.height, s.width}, like.options());
+      empty_large({s.tasks, s.samples, s.in_channels, s.height, s.width}, like.options());
   const HeldSpmmOperands operands(factors);
   AT_DISPATCH_FLOATING_TYPES(like.scalar_type(), "masked_conv_input_grad", [&] {
     masked_conv_input_grad<scalar_t>(s, operands.terms<scalar_t>(),
@@ -183,11 +187,13 @@ struct SddmmInputs {
   const Tensor& x;
 };
 
+// `place`, if defined, is where the result goes.
 Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<SddmmInputs> samples,
-                       const OptionalTensor& mask, ConvAlgorithm algorithm) {
+                       const OptionalTensor& mask, ConvAlgorithm algorithm,
+                       const Tensor& place = {}) {
   const auto& like = samples.begin()->x;
-  const Tensor grad_weight =
-      at::empty({s.tasks, s.out_channels, s.in_channels, s.kernel_h, s.kernel_w}, like.options());
+  const std::array sizes = {s.tasks, s.out_channels, s.in_channels, s.kernel_h, s.kernel_w};
+  const Tensor grad_weight = place.defined() ? place : empty_large(sizes, like.options());
   std::vector<std::pair<TaskOperand, TaskOperand>> operands;
   for (const SddmmInputs& of : samples) operands.emplace_back(of.grad, of.x);
   const TaskOperand masks(mask);
@@ -196,8 +202,9 @@ Tensor weight_grad_sum(const ConvShape& s, std::initializer_list<SddmmInputs> sa
     for (const auto& of : operands) {
       terms.push_back({per_task<scalar_t>(of.first), per_task<scalar_t>(of.second)});
     }
-    masked_conv_weight_grad<scalar_t>(s, terms, per_task<scalar_t>(masks),
-                                      grad_weight.mutable_data_ptr<scalar_t>(), algorithm);
+    masked_conv_weight_grad<scalar_t>(
+        s, terms, per_task<scalar_t>(masks),
+        {grad_weight.mutable_data_ptr<scalar_t>(), grad_weight.stride(0)}, algorithm);
   });
   return grad_weight;
 }
@@ -275,6 +282,28 @@ Tensor weight_grad_pair_op(const Tensor& grad1, const Tensor& x1, const Tensor& 
   return weight_grad_sum(shape, {{grad1, x1}, {grad2, x2}}, mask, algorithm);
 }
 
+// What a backward pass wants. The weight's gradient is computed where it will lie, unless it is
+// dense and still to be divided between weight and mask.
+std::tuple<Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x,
+                                               const Tensor& weight, const OptionalTensor& mask,
+                                               bool input_wanted, bool dense, bool bias_wanted,
+                                               IntArrayRef stride, IntArrayRef padding) {
+  check_masked_conv_backward(grad, x, weight, mask, stride, padding);
+  const auto kernel_size = weight.sizes().slice(3);
+  const OptionalTensor own_mask = dense ? std::nullopt : mask;
+  const auto shape = shape_of(x.sizes(), grad.sizes(), kernel_size, stride, padding);
+  const auto algorithm = algorithm_for(ConvOp::weight_grad, shape, x.scalar_type(), {own_mask});
+  const Tensor weight_grad =
+      algorithm.kind == ConvKind::library
+          ? dense::masked_conv_weight_grad(grad, x, own_mask, kernel_size, stride, padding)
+          : weight_grad_sum(shape, {{grad, x}}, own_mask, algorithm,
+                            dense ? Tensor() : gradient_place(weight));
+  const auto unwanted = [&] { return at::empty({x.size(0), 0}, x.options()); };
+  return {input_wanted ? input_grad_op(grad, weight, mask, x.sizes().slice(3), stride, padding)
+                       : unwanted(),
+          weight_grad, bias_wanted ? grad.sum({1, 3, 4}) : unwanted()};
+}
+
 // The mask's gradient is needed for pruned kernels too: the weight gradient is computed unmasked.
 Tensor mask_grad_op(const Tensor& grad, const Tensor& x, const Tensor& weight, IntArrayRef stride,
                     IntArrayRef padding) {
@@ -292,6 +321,7 @@ TORCH_LIBRARY_IMPL(metasparse, CPU, m) {
   m.impl("masked_conv_input_grad", metasparse::cpu::input_grad_op);
   m.impl("masked_conv_weight_grad", metasparse::cpu::weight_grad_op);
   m.impl("masked_conv_mask_grad", metasparse::cpu::mask_grad_op);
+  m.impl("masked_conv_backward", metasparse::cpu::backward_op);
   m.impl("masked_conv_pair", metasparse::cpu::pair_op);
   m.impl("masked_conv_input_grad_pair", metasparse::cpu::input_grad_pair_op);
   m.impl("masked_conv_weight_grad_pair", metasparse::cpu::weight_grad_pair_op);

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "../checks/norm_act_pool.h"
+#include "empty_large.h"
 #include "kernels/norm/norm_act_pool.h"
 #include "runtime/isa.h"
 #include "runtime/memory.h"
@@ -33,12 +34,6 @@ Tensor with_whole_planes(const Tensor& t) {
 
 NormActPoolShape shape_of(const Tensor& x, bool relu, bool pool, bool norm_first) {
   return {x.size(1), x.size(3), x.size(4), relu, pool, norm_first, x.nbytes() >= kStreamedBytes};
-}
-
-Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const Tensor t = at::empty(sizes, options);
-  advise_huge_pages(t.mutable_data_ptr(), t.nbytes());
-  return t;
 }
 
 Tensor empty_input(const Tensor& x) { return empty_large(x.sizes(), x.options()); }

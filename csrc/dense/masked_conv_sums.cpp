@@ -78,10 +78,6 @@ std::tuple<Tensor, Tensor, Tensor> masked_conv_backward(
 
 }  // namespace metasparse::dense
 
-TORCH_LIBRARY_IMPL(metasparse, CPU, m) {
-  m.impl("masked_conv_backward", metasparse::dense::masked_conv_backward);
-}
-
 // On CUDA a sum may also be one kernel: this is one of the ways that metasparse_ext/ops/cuda.py
 // chooses from. Nothing does a whole backward pass at once.
 TORCH_LIBRARY_FRAGMENT(metasparse_dense, m) {

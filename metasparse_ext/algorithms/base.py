@@ -243,7 +243,7 @@ class MetaLearner(nn.Module):
             phi = phi.detach().requires_grad_()
             logits = self.logits(phi, samples.images)
             losses = cross_entropy(logits, samples.labels)
-            (gradient,) = torch.autograd.grad(losses.sum(), phi)
+            (gradient,) = torch.autograd.grad(losses, phi, torch.ones_like(losses))
         return losses.detach(), gradient, logits.detach()
 
     def adapted(self, phi: Tensor) -> AdaptedTasks:

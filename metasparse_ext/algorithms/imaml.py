@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
 
 Mode = Literal["official", "paper"]
+
+# Adds what it knows of at phi (T, P) to a gradient (T, P), in place.
+Penalty = Callable[[Tensor, Tensor], None]
 
 # The operator of each mode.
 _OPERATORS: dict[Mode, Kind] = {"official": "imaml_dev", "paper": "paper"}
@@ -103,27 +107,35 @@ class IMAML(MetaLearner):
     def adapt(self, support: Samples) -> AdaptedTasks:
         check_samples(self.name, "support", support)
         lam = self._proximal() if self.adapt_lam is None else self.adapt_lam
-        return self.adapted(self._descend(support, self.adapt_steps, lam, []))
+        phi = self._descend(support, self.adapt_steps, lam, [], self._penalty())
+        return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
         check_batch(self.name, batch)
         trace: list[Tensor] = []
-        phi = self._descend(batch.support, self.inner_steps, self._proximal(), trace)
+        penalty = self._penalty()
+        phi = self._descend(batch.support, self.inner_steps, self._proximal(), trace, penalty)
         loss, gradient, logits = self.gradient(phi, batch.query)
         trace.append(loss)
-        gradient, solved = self._solve(self._penalized(gradient, phi), phi, batch.support)
+        penalty(gradient, phi)
+        gradient, solved = self._solve(gradient, phi, batch.support)
         return self.finish(gradient, phi, trace, batch.query, logits, solved)
 
     def _proximal(self) -> float | Tensor:
         """lambda: a number, or one for each parameter (P,)."""
         return self.lam
 
-    def _penalized(self, gradient: Tensor, phi: Tensor) -> Tensor:
-        """The gradient of a cross-entropy plus, in learners that have one, of a penalty at phi."""
-        return gradient
+    def _penalty(self) -> Penalty:
+        """What is added to the gradients of the cross-entropy in this meta-step."""
+        return lambda gradient, phi: None
 
     def _descend(
-        self, support: Samples, steps: int, lam: float | Tensor, trace: list[Tensor]
+        self,
+        support: Samples,
+        steps: int,
+        lam: float | Tensor,
+        trace: list[Tensor],
+        penalty: Penalty,
     ) -> Tensor:
         """Solves the inner problem approximately; appends each step's losses to the trace."""
         theta = phi = self.start(support.images.shape[0])
@@ -131,7 +143,7 @@ class IMAML(MetaLearner):
         for _ in range(steps):
             loss, gradient, _ = self.gradient(phi, support)
             trace.append(loss)
-            gradient = self._penalized(gradient, phi)
+            penalty(gradient, phi)
             phi = torch.lerp(phi, theta, pull) if self.mode == "paper" else phi
             phi = torch.sub(phi, gradient, alpha=self.inner_lr)
         return torch.lerp(phi, theta, pull) if self.mode == "official" else phi

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from metasparse_ext._capture import observed
 
 if TYPE_CHECKING:
     from metasparse_ext.data import Samples, TaskBatch
+
+# Labels that were found to be classes, with their version and the number of classes then.
+_passed: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -54,11 +59,20 @@ def check_samples(owner: str, argument: str, samples: Samples) -> None:
 def check_classes(labels: Tensor, ways: int) -> None:
     """Whether labels (T, N) are classes of a network with so many outputs, where the host may look.
 
+    A tensor that has passed is not looked at again until it is written to: an inner loop asks at
+    every step.
+
     Raises:
         ValueError: if one is outside 0 to ways - 1.
     """
-    if observed():
-        _refuse((labels < 0) | (labels >= ways), labels, "labels", f"0 to {ways - 1}")
+    if not observed():
+        return
+    state = None if labels.is_inference() else (labels._version, ways)
+    if state is not None and _passed.get(labels) == state:
+        return
+    _refuse((labels < 0) | (labels >= ways), labels, "labels", f"0 to {ways - 1}")
+    if state is not None:
+        _passed[labels] = state
 
 
 def _refuse(wrong: Tensor, labels: Tensor, what: str, expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext.algorithms.base import Source
-from metasparse_ext.algorithms.imaml import IMAML, Mode
+from metasparse_ext.algorithms.imaml import IMAML, Mode, Penalty
 from metasparse_ext.implicit import Layout
 from metasparse_ext.implicit.linearize import Curvature
 from metasparse_ext.nn import MaskedConv2d, ScoreMask
+from metasparse_ext.ops import binary_mask
 
 BudgetSchedule = Literal["constant", "exponential"]
 
@@ -144,10 +146,15 @@ class MetaDOCK(IMAML):
         weights = super()._adapted_parameters()
         return {n: p for n, p in weights.items() if n not in scores} | scores
 
-    def _penalized(self, gradient: Tensor, phi: Tensor) -> Tensor:
+    def _penalty(self) -> Penalty:
+        """The budget's gradient, added to that of the scores; its ramp is taken once."""
         scores = slice(self.layout.numel - self.kernels, None)
-        gradient[:, scores] += self.budget_loss.gradient(phi[:, scores], self.iteration)
-        return gradient
+        budget_gradient = self.budget_loss.gradient_at(self.iteration, self.start(1)[:, scores])
+
+        def add_budget(gradient: Tensor, phi: Tensor) -> None:
+            gradient[:, scores] += budget_gradient(phi[:, scores])
+
+        return add_budget
 
     def _proximal(self) -> float | Tensor:
         if self.lambda2 == self.lam:
@@ -207,10 +214,25 @@ class Budget:
 
     def gradient(self, scores: Tensor, done: Tensor) -> Tensor:
         """(T, K) the gradient of :meth:`loss`."""
-        weight, goal = self._at(done, scores)
-        slope = 2 * weight * (active(scores).mean(-1, keepdim=True) - goal) / scores.shape[-1]
-        logistic = scores.sigmoid()
-        return slope * (logistic * (1 - logistic)) + self.lambda4 * scores.sign()
+        return self.gradient_at(done, scores)(scores)
+
+    def gradient_at(self, done: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """:meth:`gradient` as a function of scores of the dtype and the K of ``like``, (..., K)."""
+        weight, goal = self._at(done, like)
+        per_kernel = 2 * weight / like.shape[-1]
+        offset, share = -goal * per_kernel, per_kernel / like.shape[-1]
+
+        def gradient(scores: Tensor) -> Tensor:
+            logistic = scores.sigmoid()
+            kept = binary_mask(logistic, 0.5).sum(-1, keepdim=True)
+            slope = torch.addcmul(offset, kept, share)
+            return torch.add(
+                torch.ops.aten.sigmoid_backward(slope.expand_as(scores), logistic),
+                scores.sign(),
+                alpha=self.lambda4,
+            )
+
+        return gradient
 
     def _at(self, done: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The weight of the budget and V0 at an iteration, as tensors on the device."""
@@ -223,4 +245,4 @@ class Budget:
 
 def active(scores: Tensor) -> Tensor:
     """Zeros and ones in the dtype of the scores: which kernels the gate lets through."""
-    return (scores.sigmoid() > 0.5).to(scores.dtype)
+    return binary_mask(scores.sigmoid(), 0.5)

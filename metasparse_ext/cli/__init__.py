@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 import metasparse_ext
@@ -21,3 +23,10 @@ for _command in (
     *(catalog.learners, catalog.presets, catalog.info),
 ):
     main.add_command(_command)
+
+
+def program() -> None:
+    """What the console script runs: the command line, in a process that keeps its memory."""
+    if sys.platform == "linux":
+        metasparse_ext.keep_memory()
+    main(prog_name="metasparse")

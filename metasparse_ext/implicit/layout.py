@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+
+from metasparse_ext import _library
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Layout:
                     f", got {tuple(tensor.shape)}"
                 )
             batches.append(tensor.shape[:split])
-            parts.append(tensor.reshape(*tensor.shape[:split], -1))
+            parts.append(tensor)
         try:
             batch = torch.broadcast_shapes(*batches)
         except RuntimeError:
@@ -115,12 +118,18 @@ class Layout:
                 "Layout.flatten: expected one common batch shape, got "
                 f"{dict(zip(self.names, map(tuple, batches), strict=True))}"
             ) from None
-        return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], dim=-1)
+        parts = [
+            part if own == batch else part.expand(*batch, *shape)
+            for part, own, shape in zip(parts, batches, self.shapes, strict=True)
+        ]
+        if _library.loaded():
+            return torch.ops.metasparse.flatten_tasks(parts, *self._packed_shapes)
+        return torch.cat([part.flatten(len(batch)) for part in parts], dim=-1)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Cuts a flat buffer (*B, P) into named views of shape ``(*B, *shape)``; differentiable.
 
-        One split makes all views, so the backward of the whole cut is one concatenation.
+        One op makes all views, and its backward is one copy of their gradients, side by side.
 
         Raises:
             ValueError: the buffer's last axis is not P long.
@@ -129,8 +138,16 @@ class Layout:
             raise ValueError(
                 f"Layout.unflatten: expected shape (*, {self.numel}), got {tuple(flat.shape)}"
             )
-        parts = flat.split(self.sizes, dim=-1)
-        return {
-            name: part.reshape(flat.shape[:-1] + shape)
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
+        if _library.loaded():
+            parts = torch.ops.metasparse.unflatten_tasks(flat, *self._packed_shapes)
+        else:
+            slices = flat.split(self.sizes, dim=-1)
+            shapes = [flat.shape[:-1] + shape for shape in self.shapes]
+            parts = [part.reshape(shape) for part, shape in zip(slices, shapes, strict=True)]
+        return dict(zip(self.names, parts, strict=True))
+
+    @cached_property
+    def _packed_shapes(self) -> tuple[list[int], list[int]]:
+        """The shapes one after the other, and the number of dimensions of each."""
+        sizes = [size for shape in self.shapes for size in shape]
+        return sizes, [len(shape) for shape in self.shapes]

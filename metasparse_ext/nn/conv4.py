@@ -42,6 +42,7 @@ class ConvBlock(nn.Module):
         place: Place = {"device": device, "dtype": dtype}
         stride, pool = (2, 0) if strided else (1, 2)
         self.conv = MaskedConv2d(in_channels, out_channels, 3, stride, 1, bias=bias, **place)
+        self.conv.bias_matters = order == "act_pool_norm"  # else the norm takes it away
         self.norm = NormActPool(out_channels, pool=pool, order=order, **place)
         self.film: FiLM | None = None
 

@@ -25,6 +25,9 @@ class MaskedConv2d(nn.Conv2d):
     Attributes:
         masker: The maker of masks, called with the weight at every forward; assign another to
             change it.
+        bias_matters: Set to False by a network whose next layer takes the mean of every channel
+            away: weights with a task axis are then convolved without the bias, whose gradient is
+            zero but for rounding. Without a task axis the bias is always added.
 
     Example:
         >>> conv = MaskedConv2d(16, 32, 3, padding=1, mask=torch.rand(32, 16) < 0.25)
@@ -44,6 +47,7 @@ class MaskedConv2d(nn.Conv2d):
     stride: tuple[int, int]
     padding: str | tuple[int, int]
     masker: nn.Module
+    bias_matters = True
 
     def __init__(
         self,
@@ -98,7 +102,8 @@ class MaskedConv2d(nn.Conv2d):
         weight, mask = self.weight, self.masker(self.weight)
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, getattr(self.masker, "learned", True))
-        return masked_conv2d(x, weight, mask, self.bias, self.stride, self.padding)
+        bias = self.bias if self.bias_matters or weight.dim() == 4 else None
+        return masked_conv2d(x, weight, mask, bias, self.stride, self.padding)
 
 
 def unsupported(*, dilation: int | tuple[int, ...], groups: int, padding_mode: str) -> str | None:

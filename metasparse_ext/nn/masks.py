@@ -135,7 +135,7 @@ class ScoreMask(nn.Module):
         nn.init.uniform_(self.scores, self.low, self.high)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return binary_mask(self.scores.sigmoid() - 0.5)
+        return binary_mask(self.scores.sigmoid(), 0.5)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.scores.shape)}, init=U({self.low:g}, {self.high:g})"

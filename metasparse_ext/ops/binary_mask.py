@@ -1,46 +1,51 @@
-"""A mask of the scores above zero."""
+"""A mask of the scores above a threshold."""
 
 import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
+from metasparse_ext._arguments import require_number
 from metasparse_ext.ops._operands import check_dense
 from metasparse_ext.ops._register import register_fake
 
 
-def binary_mask(scores: Tensor) -> Tensor:
-    """The mask that is 1 where ``scores > 0`` and 0 elsewhere.
+def binary_mask(scores: Tensor, threshold: float = 0.0) -> Tensor:
+    """The mask that is 1 where ``scores > threshold`` and 0 elsewhere.
 
-    Zero, -0.0 and NaN are not above zero: their mask is 0. The derivative is taken to be the
-    identity (straight-through), in reverse and in forward mode: the gradient that reaches the mask
-    reaches the scores unchanged, those of pruned entries included, which is how they come back.
+    With the threshold 0, zero, -0.0 and NaN are not above it: their mask is 0. The derivative is
+    taken to be the identity (straight-through), in reverse and in forward mode: the gradient that
+    reaches the mask reaches the scores unchanged, those of pruned entries included, which is how
+    they come back.
 
     Args:
         scores: Any shape, floating dtype.
+        threshold: A finite number, rounded to the dtype of ``scores``.
 
     Returns:
         Zeros and ones in the shape and dtype of ``scores``.
 
     Raises:
-        TypeError: ``scores`` is not a dense tensor of a floating dtype.
+        TypeError: ``scores`` is not a dense tensor of a floating dtype, or the threshold no number.
+        ValueError: The threshold is not finite.
 
     MetaDOCK's gate (Chavan et al., CVPR 2022), 1[sigmoid(scores) > 0.5] with the logistic's own
-    derivative, is ``binary_mask(scores.sigmoid() - 0.5)``.
+    derivative, is ``binary_mask(scores.sigmoid(), 0.5)``.
     """
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"binary_mask: expected scores to be a floating tensor, got {got}")
     check_dense("binary_mask", "scores", scores)
+    require_number("binary_mask", "threshold", threshold)
     run = torch.ops.metasparse.binary_mask if _library.loaded() else reference.binary_mask
-    return run(scores)
+    return run(scores, threshold)
 
 
-def _fake(scores):
+def _fake(scores, threshold):
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
-def _vmap(info, in_dims, scores):
-    return torch.ops.metasparse.binary_mask(scores), in_dims[0]
+def _vmap(info, in_dims, scores, threshold):
+    return torch.ops.metasparse.binary_mask(scores, threshold), in_dims[0]
 
 
 if _library.problem is None:

@@ -92,6 +92,7 @@ bool run_conv_case(const ConvShape& s, ConvAlgorithm algorithm, double density, 
   const auto per_task = [&](const Array<T>& a) {
     return PerTask<const T>{a.data(), a.size() / s.tasks};
   };
+  const PerTask<T> grads = {grad_w.data(), grad_w.size() / s.tasks};
   masked_conv_forward<T>(s, {{per_task(x), per_task(w), per_task(m)}}, per_task(bias), y.data(),
                          algorithm);
   const bool has_input_grad = unsupported(algorithm, ConvOp::input_grad, s) == nullptr;
@@ -99,8 +100,7 @@ bool run_conv_case(const ConvShape& s, ConvAlgorithm algorithm, double density, 
     masked_conv_input_grad<T>(s, {{per_task(g), per_task(w), per_task(m)}}, grad_x.data(),
                               algorithm);
   }
-  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, per_task(m), grad_w.data(),
-                             algorithm);
+  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, per_task(m), grads, algorithm);
   const Result expected = naive(s, x, w, m, bias, g);
 
   const std::string name = describe<T>(s, algorithm);
@@ -121,7 +121,7 @@ bool run_conv_case(const ConvShape& s, ConvAlgorithm algorithm, double density, 
   masked_conv_forward<T>(s, terms(x), per_task(bias), y.data(), algorithm);
   if (has_input_grad) masked_conv_input_grad<T>(s, terms(g), grad_x.data(), algorithm);
   masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}, {per_task(g), per_task(x)}},
-                             per_task(m), grad_w.data(), algorithm);
+                             per_task(m), grads, algorithm);
   const Result both = sum(expected, naive(s, x, w, other, nothing, g));
   good &= close("forward of two", name, y, both.y, bound);
   if (has_input_grad) good &= close("input gradient of two", name, grad_x, both.grad_x, bound);
@@ -130,7 +130,7 @@ bool run_conv_case(const ConvShape& s, ConvAlgorithm algorithm, double density, 
   m.fill([] { return 1.0; });
   for (int64_t e = 0; e < w.size(); ++e) w[e] = T(0);
   grad_w.poison();
-  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, {}, grad_w.data(), algorithm);
+  masked_conv_weight_grad<T>(s, {{per_task(g), per_task(x)}}, {}, grads, algorithm);
   return good &
          close("dense weight gradient", name, grad_w, naive(s, x, w, m, bias, g).grad_w, bound);
 }

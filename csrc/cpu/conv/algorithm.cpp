@@ -91,7 +91,18 @@ const char* op_name(ConvOp op) {
 }
 
 // Which condition of a rule a call misses.
-enum class Miss { none, support, op, window, few_channels, many_channels, map, tiles, density };
+enum class Miss {
+  none,
+  support,
+  op,
+  window,
+  few_channels,
+  many_channels,
+  small_map,
+  large_map,
+  tiles,
+  density
+};
 
 Miss miss(const Rule& rule, ConvOp op, const ConvShape& s, const Density& density) {
   if (unsupported({rule.kind, 2}, op, s) != nullptr) return Miss::support;
@@ -100,7 +111,9 @@ Miss miss(const Rule& rule, ConvOp op, const ConvShape& s, const Density& densit
   const int64_t sources = op == ConvOp::input_grad ? s.out_channels : s.in_channels;
   if (sources < rule.min_channels) return Miss::few_channels;
   if (sources > rule.max_channels) return Miss::many_channels;
-  if (std::min(s.out_height, s.out_width) < rule.min_side) return Miss::map;
+  const int64_t side = std::min(s.out_height, s.out_width);
+  if (side < rule.min_side) return Miss::small_map;
+  if (side > rule.max_side) return Miss::large_map;
   const int64_t tiles = s.samples * divide_up(s.out_height, 2) * divide_up(s.out_width, 2);
   if (tiles < rule.min_tiles) return Miss::tiles;
   return rule.max_density >= 1 || density() <= rule.max_density ? Miss::none : Miss::density;
@@ -129,8 +142,10 @@ std::string verdict(Miss miss, const Rule& rule, ConvOp op, const ConvShape& s,
       return words("needs ", rule.min_channels, channels, " or more");
     case Miss::many_channels:
       return words("for ", rule.max_channels, channels, " or fewer");
-    case Miss::map:
+    case Miss::small_map:
       return words("needs output maps of ", rule.min_side, " or more");
+    case Miss::large_map:
+      return words("for output maps of ", rule.max_side, " or fewer");
     case Miss::tiles:
       return words("needs ", rule.min_tiles, " tiles of 2x2 outputs or more");
     default:

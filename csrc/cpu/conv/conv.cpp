@@ -85,7 +85,8 @@ void masked_conv_input_grad(const ConvShape& original, const std::vector<SpmmTer
 
 template <class T>
 void masked_conv_weight_grad(const ConvShape& s, const std::vector<SddmmTerm<T>>& terms,
-                             PerTask<const T> mask, T* grad_weight, ConvAlgorithm algorithm) {
+                             PerTask<const T> mask, PerTask<T> grad_weight,
+                             ConvAlgorithm algorithm) {
   const SddmmOperands<T> operands = {
       s.tasks, s.out_channels, s.in_channels, s.kernel_h * s.kernel_w, terms, mask, grad_weight};
   if (algorithm.kind == ConvKind::few_channels) return few_channels_weight_grad<T>(s, operands);
@@ -97,12 +98,12 @@ template void masked_conv_forward(const ConvShape&, const std::vector<SpmmTerm<f
 template void masked_conv_input_grad(const ConvShape&, const std::vector<SpmmTerm<float>>&, float*,
                                      ConvAlgorithm);
 template void masked_conv_weight_grad(const ConvShape&, const std::vector<SddmmTerm<float>>&,
-                                      PerTask<const float>, float*, ConvAlgorithm);
+                                      PerTask<const float>, PerTask<float>, ConvAlgorithm);
 template void masked_conv_forward(const ConvShape&, const std::vector<SpmmTerm<double>>&,
                                   PerTask<const double>, double*, ConvAlgorithm);
 template void masked_conv_input_grad(const ConvShape&, const std::vector<SpmmTerm<double>>&,
                                      double*, ConvAlgorithm);
 template void masked_conv_weight_grad(const ConvShape&, const std::vector<SddmmTerm<double>>&,
-                                      PerTask<const double>, double*, ConvAlgorithm);
+                                      PerTask<const double>, PerTask<double>, ConvAlgorithm);
 
 }  // namespace metasparse::cpu

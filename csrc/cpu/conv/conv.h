@@ -40,7 +40,7 @@ struct SddmmTerm {
 };
 
 // The algorithm is any but library, and must serve the op (algorithm.h: unsupported). Outputs are
-// contiguous, with the task axis first, and are written completely.
+// contiguous below their task axis, which comes first, and are written completely.
 
 // Sources (T, N, I, H, W), weights (T, O, I, kh, kw), masks (T, O, I), bias (T, O) -> y (T, N, O,
 // Ho, Wo).
@@ -58,6 +58,7 @@ void masked_conv_input_grad(const ConvShape& shape, const std::vector<SpmmTerm<T
 // their mask, zeros elsewhere.
 template <class T>
 void masked_conv_weight_grad(const ConvShape& shape, const std::vector<SddmmTerm<T>>& terms,
-                             PerTask<const T> mask, T* grad_weight, ConvAlgorithm algorithm);
+                             PerTask<const T> mask, PerTask<T> grad_weight,
+                             ConvAlgorithm algorithm);
 
 }  // namespace metasparse::cpu

@@ -1,4 +1,6 @@
 // Direct convolution, any kernel size, stride and padding: im2col, then one SpMM.
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "plan.h"
@@ -60,29 +62,77 @@ class DirectPass final : public TilePass<T> {
 template <class T>
 class DirectWeights final : public WeightTransform<T> {
  public:
-  explicit DirectWeights(int64_t kernel_size) : kernel_size_(static_cast<int32_t>(kernel_size)) {}
+  DirectWeights(int64_t kernel_size, TapLayout layout)
+      : kernel_size_(static_cast<int32_t>(kernel_size)), layout_(std::move(layout)) {}
+
+  bool writes_whole_kernels() const override { return layout_.taps() == kernel_size_; }
 
   void forward(const WeightEntries& entries, const T* kernels, const T* mask, T* u,
                int64_t) const override {
-    for (int64_t e = entries.begin; e < entries.end; ++e) {
-      const int32_t weight = entries.weight_index[e];
-      const T factor = mask == nullptr ? T(1) : mask[weight / kernel_size_];
-      u[e] = factor == T(0) ? T(0) : kernels[weight] * factor;
+    const int32_t* const index = entries.weight_index;
+    if (mask == nullptr) {
+      for (int64_t e = entries.begin; e < entries.end; ++e) u[e] = kernels[index[e]];
+      return;
     }
+    // Division by a number that the compiler knows is a multiplication.
+    if (kernel_size_ == 9)
+      return masked(entries, kernels, mask, u, [](int32_t w) { return w / 9; });
+    masked(entries, kernels, mask, u, [this](int32_t w) { return w / kernel_size_; });
   }
 
   void backward(const WeightEntries& entries, const T* du, int64_t, const T* mask,
                 T* grad_kernels) const override {
+    if (entries.weight_index == nullptr) return backward_in_order(entries, du, mask, grad_kernels);
     for (int64_t e = entries.begin; e < entries.end; ++e) {
-      const int64_t weight = entries.weight_index == nullptr ? e : entries.weight_index[e];
+      const int32_t weight = entries.weight_index[e];
       const T factor = mask == nullptr ? T(1) : mask[weight / kernel_size_];
       grad_kernels[weight] = factor == T(0) ? T(0) : du[e] * factor;
     }
   }
 
  private:
+  template <class KernelOf>
+  static void masked(const WeightEntries& entries, const T* kernels, const T* mask, T* u,
+                     const KernelOf& kernel_of) {
+    for (int64_t e = entries.begin; e < entries.end; ++e) {
+      const int32_t weight = entries.weight_index[e];
+      const T factor = mask[kernel_of(weight)], product = kernels[weight] * factor;
+      u[e] = factor == T(0) ? T(0) : product;
+    }
+  }
+
+  // Entries of every kernel and tap, in order.
+  void backward_in_order(const WeightEntries& entries, const T* du, const T* mask,
+                         T* grad_kernels) const {
+    const int64_t taps = layout_.taps();
+    if (taps == 0) return;
+    for (int64_t kernel = entries.begin / taps; kernel * taps < entries.end; ++kernel) {
+      const T factor = mask == nullptr ? T(1) : mask[kernel];
+      T* const grads = grad_kernels + kernel * kernel_size_;
+      const int64_t first = std::max(entries.begin - kernel * taps, int64_t{0});
+      const int64_t last = std::min(entries.end - kernel * taps, taps);
+      for (int64_t tap = first; tap < last; ++tap) {
+        const T product = du[kernel * taps + tap] * factor;
+        grads[layout_.tap_index[tap]] = factor == T(0) ? T(0) : product;
+      }
+    }
+  }
+
   int32_t kernel_size_;
+  TapLayout layout_;
 };
+
+// The taps of an axis that meet the image at one output position at least. Where the map is smaller
+// than the kernel the others read padding alone: of 3 x 3 taps on one pixel one is left.
+std::vector<int64_t> meeting_taps(int64_t kernel, int64_t size, int64_t out_size, int64_t stride,
+                                  int64_t pad) {
+  std::vector<int64_t> taps;
+  for (int64_t tap = 0; tap < kernel; ++tap) {
+    const int64_t first = pad > tap ? divide_up(pad - tap, stride) : 0;
+    if (first < out_size && first * stride + tap - pad < size) taps.push_back(tap);
+  }
+  return taps;
+}
 
 template <class T>
 std::unique_ptr<DirectPass<T>> forward_pass(const ConvShape& s) {
@@ -98,8 +148,9 @@ std::unique_ptr<DirectPass<T>> forward_pass(const ConvShape& s) {
   pass->column_step = static_cast<int32_t>(s.stride_w);
   pass->layout.kernel_size = s.kernel_h * s.kernel_w;
   pass->layout.tap_index.clear();
-  for (int64_t r = 0; r < s.kernel_h; ++r) {
-    for (int64_t c = 0; c < s.kernel_w; ++c) {
+  const auto columns = meeting_taps(s.kernel_w, s.width, s.out_width, s.stride_w, s.pad_w);
+  for (const int64_t r : meeting_taps(s.kernel_h, s.height, s.out_height, s.stride_h, s.pad_h)) {
+    for (const int64_t c : columns) {
       pass->row_shift.push_back(static_cast<int32_t>(r - s.pad_h));
       pass->column_shift.push_back(static_cast<int32_t>(c - s.pad_w));
       pass->layout.tap_index.push_back(static_cast<int32_t>(r * s.kernel_w + c));
@@ -115,12 +166,15 @@ struct AxisPhase {
   int64_t first, count;
   std::vector<int64_t> taps, shifts;
 
-  AxisPhase(int64_t phase, int64_t size, int64_t kernel, int64_t stride, int64_t pad) {
+  AxisPhase(int64_t phase, int64_t size, int64_t out_size, int64_t kernel, int64_t stride,
+            int64_t pad) {
     first = ((phase - pad) % stride + stride) % stride;
     count = first < size ? (size - first + stride - 1) / stride : 0;
     for (int64_t tap = phase; tap < kernel; tap += stride) {
+      const int64_t shift = (first + pad - tap) / stride;     // exact
+      if (shift >= out_size || shift + count <= 0) continue;  // reads nothing, see meeting_taps
       taps.push_back(tap);
-      shifts.push_back((first + pad - tap) / stride);  // exact
+      shifts.push_back(shift);
     }
   }
 };
@@ -132,9 +186,9 @@ struct AxisPhase {
 template <class T>
 void add_phases(const ConvShape& s, ConvPlan<T>& plan) {
   for (int64_t phase_h = 0; phase_h < s.stride_h; ++phase_h) {
-    const AxisPhase rows(phase_h, s.height, s.kernel_h, s.stride_h, s.pad_h);
+    const AxisPhase rows(phase_h, s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h);
     for (int64_t phase_w = 0; phase_w < s.stride_w; ++phase_w) {
-      const AxisPhase columns(phase_w, s.width, s.kernel_w, s.stride_w, s.pad_w);
+      const AxisPhase columns(phase_w, s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w);
       auto pass = std::make_unique<DirectPass<T>>();
       pass->images = s.samples;
       pass->tile_rows = rows.count;
@@ -165,12 +219,13 @@ void add_phases(const ConvShape& s, ConvPlan<T>& plan) {
 template <class T>
 ConvPlan<T> plan_direct(ConvOp op, const ConvShape& shape) {
   ConvPlan<T> plan;
-  plan.weights = std::make_unique<DirectWeights<T>>(shape.kernel_h * shape.kernel_w);
   if (op == ConvOp::input_grad) {
     add_phases(shape, plan);
   } else {
     plan.passes.push_back(forward_pass<T>(shape));
   }
+  plan.weights =
+      std::make_unique<DirectWeights<T>>(shape.kernel_h * shape.kernel_w, plan.passes[0]->layout);
   return plan;
 }
 

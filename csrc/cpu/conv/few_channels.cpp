@@ -183,7 +183,7 @@ class FewChannelsWeightGrad {
       for (int64_t i = 0; i < sums_count_; ++i) total[i] += sums(part, task)[i];
     }
     const T* mask = operands_.mask.of(task);
-    T* out = operands_.grad_weight + task * shape_.out_channels * rows;
+    T* out = operands_.grad_weight.of(task);
     for (int64_t o = 0; o < shape_.out_channels; ++o) {
       for (int64_t k = 0; k < rows; ++k, ++out) {
         const int64_t input = k / operands_.kernel_size;

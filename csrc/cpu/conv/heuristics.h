@@ -24,24 +24,42 @@ struct Rule {
   unsigned ops;
   int64_t stride;                      // of 3x3 kernels; 0: any kernel and stride
   int64_t min_channels, max_channels;  // summed over: in, or out for the input gradient
-  int64_t min_side;                    // of the output map
+  int64_t min_side, max_side;          // of the output map: its shorter side
   int64_t min_tiles;                   // 2x2 output tiles of a task, which have SIMD lanes to fill
   double max_density;
 };
 
-// One thread of a Zen 4 core with AVX-512, float32. A row holds where every shape listed in
-// docs/performance.md was at least 0.95 times as fast as torch's dense convolution.
+inline constexpr unsigned kInputs = kForward | kInputGrad;  // what SpMM computes
+inline constexpr unsigned kAll = kInputs | kWeightGrad;
+
+// From so many channels on the transformed weights of a task are larger than the caches, and only
+// many tiles pay for them; from twice as many on those of a direct convolution are, too.
+inline constexpr int64_t kMany = 128;
+
+// One thread of a Zen 4 core with AVX-512, float32; from kMany channels on, and for maps of one
+// pixel, Zen 5. A row holds where every shape listed in docs/performance.md was at least 0.95 times
+// as fast as torch's dense convolution.
 inline constexpr Rule kRules[] = {
-    {ConvKind::winograd, kForward | kInputGrad | kWeightGrad, 1, 8, kAny, 2, 1, 1.0},
-    {ConvKind::winograd, kForward, 1, 3, 3, 8, 16, 0.75},
-    {ConvKind::few_channels, kForward, 1, 1, 3, 2, 1, 1.0},
-    {ConvKind::winograd, kForward, 1, 4, 7, 8, 16, 1.0},
-    {ConvKind::few_channels, kWeightGrad, 1, 1, 7, 2, 1, 1.0},
-    {ConvKind::polyphase, kForward | kInputGrad, 2, 8, kAny, 2, 1, 1.0},
-    {ConvKind::polyphase, kWeightGrad, 2, 8, kAny, 2, 2, 1.0},
-    {ConvKind::direct, kForward, 2, 3, 7, 8, 16, 0.6},
-    {ConvKind::few_channels, kForward | kWeightGrad, 2, 1, 7, 2, 1, 1.0},
-    {ConvKind::direct, kForward | kInputGrad | kWeightGrad, 0, 8, kAny, 2, 16, 0.45},
+    {ConvKind::direct, kAll, 0, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
+    {ConvKind::direct, kInputs, 0, 2 * kMany, kAny, 1, 1, 1, 0.6},
+    {ConvKind::direct, kWeightGrad, 0, 2 * kMany, kAny, 1, 1, 1, 1.0},
+    {ConvKind::winograd, kAll, 1, 8, kMany - 1, 2, kAny, 1, 1.0},
+    {ConvKind::winograd, kInputs, 1, kMany, kAny, 2, kAny, 200, 1.0},
+    {ConvKind::winograd, kWeightGrad, 1, kMany, kAny, 2, kAny, 100, 1.0},
+    {ConvKind::direct, kInputs, 1, kMany, kAny, 2, kAny, 1, 0.6},
+    {ConvKind::direct, kWeightGrad, 1, kMany, kAny, 2, kAny, 1, 1.0},
+    {ConvKind::library, kInputs, 1, kMany, kAny, 2, kAny, 1, 1.0},
+    {ConvKind::winograd, kForward, 1, 3, 3, 8, kAny, 16, 0.75},
+    {ConvKind::few_channels, kForward, 1, 1, 3, 2, kAny, 1, 1.0},
+    {ConvKind::winograd, kForward, 1, 4, 7, 8, kAny, 16, 1.0},
+    {ConvKind::few_channels, kWeightGrad, 1, 1, 7, 2, kAny, 1, 1.0},
+    {ConvKind::polyphase, kInputs, 2, 8, kMany - 1, 2, kAny, 1, 1.0},
+    {ConvKind::polyphase, kInputs, 2, kMany, kAny, 2, kAny, 1, 0.6},
+    {ConvKind::polyphase, kInputs, 2, kMany, kAny, 8, kAny, 200, 1.0},
+    {ConvKind::polyphase, kWeightGrad, 2, 8, kAny, 2, kAny, 2, 1.0},
+    {ConvKind::direct, kForward, 2, 3, 7, 8, kAny, 16, 0.6},
+    {ConvKind::few_channels, kForward | kWeightGrad, 2, 1, 7, 2, kAny, 1, 1.0},
+    {ConvKind::direct, kAll, 0, 8, kAny, 2, kAny, 16, 0.45},
 };
 
 // The cost of one multiply-add of a tile relative to F(4)'s, transforms included: measured. On a
@@ -71,11 +89,17 @@ inline constexpr int64_t kFewRegisters = 2;
 
 // SpMM: from this fraction of active kernels on, all are computed, channels in the lanes, where the
 // tiles of a task fill one register at most; never where they need more. AVX2, 64 channels.
+inline constexpr double kNever = 2;  // no density reaches it
 inline double dense_spmm_fraction(int64_t tiles, int64_t lanes) {
-  constexpr double kNever = 2;  // no density reaches it
   if (tiles > lanes) return kNever;
   return 0.2 + 0.4 * static_cast<double>(tiles) / static_cast<double>(lanes);
 }
+
+// Of weights larger than this, which leave the second-level cache, only the active ones are read,
+// in the order in which they lie: 512 x 512 kernels on one pixel of 5 images of 4 tasks, all
+// active: 6.8 ms instead of 12.7 for the forward pass; half of them active: 4.9 instead of 14.6 for
+// the input gradient (Zen 5).
+inline constexpr int64_t kDenseSpmmBytes = int64_t{1} << 20;
 
 // SDDMM over all kernels costs less per kernel and needs no CSR, which a task of few tiles (in
 // registers) does not pay back. AVX2, 64 channels: equal at .1, .3, .5 and .57 with 1, 3, 13

@@ -89,6 +89,9 @@ class WeightTransform {
 
   int weights = 1;  // values of U per entry
 
+  // Whether `backward` writes every weight of the kernels of its entries.
+  virtual bool writes_whole_kernels() const { return true; }
+
   // u[w * stride + e] for some entries, from the kernels of one task, each times its mask's value
   // (null: as they are); a mask of 0 writes zeros, even for a NaN. Whole registers may be written:
   // `stride` and the number of entries leave room for that.
@@ -171,7 +174,7 @@ struct SddmmOperands {
   int64_t tasks, out_channels, in_channels, kernel_size;
   std::vector<SddmmTerm<T>> terms;
   PerTask<const T> mask;
-  T* grad_weight;
+  PerTask<T> grad_weight;
 };
 
 // Forward pass and input gradient.

@@ -49,9 +49,10 @@ class Sddmm {
 
   void run() {
     const int64_t kernels = operands_.out_channels * operands_.in_channels;
-    if (!dense_ || units_ == 0) {
-      std::memset(operands_.grad_weight, 0,
-                  sizeof(T) * operands_.tasks * kernels * operands_.kernel_size);
+    if (!dense_ || units_ == 0 || !weights_.writes_whole_kernels()) {
+      for (int64_t task = 0; task < operands_.tasks; ++task) {
+        std::memset(operands_.grad_weight.of(task), 0, sizeof(T) * kernels * operands_.kernel_size);
+      }
     }
     if (units_ == 0) return;
     int64_t most = kernels * pass_.layout.taps();
@@ -172,10 +173,9 @@ class Sddmm {
     }
     // Masks that are not binary scale the result; after the dense SDDMM pruned kernels are zeroed.
     const bool plain = mask(task).binary && (!dense_ || mask(task).all());
-    const int64_t size = operands_.out_channels * operands_.in_channels * operands_.kernel_size;
     weights_.backward({dense_ ? nullptr : matrix(task).weight_index.data(), begin, end}, total,
                       stride_, plain ? nullptr : operands_.mask.of(task),
-                      operands_.grad_weight + task * size);
+                      operands_.grad_weight.of(task));
   }
 
   const TilePass<T>& pass_;

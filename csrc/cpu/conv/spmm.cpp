@@ -58,8 +58,12 @@ class Spmm {
       blocks_.emplace_back(pass->images, pass->tile_rows, pass->tile_columns, lanes_, vectors,
                            operands.tasks, split_.parts);
       matrix_of_pass_.push_back(find_matrix(static_cast<int64_t>(matrix_of_pass_.size())));
-      const double pays =
-          pass->layout.taps() == 1 ? heuristics::dense_spmm_fraction(pass->tiles(), lanes_) : 2;
+      const bool small = operands.out_channels * operands.in_channels * operands.kernel_size *
+                             int64_t{sizeof(T)} <=
+                         heuristics::kDenseSpmmBytes;
+      const double pays = pass->layout.taps() == 1 && small
+                              ? heuristics::dense_spmm_fraction(pass->tiles(), lanes_)
+                              : heuristics::kNever;
       dense_from_ = std::max(dense_from_, pays);
     }
   }
