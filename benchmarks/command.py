@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Row, WrongResult, fair_process, save
+from benchmarks.harness import ALLOCATORS, Row, WrongResult, fair_process, save
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,16 @@ def run_benchmark(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a sample of the cases, not saved")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--allocator",
+        choices=ALLOCATORS,
+        default="kept",
+        help="whether both sides keep freed memory; results of the other are saved beside",
+    )
     parser.add_argument("--only", choices=tuple(groups), help="one group of cases")
     options = parser.parse_args()
-    fair_process(options.threads)
+    fair_process(options.threads, options.allocator)
+    suffix = "" if options.allocator == "kept" else f"-{options.allocator}-allocator"
     if options.quick:
         seconds, passes = quick_seconds, 1
     console, wrong = Console(width=140), []
@@ -70,7 +77,8 @@ def run_benchmark(
         console.print(table(label, rows))
         console.print(_summary(rows))
         if not options.quick:
-            console.print(f"raw results: {save(f'{name}-{label}-{options.threads}-threads', rows)}")
+            file = f"{name}-{label}-{options.threads}-threads{suffix}"
+            console.print(f"raw results: {save(file, rows)}")
     if wrong:
         sys.exit("\n".join(["wrong results:", *wrong]))
 

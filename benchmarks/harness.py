@@ -22,16 +22,19 @@ import metasparse_ext as ms
 
 RESULTS = Path(__file__).parent / "results"
 
-# Page faults flatter whoever happens to reuse memory: with these, both sides keep theirs.
-_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
+# Page faults flatter whoever happens to reuse memory: kept, both sides keep theirs, as after
+# ms.keep_memory(). With the system's settings both have it as programs of a few lines do.
+_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
+ALLOCATORS = {"kept": _KEPT, "system": dict.fromkeys(_KEPT)}
 
 
-def fair_process(threads: int) -> None:
+def fair_process(threads: int, allocator: str = "kept") -> None:
     """Restarts the process once, with the allocator and the number of threads of both sides set."""
-    wanted = {**_ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
+    wanted = {**ALLOCATORS[allocator], "OMP_NUM_THREADS": str(threads)}
     if any(os.environ.get(name) != value for name, value in wanted.items()):
-        command = [sys.executable, *sys.orig_argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, **wanted})
+        others = {name: value for name, value in os.environ.items() if name not in wanted}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**others, **given})
     torch.set_num_threads(threads)
 
 

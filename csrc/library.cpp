@@ -92,9 +92,9 @@ TORCH_LIBRARY(metasparse, m) {
       " bool pool, bool norm_first) -> (Tensor y_dot, Tensor x_grad, Tensor weight_grad)",
       tags);
 
-  // Tensors (*B, *shape) as slices of one buffer (*B, P), and back; `sizes` are the shapes one after
-  // the other, `ranks` how many of them each tensor has. Composed of torch's ops in every mode but
-  // the plain one.
+  // Tensors (*B, *shape) as slices of one buffer (*B, P), and back; `sizes` are the shapes one
+  // after the other, `ranks` how many of them each tensor has. Composed of torch's ops in every
+  // mode but the plain one.
   m.def("unflatten_tasks(Tensor(a) flat, int[] sizes, int[] ranks) -> Tensor(a)[]", tags);
   m.def("flatten_tasks(Tensor[] tensors, int[] sizes, int[] ranks) -> Tensor", tags);
 

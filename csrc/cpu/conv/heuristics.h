@@ -37,8 +37,8 @@ inline constexpr unsigned kAll = kInputs | kWeightGrad;
 inline constexpr int64_t kMany = 128;
 
 // One thread of a Zen 4 core with AVX-512, float32; from kMany channels on, and for maps of one
-// pixel, Zen 5. A row holds where every shape listed in docs/performance.md was at least 0.95 times
-// as fast as torch's dense convolution.
+// pixel, a Xeon of 2.5 GHz. A row holds where every shape listed in docs/performance.md was at
+// least 0.95 times as fast as torch's dense convolution.
 inline constexpr Rule kRules[] = {
     {ConvKind::direct, kAll, 0, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
     {ConvKind::direct, kInputs, 0, 2 * kMany, kAny, 1, 1, 1, 0.6},
@@ -98,7 +98,7 @@ inline double dense_spmm_fraction(int64_t tiles, int64_t lanes) {
 // Of weights larger than this, which leave the second-level cache, only the active ones are read,
 // in the order in which they lie: 512 x 512 kernels on one pixel of 5 images of 4 tasks, all
 // active: 6.8 ms instead of 12.7 for the forward pass; half of them active: 4.9 instead of 14.6 for
-// the input gradient (Zen 5).
+// the input gradient (Xeon).
 inline constexpr int64_t kDenseSpmmBytes = int64_t{1} << 20;
 
 // SDDMM over all kernels costs less per kernel and needs no CSR, which a task of few tiles (in
