@@ -145,14 +145,15 @@ def _iterate(
     gradient = problem.gradient(weight)
     residual = problem.residual(gradient)
     for _ in range(max_iterations):
-        running = residual > tolerance
+        running = residual > problem.rounding(weight).clamp(min=tolerance)
         if not bool(running.any()):
             break
         weight = torch.where(running[:, None, None], step(weight, gradient, running), weight)
         iterations = iterations + running
         gradient = problem.gradient(weight)
         residual = problem.residual(gradient)
-    status = torch.where(residual <= tolerance, CONVERGED, ITERATIONS)
+    limit = problem.rounding(weight).clamp(min=tolerance)
+    status = torch.where(residual <= limit, CONVERGED, ITERATIONS)
     status = torch.where(residual.isfinite(), status, NOT_FINITE)
     return RawSolution(weight, iterations, residual, status)
 
