@@ -37,7 +37,7 @@ def require_type(
 ) -> None:
     """Refuses a value of another type; ``expected`` says the kind in words."""
     if not isinstance(got, kind):
-        refuse(owner, name, expected, _with_type(got), TypeError)
+        refuse(owner, name, expected, typed(got), TypeError)
 
 
 def require_number(
@@ -53,7 +53,7 @@ def require_number(
     # A number may be a symbol while a program is traced.
     kinds = (numbers.Real, torch.SymFloat, torch.SymInt)
     if not isinstance(got, kinds) or isinstance(got, bool):
-        refuse(owner, name, "a number", _with_type(got), TypeError)
+        refuse(owner, name, "a number", typed(got), TypeError)
     try:
         number = float(got)
     except OverflowError:
@@ -72,7 +72,7 @@ def require_count(
 ) -> None:
     """Refuses what is not an integer, or not in the range asked for."""
     if not _is_integer(got):
-        refuse(owner, name, "an integer", _with_type(got), TypeError)
+        refuse(owner, name, "an integer", typed(got), TypeError)
     if got < least:
         refuse(owner, name, f"at least {least}", shown(got))
     if most is not None and got > most:
@@ -95,7 +95,7 @@ def require_choice(owner: str, name: str, got: object, choices: Any) -> None:
     # By type too: 1 equals True, and an array is equal to nothing in particular.
     if not any(isinstance(got, type(choice)) and got == choice for choice in named):
         other = not isinstance(got, tuple(map(type, named)))
-        shows, error = (_with_type(got), TypeError) if other else (shown(got), ValueError)
+        shows, error = (typed(got), TypeError) if other else (shown(got), ValueError)
         refuse(owner, name, f"one of {', '.join(map(repr, named))}", shows, error)
 
 
@@ -103,7 +103,7 @@ def require_pair(owner: str, name: str, got: Any, *, least: int = 0) -> tuple[in
     """One integer, or two (vertical, horizontal), as two."""
     pair = got if isinstance(got, (tuple, list)) else (got, got)
     if len(pair) != 2 or not all(map(_is_integer, pair)):
-        refuse(owner, name, "one integer or two", _with_type(got), TypeError)
+        refuse(owner, name, "one integer or two", typed(got), TypeError)
     if min(pair) < least:
         refuse(owner, name, f"at least {least}", shown(got))
     if max(pair) > LARGEST:
@@ -114,7 +114,7 @@ def require_pair(owner: str, name: str, got: Any, *, least: int = 0) -> tuple[in
 def require_callable(owner: str, name: str, got: object, expected: str = "a function") -> None:
     """Refuses what cannot be called; ``expected`` says what it is called with."""
     if not callable(got):
-        refuse(owner, name, expected, _with_type(got), TypeError)
+        refuse(owner, name, expected, typed(got), TypeError)
 
 
 def require_place(owner: str, device: Any, dtype: Any) -> None:
@@ -122,7 +122,7 @@ def require_place(owner: str, device: Any, dtype: Any) -> None:
     kinds = (torch.device, str, int)
     if device is not None:
         if not isinstance(device, kinds) or isinstance(device, bool):
-            refuse(owner, "device", "a device or None", _with_type(device), TypeError)
+            refuse(owner, "device", "a device or None", typed(device), TypeError)
         try:
             torch.device(device)
         except (RuntimeError, OverflowError, ValueError):
@@ -179,7 +179,8 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _with_type(value: object) -> str:
+def typed(value: object) -> str:
+    """A value with its type, as messages about types show it."""
     if value is None or isinstance(value, (Tensor, type)):
         return shown(value)
     return f"{type(value).__name__} {shown(value)}"

@@ -15,7 +15,7 @@ from metasparse_ext._arguments import (
     require_count,
     require_tensor,
     require_type,
-    shown,
+    typed,
 )
 
 
@@ -68,11 +68,11 @@ class Layout:
             named = dict(source.named_parameters())
         else:
             if isinstance(source, Tensor):
-                refuse(owner, "source", expected, shown(source), TypeError)
+                refuse(owner, "source", expected, typed(source), TypeError)
             try:
                 named = dict(source)
             except (TypeError, ValueError):
-                refuse(owner, "source", expected, shown(source), TypeError)
+                refuse(owner, "source", expected, typed(source), TypeError)
         for name, tensor in named.items():
             require_type(owner, "names in source", name, str, "strings")
             require_tensor(owner, f"source[{name!r}]", tensor)

@@ -67,7 +67,7 @@ def linearize(
             (Schraudolph, Neural Computation 2002).
 
     Raises:
-        TypeError: ``params`` is not a floating tensor.
+        TypeError: ``params`` is not a floating tensor, or a function is none.
         ValueError: a wrong shape, an unknown curvature, or ``"ggn"`` without ``model``.
     """
     require_callable("linearize", "loss", loss)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 
+_PLAIN = torch.empty(0)  # a tensor of no transform
+
 
 def derivative_levels() -> tuple[int, int]:
     """How many of them differentiate: in forward mode (jvp), and in reverse mode (grad, vjp)."""
@@ -25,8 +27,8 @@ def maps_at_work() -> Callable[[], bool]:
     A tensor wrapped for a level knows whether that has ended, whatever has its number since.
     """
     functorch = torch._C._functorch
-    probes = [functorch._wrap_for_grad(torch.empty(0), level) for level in map_levels()]
-    return lambda: all(functorch._unwrap_if_dead(probe) is probe for probe in probes)
+    probes = [functorch._wrap_for_grad(_PLAIN, level) for level in map_levels()]
+    return lambda: not any(map(functorch.is_dead_tensor_wrapper, probes))
 
 
 def differentiates_inside_maps() -> bool:

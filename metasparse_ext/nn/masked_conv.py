@@ -87,7 +87,7 @@ class MaskedConv2d(nn.Conv2d):
         require_count(_OWNER, "groups", groups)
         require_type(_OWNER, "padding_mode", padding_mode, str, "a padding mode")
         if reason := unsupported(dilation=dilation, groups=groups, padding_mode=padding_mode):
-            raise ValueError(f"{_OWNER}: expected {reason}")
+            raise ValueError(f"{_OWNER}: {reason}")
         require_flag(_OWNER, "bias", bias)
         require_place(_OWNER, device, dtype)
         super().__init__(
@@ -133,11 +133,11 @@ class MaskedConv2d(nn.Conv2d):
 def unsupported(*, dilation: int | tuple[int, ...], groups: int, padding_mode: str) -> str | None:
     """Why a masked convolution cannot have these arguments, or None if it can."""
     if dilation not in (1, (1, 1)):
-        return f"dilation to be 1, got {dilation}"
+        return f"expected dilation to be 1, got {dilation}"
     if groups != 1:
-        return f"groups to be 1, got {groups}"
+        return f"expected groups to be 1, got {groups}"
     if padding_mode != "zeros":
-        return f"padding_mode to be 'zeros', got {padding_mode!r}"
+        return f"expected padding_mode to be 'zeros', got {padding_mode!r}"
     return None
 
 

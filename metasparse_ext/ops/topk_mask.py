@@ -9,12 +9,11 @@ from torch import Tensor
 from metasparse_ext import _library, reference
 from metasparse_ext._arguments import (
     refuse,
-    require,
     require_choice,
     require_floating,
     require_like,
     require_number,
-    shown,
+    typed,
 )
 from metasparse_ext.ops._operands import is_readable
 from metasparse_ext.ops._register import register_fake, register_vmap
@@ -137,7 +136,8 @@ def _check_density(density: float | Tensor) -> None:
     # Elsewhere the op itself objects, where it reads k.
     if density.is_cpu and is_readable(density) and density.numel() > 0:
         for value in density.aminmax():
-            require(0 <= value <= 1, _OP, "density", "from 0 to 1", f"{value.item():g}")
+            if not 0 <= value <= 1:
+                refuse(_OP, "density", "from 0 to 1", f"{value.item():g}")
 
 
 def _layers(scores: Scores) -> tuple[list[str], list[Tensor]]:
@@ -148,7 +148,7 @@ def _layers(scores: Scores) -> tuple[list[str], list[Tensor]]:
         return [f"scores[{name!r}]" for name in scores], list(scores.values())
     if isinstance(scores, Sequence) and not isinstance(scores, str):
         return [f"scores[{i}]" for i in range(len(scores))], list(scores)
-    refuse(_OP, "scores", "a tensor, or a sequence or mapping of tensors", shown(scores), TypeError)
+    refuse(_OP, "scores", "a tensor, or a sequence or mapping of tensors", typed(scores), TypeError)
 
 
 def _like(scores: Scores, masks: list[Tensor]) -> Scores:
