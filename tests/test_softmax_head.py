@@ -77,6 +77,39 @@ def test_exact_stops_where_rounding_lets_it_fall_no_further(op, size, scale, lam
         assert (slope < 2e-12 * scale).all()
 
 
+@pytest.mark.parametrize("lam", [1e-1, 1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("size", [9, 400])
+def test_the_gradient_in_float32_is_as_near_as_documented(size, lam):
+    features, labels, weight, _ = draw(2, 10, size, 3)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        x = features.to(dtype).requires_grad_()
+        fit = softmax_head(x, labels, weight.to(dtype), lam=lam)
+        gradients.append(torch.autograd.grad(fit.weight.sin().sum(), x)[0].double())
+    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert error < 1e-5 + 1e-10 * size / lam
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_an_enormous_lambda_keeps_the_center(solver, dtype):
+    features, labels, weight, _ = draw(dtype=dtype)
+    lam = 1e30 if dtype == torch.float32 else 1e300
+    fit = softmax_head(features, labels, weight, lam=lam, solver=solver)
+    assert fit.report.status.tolist() == [HeadStatus.CONVERGED] * 3
+    assert torch.equal(fit.weight, weight)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("lam", [1e300, torch.inf, torch.nan, 0.0, -1.0])
+def test_every_solver_refuses_a_lambda_that_is_none(solver, lam):
+    features, labels, weight, _ = draw(dtype=torch.float32)
+    given = [lam, torch.tensor(lam), torch.tensor([1.0, lam, 1.0])]
+    for value in given:
+        with pytest.raises(ValueError, match=r"softmax_head: expected lam to be .*, got"):
+            softmax_head(features, labels, weight, lam=value, solver=solver)
+
+
 @pytest.mark.parametrize("lam", [1e-4, 1e-2, 1.0, 100.0])
 def test_exact_over_a_range_of_lambda(lam):
     features, labels, weight, _ = draw(size=30)

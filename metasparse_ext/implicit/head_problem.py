@@ -98,9 +98,13 @@ class HeadProblem:
         return torch.where(norm == 0, 0, norm / self._scale)
 
     def rounding(self, weight: Tensor) -> Tensor:
-        """How far the residual at ``weight`` can fall, (T,) float64: the scores' own rounding."""
+        """How far the residual at ``weight`` can fall, (T,) float64.
+
+        That is the rounding of what the gradient is made of: scores of up to |x| |W|, and lambda W.
+        """
         norm = weight.double().square().sum((-2, -1)).sqrt()
-        return 4 * torch.finfo(weight.dtype).eps * self._scale * norm
+        sizes = self._scale + self.lam.double() / self._scale
+        return 4 * torch.finfo(weight.dtype).eps * sizes * norm
 
     @property
     def _scale(self) -> Tensor:

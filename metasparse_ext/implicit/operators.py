@@ -81,7 +81,8 @@ def damped(
         hvp: maps directions (T, P) to curvature products (T, P), e.g. ``linearize(...).hvp``.
         kind: ``"paper"``, ``"imaml_dev"`` or ``"ridge"``.
         lam: strength lambda > 0 of the proximal term: a number, or a tensor () or (T, 1); or one
-            for each parameter, (P,) or (T, P).
+            for each parameter, (P,) or (T, P). The values of a tensor are looked at where that
+            stops neither a transform nor a capture.
         damping: d >= 0, default 0 (``imaml_dev``: 1).
 
     Raises:
