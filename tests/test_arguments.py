@@ -30,7 +30,6 @@ NO_ARGUMENTS = {
     "HeadProblem.curvature": "is called by solvers with their iterates",
     "HeadProblem.gradient": "is called by solvers with their iterates",
     "HeadProblem.residual": "is called by solvers with their iterates",
-    "HeadProblem.rounding": "is called by solvers with their iterates",
     "HeadProblem.value": "is called by solvers with their iterates",
     "FixedMask.forward": "is called by the layer with its own weight",
     "ScoreMask.forward": "is called by the layer with its own weight",

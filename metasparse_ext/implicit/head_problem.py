@@ -97,14 +97,13 @@ class HeadProblem:
         norm = gradient.double().square().sum((-2, -1)).sqrt()
         return torch.where(norm == 0, 0, norm / self._scale)
 
-    def rounding(self, weight: Tensor) -> Tensor:
-        """How far the residual at ``weight`` can fall, (T,) float64.
+    def rounding(self) -> Tensor:
+        """How far the residual can fall, for a weight of norm one, (T,) float64.
 
         That is the rounding of what the gradient is made of: scores of up to |x| |W|, and lambda W.
         """
-        norm = weight.double().square().sum((-2, -1)).sqrt()
         sizes = self._scale + self.lam.double() / self._scale
-        return 4 * torch.finfo(weight.dtype).eps * sizes * norm
+        return 4 * torch.finfo(self.center.dtype).eps * sizes
 
     @property
     def _scale(self) -> Tensor:
