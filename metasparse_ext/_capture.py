@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from metasparse_ext._arguments import LARGEST, refuse, require_callable, require_count, shown
+
 Result = TypeVar("Result")
 
 logger = logging.getLogger("metasparse_ext")
@@ -82,10 +84,11 @@ def capture(meta_step: Callable[[Any], Result], *, warmup: int = 3) -> Captured[
         A callable like ``meta_step``, whose results are the caller's own copies.
 
     Raises:
+        TypeError: if an argument is of another kind.
         ValueError: if warmup is below 1.
     """
-    if warmup < 1:
-        raise ValueError(f"capture: expected warmup to be at least 1, got {warmup}")
+    require_callable("capture", "meta_step", meta_step, "a function of a meta-batch")
+    require_count("capture", "warmup", warmup, least=1, most=LARGEST)
     return Captured(meta_step, warmup)
 
 
@@ -128,7 +131,12 @@ class Captured(Generic[Result]):
         return self._meta_step(self._inputs)
 
     def _begin(self, batch: Any) -> None:
-        device = next(_tensors(batch)).device
+        tensors = list(_tensors(batch))
+        if not tensors:
+            refuse(
+                "capture", "batch", "a tensor or a structure of tensors", shown(batch), TypeError
+            )
+        device = tensors[0].device
         if obstacle := _obstacle(device):
             self._give_up(obstacle)
             return

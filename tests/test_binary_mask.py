@@ -111,12 +111,12 @@ def test_autocast_keeps_the_dtype():
 
 @pytest.mark.parametrize("scores", [torch.ones(3, dtype=torch.int64), torch.ones(3) > 0], ids=str)
 def test_scores_of_no_floating_dtype(scores):
-    with pytest.raises(TypeError, match=f"floating tensor, got {scores.dtype}"):
+    with pytest.raises(TypeError, match="scores to be of a floating dtype, got "):
         ms.binary_mask(scores)
     with pytest.raises(TypeError, match="floating dtype"):
         torch.ops.metasparse.binary_mask(scores, 0.0)
 
 
 def test_scores_that_are_no_tensor():
-    with pytest.raises(TypeError, match="floating tensor, got list"):
+    with pytest.raises(TypeError, match="scores to be a tensor, got list"):
         ms.binary_mask([1.0])

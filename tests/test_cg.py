@@ -358,6 +358,73 @@ def test_a_pullback_may_be_mapped_and_one_of_a_map_may_run_after_it():
     torch.testing.assert_close(results(solved), results(inverted))
 
 
+EXTREMES = {
+    torch.float64: (-1000, -660, -400, 400, 660, 1000),
+    torch.float32: (-100, -80, -50, 50, 80, 110),
+}
+
+
+@pytest.mark.parametrize("dtype", EXTREMES, ids=["f64", "f32"])
+@pytest.mark.parametrize("started", [False, True], ids=["from zero", "from x0"])
+def test_a_right_hand_side_of_any_size_is_solved_to_the_same_digits(dtype, started, backend):
+    """A solve is linear in b and x0: a power of two passes through it and changes no digit."""
+    a, b = spd(dtype=dtype), rhs().to(dtype)
+    x0 = torch.linalg.solve(a, b) * 1.5 if started else None
+    expected = cg(times(a), b, iterations=9, x0=x0)
+    for exponent in EXTREMES[dtype]:
+        scale = torch.tensor(2.0, dtype=torch.float64).pow(exponent).to(dtype)
+        start = None if x0 is None else x0 * scale
+        result = cg(times(a), b * scale, iterations=9, x0=start)
+        assert torch.equal(result.solution, expected.solution * scale), exponent
+        assert torch.equal(result.residuals, expected.residuals * scale.double()), exponent
+        assert torch.equal(result.status, expected.status)
+
+
+def test_rows_of_all_sizes_are_solved_side_by_side(backend):
+    """Against a solve in long double, row by row, with the gradient."""
+    a = spd()
+    sizes = torch.tensor([1e-300, 1e-200, 1.0, 1e200], dtype=torch.float64)[:, None]
+    b = (rhs() * sizes).requires_grad_()
+    result = cg(times(a), b, iterations=4 * SIZE, tolerance=1e-13)
+    assert result.status.tolist() == [CGStatus.CONVERGED] * 4
+    wide = np.longdouble
+    for row, matrix, side, size in zip(result.solution, a, b, sizes[:, 0], strict=True):
+        found, exact = row.detach().cpu().numpy().astype(wide), side.detach().cpu().numpy()
+        left = exact.astype(wide) - matrix.cpu().numpy().astype(wide) @ found
+        assert float(np.abs(left).max() / wide(size.item())) < 1e-10
+    weights = torch.ones_like(b)
+    (gradient,) = torch.autograd.grad(result.solution, b, weights)
+    torch.testing.assert_close(gradient, torch.linalg.solve(a, weights), rtol=1e-9, atol=1e-9)
+
+
+def test_rows_that_are_zero_or_not_finite_stay_as_they_are(backend):
+    b = rhs()
+    b[0], b[1, 0], b[2, 0] = 0, torch.inf, torch.nan
+    result = cg(times(spd()), b, iterations=SIZE)
+    expected = [CGStatus.CONVERGED, CGStatus.NOT_FINITE, CGStatus.NOT_FINITE]
+    assert result.status.tolist()[:3] == expected
+    assert (result.solution[:3] == 0).all()
+
+
+def test_a_gradient_of_a_map_is_not_continued_in_another_one(backend):
+    """The second one has the level of the first, and would take its tensors for its own."""
+    root, b = rhs(3, 3).requires_grad_(), rhs(1, 3)
+    shifts = torch.stack([b, b + 1])
+
+    def slope(shift):
+        matrix = root @ root.mT + torch.eye(3, dtype=b.dtype) + shift.square().diag_embed()
+        solve = lambda b: cg(times(matrix), b, iterations=3).solution  # noqa: E731
+        return torch.func.grad(lambda b: solve(b).square().sum())(b)
+
+    slopes = torch.func.vmap(slope)(shifts)
+
+    def continued(direction):
+        return torch.autograd.grad(slopes, root, direction, retain_graph=True)[0]
+
+    with pytest.raises(NotImplementedError, match="inside the vmap whose tensors operator"):
+        torch.func.vmap(continued)(torch.ones(2, *slopes.shape, dtype=b.dtype))
+
+
 def test_autocast_computes_in_the_dtype_of_b(backend):
     a, b = spd(dtype=torch.float32), rhs().float()
     with torch.autocast(b.device.type, torch.bfloat16):
@@ -369,14 +436,15 @@ def test_autocast_computes_in_the_dtype_of_b(backend):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"b": rhs()[0]}, ValueError, r"b of shape \(T, P\), got \(23,\)"),
-        ({"b": rhs().half()}, TypeError, "float32 or float64 tensor, got torch.float16"),
-        ({"iterations": -1}, ValueError, "iterations >= 0, got -1"),
-        ({"tolerance": 0.0}, ValueError, "tolerance > 0 or None, got 0.0"),
-        ({"x0": rhs(3)}, ValueError, r"x0 of shape \(4, 23\)"),
-        ({"preconditioner": torch.ones(5)}, ValueError, "preconditioner of shape"),
+        ({"b": rhs()[0]}, ValueError, r"b to be of shape \(T, P\), got \(23,\)"),
+        ({"b": rhs().half()}, TypeError, "b to be of float32 or float64, got float16"),
+        ({"iterations": -1}, ValueError, "iterations to be at least 0, got -1"),
+        ({"tolerance": 0.0}, ValueError, "tolerance to be above 0.0, got 0.0"),
+        ({"x0": rhs(3)}, ValueError, r"x0 to be of shape \(4, 23\)"),
+        ({"preconditioner": torch.ones(5).double()}, ValueError, "preconditioner to be of shape"),
+        ({"preconditioner": torch.ones(23)}, TypeError, "preconditioner to be of float64 like b"),
     ],
-    ids=["shape", "dtype", "iterations", "tolerance", "x0", "preconditioner"],
+    ids=["shape", "dtype", "iterations", "tolerance", "x0", "preconditioner", "another dtype"],
 )
 def test_bad_input(change, error, message):
     arguments = {"b": rhs(), "iterations": 3} | change

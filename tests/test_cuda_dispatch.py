@@ -100,10 +100,11 @@ def test_one_switch_serves_both_devices():
 
 def test_unknown_names_are_refused():
     with pytest.raises(
-        ValueError, match="one of automatic, dense, triton, cuda, winograd on cuda, got 'x'"
+        ValueError,
+        match="'automatic', 'dense', 'triton', 'cuda', 'winograd', got 'x'",
     ):
         backends.set_backend("x", "cuda")
-    with pytest.raises(ValueError, match="device to be 'cpu' or 'cuda', got 'tpu'"):
+    with pytest.raises(ValueError, match="device to be one of 'cpu', 'cuda', got 'tpu'"):
         backends.get_backend("tpu")
 
 
@@ -111,7 +112,7 @@ def test_an_unknown_name_in_the_environment_is_refused_with_its_variable(monkeyp
     monkeypatch.setattr(backends, "_cuda", None)
     monkeypatch.setenv("METASPARSE_CUDA_BACKEND", "x")
     for _ in range(2):
-        with pytest.raises(ValueError, match="METASPARSE_CUDA_BACKEND: expected one of automatic,"):
+        with pytest.raises(ValueError, match="METASPARSE_CUDA_BACKEND to be one of 'auto"):
             backends.get_backend("cuda")
     monkeypatch.setenv("METASPARSE_CUDA_BACKEND", "dense")
     assert backends.get_backend("cuda") == "dense"

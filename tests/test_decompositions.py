@@ -59,6 +59,14 @@ def test_onnx_computes_the_same(model):
         torch.testing.assert_close(torch.from_numpy(found), model(images), rtol=1e-5, atol=1e-5)
 
 
+def test_onnx_wants_the_program():
+    """As the docstring of decompositions says; where this passes, the line there can go."""
+    pytest.importorskip("onnxscript")
+    conv, image = MaskedConv2d(2, 3, 3).eval(), torch.randn(1, 2, 5, 5)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"metasparse\.masked_conv"):
+        torch.onnx.export(conv, (image,), dynamo=True, verbose=False)
+
+
 @pytest.mark.parametrize("name", ["masked_conv", "norm_act_pool", "binary_mask", "topk_mask"])
 def test_each_is_its_op(name):
     op = getattr(torch.ops.metasparse, name)

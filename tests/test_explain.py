@@ -29,7 +29,10 @@ def test_each_row_of_the_rule_is_named():
 def test_why_a_row_was_passed_over():
     forward, *_ = ms.explain(*layer(64, 28, kernel=5), padding=2)
     verdicts = dict(forward.candidates)
-    assert verdicts["direct"] == "density 1 is above 0.45"
+    assert verdicts["direct"] == (
+        "its rule is for 3x3 kernels at stride 2; density 1 is above 0.45"
+    )
+    assert len(verdicts) == len(forward.candidates), "an algorithm is named once"
     assert verdicts["polyphase2"] == "it takes 3x3 kernels at stride 2 and padding 1"
     assert "needs 8 input channels or more" in str(ms.explain(*layer(1, 28)))
 
@@ -51,11 +54,39 @@ def test_a_forced_backend_and_what_it_lacks():
 
 def test_other_dtypes_and_bad_shapes():
     x, weight = layer(64, 28)
-    assert "not in torch.bfloat16" in str(ms.explain(x.bfloat16(), weight.bfloat16()))
-    with pytest.raises(ValueError, match="expected x with 64 channels like weight, got 3"):
+    narrow = str(ms.explain(x.bfloat16(), weight.bfloat16(), padding=1))
+    assert narrow.count("in float32, rounded to torch.bfloat16") == 3
+    with pytest.raises(ValueError, match=r"weight\.size\(2\) to be I = 3"):
         ms.explain(x[:, :3], weight)
-    with pytest.raises(ValueError, match="expected weight of 4 dimensions"):
+    with pytest.raises(ValueError, match="expected weight to be of 4 dimensions"):
         ms.explain(x, weight[0])
+    with pytest.raises(ValueError, match="expected weight to be on cpu like x, got meta"):
+        ms.explain(x, weight.to("meta"))
+
+
+def test_padding_in_words_and_one_image():
+    x, weight = layer(64, 28)
+    assert chosen(x, weight, padding="same") == chosen(x, weight, padding=1)
+    assert chosen(x, weight, padding="valid") == chosen(x, weight)
+    assert chosen(x[0], weight) == chosen(x[:1], weight)
+    with pytest.raises(ValueError, match="stride to be 1 for padding 'same'"):
+        ms.explain(x, weight, stride=2, padding="same")
+
+
+def test_why_tiles_have_their_size():
+    forward, input_gradient, _ = ms.explain(*layer(64, 28))
+    assert "tiles of 4x4, which cost least on a map of 26x26" in str(forward)
+    assert "on a map of 28x28" in str(input_gradient)
+    with ms.backend("precise"):
+        assert "tiles of 2x2, the most precise ones" in str(ms.explain(*layer(64, 28)))
+    assert "tiles" not in str(ms.explain(*layer(3, 28), stride=2)[2])
+
+
+def test_an_algorithm_of_several_rows_is_named_once():
+    (forward, *_) = ms.explain(*layer(4, 28), padding=1)
+    names = [candidate.algorithm for candidate in forward.candidates]
+    assert len(set(names)) == len(names)
+    assert "not by an earlier one: needs 8 input channels or more" in str(forward)
 
 
 @pytest.mark.parametrize(

@@ -141,18 +141,21 @@ def test_the_documentations_example_runs():
 
 
 def test_query_loss_of_a_wrong_shape():
-    with pytest.raises(ValueError, match=r"query_loss to return shape \(2,\), got \(\)"):
+    with pytest.raises(ValueError, match=r"query_loss's result to be of shape \(2,\), got \(\)"):
         implicit_gradient(lambda p: p.sum(-1), lambda p: p.sum(), torch.zeros(2, 3), lam=1.0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lam": float("inf")}, "expected a finite lam > 0, got inf"),
-        ({"lam": float("nan")}, "expected a finite lam > 0, got nan"),
-        ({"lam": 0.0}, "expected a finite lam > 0, got 0.0"),
-        ({"lam": 1.0, "damping": float("inf")}, "expected a finite damping >= 0, got inf"),
-        ({"lam": 1.0, "damping": float("nan")}, "expected a finite damping >= 0, got nan"),
+        ({"lam": float("inf")}, "expected lam to be finite, got inf"),
+        ({"lam": float("nan")}, "expected lam to be finite, got nan"),
+        ({"lam": 0.0}, "expected lam to be above 0.0, got 0.0"),
+        ({"lam": torch.tensor(-1.0)}, "expected lam to be finite and above 0, got -1"),
+        ({"lam": torch.tensor(torch.nan)}, "expected lam to be finite and above 0, got nan"),
+        ({"lam": torch.ones(3, 3)}, "expected lam to be of shape"),
+        ({"lam": 1.0, "damping": float("inf")}, "expected damping to be finite, got inf"),
+        ({"lam": 1.0, "damping": float("nan")}, "expected damping to be finite, got nan"),
     ],
 )
 def test_an_operator_that_is_not_finite_is_refused(options, message):

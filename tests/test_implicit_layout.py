@@ -50,17 +50,17 @@ def test_shared_tensors_are_expanded_and_strides_do_not_matter():
 
 def test_bad_input():
     layout = Layout.of(named())
-    with pytest.raises(ValueError, match="at least one tensor"):
+    with pytest.raises(ValueError, match="at least one named tensor"):
         Layout.of({})
     with pytest.raises(TypeError, match="got int"):
         Layout.of(3)
-    with pytest.raises(TypeError, match="expected a tensor for 'a', got float"):
+    with pytest.raises(TypeError, match=r"source\['a'\] to be a tensor, got float"):
         Layout.of({"a": 1.0})
-    with pytest.raises(KeyError, match="'bias' is missing"):
+    with pytest.raises(ValueError, match=r"tensors\['bias'\] to be given"):
         layout.flatten({k: v for k, v in named().items() if k != "bias"})
-    with pytest.raises(ValueError, match=r"expected 'weight' of shape \(\*, 2, 3\), got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"\['weight'\] to be of shape \(\*, 2, 3\), got \(2, 4\)"):
         layout.flatten(named() | {"weight": torch.randn(2, 4)})
-    with pytest.raises(ValueError, match="one common batch shape"):
+    with pytest.raises(ValueError, match="of one common batch shape"):
         layout.flatten(named(3) | {"weight": torch.randn(4, 2, 3)})
-    with pytest.raises(ValueError, match=r"expected shape \(\*, 12\), got \(2, 11\)"):
+    with pytest.raises(ValueError, match=r"of shape \(\*, 12\), got \(2, 11\)"):
         layout.unflatten(torch.zeros(2, 11))

@@ -136,21 +136,21 @@ def test_flat_losses_have_zero_curvature():
 
 def test_bad_input():
     p = torch.zeros(2, 3)
-    with pytest.raises(TypeError, match="floating tensor, got"):
+    with pytest.raises(TypeError, match="params to be of a floating dtype, got int64"):
         linearize(lambda p: p.sum(-1), p.long())
     with pytest.raises(ValueError, match=r"shape \(T, P\), got \(3,\)"):
         linearize(lambda p: p.sum(-1), p[0])
-    with pytest.raises(ValueError, match=r"return shape \(2,\), got \(\)"):
+    with pytest.raises(ValueError, match=r"loss's result to be of shape \(2,\), got \(\)"):
         linearize(lambda p: p.sum(), p)
-    with pytest.raises(ValueError, match="'hessian' or 'ggn', got 'fisher'"):
+    with pytest.raises(ValueError, match="'hessian', 'ggn', got 'fisher'"):
         linearize(lambda p: p.sum(-1), p, curvature="fisher")
-    with pytest.raises(ValueError, match="expected model"):
+    with pytest.raises(TypeError, match="expected model"):
         linearize(lambda p: p.sum(-1), p, curvature="ggn")
-    with pytest.raises(ValueError, match=r"direction of shape \(2, 3\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"direction to be of shape \(2, 3\), got \(3,\)"):
         linearize(lambda p: p.square().sum(-1), p).hvp(p[0])
     with pytest.raises(ValueError, match=r"kind to be one of .* got 'pap'"):
         damped(torch.clone, "pap", lam=1.0)
-    with pytest.raises(ValueError, match="lam > 0, got 0"):
+    with pytest.raises(ValueError, match=r"lam to be above 0\.0, got 0"):
         damped(torch.clone, lam=0)
-    with pytest.raises(ValueError, match="damping >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"damping to be at least 0\.0, got -1"):
         damped(torch.clone, lam=1.0, damping=-1)

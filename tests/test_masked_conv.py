@@ -303,7 +303,7 @@ def test_pairs_name_what_does_not_match():
     pair = torch.ops.metasparse.masked_conv_pair
     with pytest.raises(ValueError, match=r"masked_conv_pair: expected x2 of shape .* like x1"):
         pair(x, weight, None, x[:, :2], weight, None, None, (1, 1), (1, 1))
-    with pytest.raises(TypeError, match="expected weight2 of dtype Float like weight1"):
+    with pytest.raises(TypeError, match="expected weight2 of dtype float32 like weight1"):
         pair(x, weight, None, x, weight.double(), None, None, (1, 1), (1, 1))
 
 
@@ -411,25 +411,29 @@ def test_gradients_reach_a_shared_weight_once_per_task():
 
 X, W, M, B = (torch.zeros(s) for s in [(2, 3, 4, 5, 5), (2, 6, 4, 3, 3), (2, 6, 4), (2, 6)])
 BAD = {
-    "x rank": (ValueError, "x of 4 dimensions, or 3 for one image", (X[0, 0, 0], W, M)),
-    "weight rank": (ValueError, "weight of 4 dimensions", (X, W[0, 0], M)),
-    "mask rank": (ValueError, "mask of 2 dimensions", (X, W, M[0, 0])),
-    "bias rank": (ValueError, "bias of 1 dimensions", (X, W, M, B[None])),
-    "tasks of weight": (ValueError, "weight for T = 2 tasks like x", (X, W[:1], M)),
-    "tasks of mask": (ValueError, "mask for T = 2 tasks", (X, W, M[:1])),
+    "x rank": (ValueError, "x to be of 4 dimensions, or 3 for one image", (X[0, 0, 0], W, M)),
+    "weight rank": (ValueError, "weight to be of 4 dimensions", (X, W[0, 0], M)),
+    "mask rank": (ValueError, "mask to be of 2 dimensions", (X, W, M[0, 0])),
+    "bias rank": (ValueError, "bias to be of 1 dimensions", (X, W, M, B[None])),
+    "tasks of weight": (ValueError, "weight to be for T = 2 tasks like x", (X, W[:1], M)),
+    "tasks of mask": (ValueError, "mask to be for T = 2 tasks", (X, W, M[:1])),
     "channels": (ValueError, "weight.*to be I = 4", (X, W[:, :, :3], None)),
     "mask shape": (ValueError, "mask of shape", (X, W, M.mT)),
     "bias shape": (ValueError, "bias.*to be O = 6", (X, W, M, B[:, :5])),
     "kernel too large": (ValueError, "does not fit", (X[..., :2, :2], W, M)),
-    "stride": (ValueError, "stride to be two positive", (X, W, M, None, 0)),
-    "padding": (ValueError, "padding to be two integers", (X, W, M, None, 1, -1)),
-    "weight dtype": (TypeError, "weight of dtype Float", (X, W.double(), M)),
-    "mask dtype": (TypeError, "mask of dtype Float", (X, W, M.double())),
-    "bias dtype": (TypeError, "bias of dtype Float", (X, W, M, B.double())),
-    "integer x": (TypeError, "x of dtype", (X.long(), W.long(), None)),
+    "stride": (ValueError, "stride to be at least 1, got 0", (X, W, M, None, 0)),
+    "padding": (ValueError, "padding to be at least 0, got -1", (X, W, M, None, 1, -1)),
+    "weight dtype": (TypeError, "weight to be of float32 like x, got float64", (X, W.double(), M)),
+    "mask dtype": (TypeError, "mask to be of float32 like x", (X, W, M.double())),
+    "bias dtype": (TypeError, "bias to be of float32 like x", (X, W, M, B.double())),
+    "integer x": (
+        TypeError,
+        "x to be of float32, float64, bfloat16",
+        (X.long(), W.long(), None),
+    ),
     "not a tensor": (TypeError, "expected mask to be a tensor, got list", (X, W, [1])),
-    "weight missing": (TypeError, "expected weight to be a tensor, got NoneType", (X, None, M)),
-    "device": (ValueError, "weight on cpu like x, got meta", (X, W.to("meta"), M)),
+    "weight missing": (TypeError, "expected weight to be a tensor, got None", (X, None, M)),
+    "device": (ValueError, "weight to be on cpu like x, got meta", (X, W.to("meta"), M)),
 }
 
 
@@ -466,13 +470,13 @@ def test_padding_in_words(padding, kernel):
     ("options", "message"),
     [
         ({"padding": "full"}, "padding to be integers, 'same' or 'valid', got 'full'"),
-        ({"padding": "same", "stride": 2}, "stride 1 for padding 'same', got \\(2, 2\\)"),
+        ({"padding": "same", "stride": 2}, "stride to be 1 for padding 'same', got \\(2, 2\\)"),
         ({"stride": (1, 2, 3)}, "stride to be one integer or two"),
-        ({"padding": 1.5}, "padding to be one integer or two, got 1.5"),
+        ({"padding": 1.5}, "padding to be one integer or two, got float 1.5"),
     ],
 )
 def test_bad_windows(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         ms.masked_conv2d(torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), None, **options)
 
 

@@ -142,11 +142,11 @@ def test_batch_norm_is_that_of_the_batch_in_both_modes(layer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dilation": 2}, "dilation must be 1"),
-        ({"groups": 3}, "groups must be 1"),
-        ({"padding_mode": "reflect"}, "padding_mode must be 'zeros'"),
-        ({"mask": torch.ones(3, 6)}, r"mask must be \(6, 3\)"),
-        ({"mask": torch.full((6, 3), 0.5)}, "zeros and ones only"),
+        ({"dilation": 2}, "dilation to be 1"),
+        ({"groups": 3}, "groups to be 1"),
+        ({"padding_mode": "reflect"}, "padding_mode to be 'zeros'"),
+        ({"mask": torch.ones(3, 6)}, r"mask to be of shape \(6, 3\)"),
+        ({"mask": torch.full((6, 3), 0.5)}, r"mask to be zeros and ones, got \[0.5\]"),
     ],
     ids=["dilation", "groups", "padding_mode", "mask-shape", "mask-values"],
 )
@@ -156,7 +156,7 @@ def test_masked_conv_refuses(arguments, message):
 
 
 def test_fixed_mask_refuses_a_vector():
-    with pytest.raises(ValueError, match="FixedMask: mask must be"):
+    with pytest.raises(ValueError, match="FixedMask: expected mask to be"):
         FixedMask(torch.ones(3))
 
 
@@ -205,9 +205,9 @@ def test_top_k_mask_keeps_its_share_of_every_task(granularity, kept, tasks):
 
 
 def test_top_k_mask_refuses():
-    with pytest.raises(ValueError, match="TopKMask: density must lie"):
+    with pytest.raises(ValueError, match="TopKMask: expected density to be at"):
         TopKMask(1.5)
-    with pytest.raises(ValueError, match="TopKMask: granularity must be"):
+    with pytest.raises(ValueError, match="TopKMask: expected granularity to be one of"):
         TopKMask(0.5, "layer")
 
 

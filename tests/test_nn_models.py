@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, cost, sparsify
+from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, TopKMask, cost, sparsify
 from metasparse_ext.nn.resnet12 import ResBlock
 
 
@@ -34,11 +34,11 @@ def test_conv4_sizes(size, strided, head, features):
 
 
 def test_conv4_names_what_does_not_fit():
-    with pytest.raises(ValueError, match="too small for 4 blocks"):
+    with pytest.raises(ValueError, match="image_size to be not too small for 4 blocks"):
         Conv4(1, 8, strided=False)
-    with pytest.raises(ValueError, match="head must be"):
+    with pytest.raises(ValueError, match="head to be"):
         Conv4(1, 28, head="max")
-    with pytest.raises(ValueError, match=r"C, H, W = \(1, 28, 28\), got shape \(2, 1, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"\(N, 1, 28, 28\) or .*, got \(2, 1, 32, 32\)"):
         Conv4(1, 28)(torch.zeros(2, 1, 32, 32))
 
 
@@ -76,9 +76,9 @@ def test_cost_of_per_task_and_weight_masks():
     assert "4.0" in str(tasks)
     net[0].masker = FixedMask(torch.eye(3).repeat(3, 2, 1, 1))
     assert cost(net, (2, 5, 5)).layers[0].active_macs == 6 * 3 * 25
-    with pytest.raises(ValueError, match="no masked convolution or linear layer is named"):
+    with pytest.raises(ValueError, match="which no such layer is named"):
         cost(net, (2, 5, 5), {"1": masks})
-    with pytest.raises(ValueError, match="input_shape must be"):
+    with pytest.raises(ValueError, match="input_shape to be"):
         cost(net, (5, 5))
 
 
@@ -140,7 +140,7 @@ def test_sparsify_keeps_hooks():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), "0: it is pruned by torch.nn"),
+        (lambda conv: prune.l1_unstructured(conv, "bias", 0.5), "0: its bias is pruned"),
         (nn.utils.spectral_norm, "0: its weight is no parameter of its own"),
         (nn.utils.parametrizations.weight_norm, "0: "),
     ],
@@ -150,6 +150,49 @@ def test_sparsify_refuses_weights_that_something_else_makes(change, reason):
     model(torch.randn(1, 2, 5, 5))
     with pytest.raises(ValueError, match=f"these convolutions cannot be masked: {reason}"):
         sparsify(model)
+
+
+PRUNED = {
+    "weights": (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), (4, 3, 3, 3)),
+    "kernels": (lambda conv: prune.custom_from_mask(conv, "weight", KERNELS), (4, 3)),
+    "channels": (lambda conv: prune.ln_structured(conv, "weight", 0.5, n=2, dim=0), (4, 3)),
+    "twice": (
+        lambda conv: prune.random_unstructured(
+            prune.l1_unstructured(conv, "weight", 0.3), "weight", 0.3
+        ),
+        (4, 3, 3, 3),
+    ),
+}
+KERNELS = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 1], [0, 1, 0]])[..., None, None].expand(
+    4, 3, 3, 3
+)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize("kind", PRUNED)
+def test_sparsify_takes_over_what_torch_pruned(kind, inplace):
+    """The mask becomes the layer's, the weight under it stays, and nothing computes otherwise."""
+    change, shape = PRUNED[kind]
+    model = nn.Sequential(change(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 3, 6, 6)
+    expected, mask = model(x), model[0].weight_mask.clone()
+    original = model[0].weight_orig
+    masked = sparsify(model, inplace=inplace)
+    layer = masked[0]
+    assert isinstance(layer, MaskedConv2d)
+    assert layer.masker.mask.shape == shape
+    kept = layer.masker.mask if len(shape) == 4 else layer.masker.mask[..., None, None]
+    assert torch.equal(kept.expand_as(mask), mask)
+    assert torch.equal(layer.weight, original)
+    assert (layer.weight is original) == inplace
+    assert sorted(layer.state_dict()) == ["bias", "masker.mask", "weight"]
+    torch.testing.assert_close(masked(x), expected)
+    masked(x).sum().backward()
+    assert (layer.weight.grad[mask == 0] == 0).all()
+    assert layer.weight.grad.any()
+    if not inplace:
+        assert prune.is_pruned(model)
+        assert sparsify(model, lambda weight: TopKMask(1.0))[0].masker.density == 1.0
 
 
 def test_sparsify_gives_each_layer_its_masker():
@@ -165,9 +208,9 @@ def test_sparsify_gives_each_layer_its_masker():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"groups": 2}, "last: groups must be 1, got 2"),
-        ({"dilation": 2}, r"last: dilation must be 1, got \(2, 2\)"),
-        ({"padding_mode": "circular"}, "last: padding_mode must be 'zeros'"),
+        ({"groups": 2}, "last: expected groups to be 1, got 2"),
+        ({"dilation": 2}, r"last: expected dilation to be 1, got \(2, 2\)"),
+        ({"padding_mode": "circular"}, "last: expected padding_mode to be 'zeros'"),
     ],
     ids=["groups", "dilation", "padding_mode"],
 )
@@ -190,11 +233,11 @@ def test_examples_in_docstrings(name):
 
 
 def test_a_block_refuses_an_unknown_activation():
-    with pytest.raises(ValueError, match=r"ResBlock: activation must be one of .*, got 'zzz'"):
+    with pytest.raises(ValueError, match=r"ResBlock: expected activation to be .*, got 'zzz'"):
         ResBlock(3, 4, activation="zzz")
 
 
 @pytest.mark.parametrize("option", ["blocks", "ways"])
 def test_a_network_has_a_block_and_a_class(option):
-    with pytest.raises(ValueError, match=f"Conv4: {option} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"Conv4: expected {option} to be at least 1, got 0"):
         Conv4(3, 32, **{option: 0})

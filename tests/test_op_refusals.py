@@ -109,7 +109,7 @@ def test_operands_lie_on_one_device(name):
     ids=["weight", "bias", "scores", "labels", "x0"],
 )
 def test_functions_name_the_argument_on_another_device(call, argument):
-    with pytest.raises(ValueError, match=f"expected {argument} on cpu like .*, got meta"):
+    with pytest.raises(ValueError, match=f"expected {argument} to be on cpu like .*, got meta"):
         call()
 
 

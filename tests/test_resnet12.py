@@ -110,15 +110,15 @@ def test_cost_counts_masks_and_shortcuts():
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="16 pixels are the least"):
+    with pytest.raises(ValueError, match="image_size to be at least 16"):
         ResNet12(3, 15)
-    with pytest.raises(ValueError, match="width must be one or four numbers"):
+    with pytest.raises(ValueError, match="width to be one integer or four"):
         ResNet12(3, 32, (4, 5))
-    with pytest.raises(ValueError, match="ResNet12: activation must be one of"):
+    with pytest.raises(ValueError, match="ResNet12: expected activation to be one of"):
         ResNet12(3, 32, activation="gelu")
-    with pytest.raises(ValueError, match="ResNet12: head must be one of"):
+    with pytest.raises(ValueError, match="ResNet12: expected head to be one of"):
         ResNet12(3, 32, head="max")
-    with pytest.raises(ValueError, match=r"C, H, W = \(3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"x to be of shape \(N, 3, 32, 32\)"):
         ResNet12(3, 32, 2)(torch.zeros(2, 1, 32, 32))
 
 

@@ -54,6 +54,62 @@ def test_exact_is_the_minimum(shape, dtype):
     assert solution.bias is None
 
 
+@pytest.mark.parametrize(
+    ("size", "scale", "lam"),
+    [(64, 1.0, 100.0), (64, 30.0, 1.0), (1600, 30.0, 100.0), (1600, 300.0, 100.0)],
+)
+@pytest.mark.parametrize("op", ["softmax_head", "reference"])
+def test_exact_stops_where_rounding_lets_it_fall_no_further(op, size, scale, lam):
+    """Scores of some hundreds are rounded by more than the tolerance asks of their gradient."""
+    for seed in range(4):
+        features, labels, weight, _ = draw(2, 5, size, 5, seed=seed)
+        features, weight = scale * features, weight / size**0.5
+        lams = torch.full((2,), lam, dtype=torch.float64)
+        solve = reference.softmax_head
+        if op == "softmax_head":
+            if _library.problem is not None:
+                pytest.skip("no compiled library")
+            solve = torch.ops.metasparse.softmax_head
+        found, iterations, residuals, status = solve(features, labels, weight, lams, 1e-13, 50)
+        assert status.tolist() == [HeadStatus.CONVERGED] * 2, residuals
+        assert (iterations < 50).all()
+        slope = residual(features, labels, weight, lams, found)
+        assert (slope < 2e-12 * scale).all()
+
+
+@pytest.mark.parametrize("lam", [1e-1, 1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("size", [9, 400])
+def test_the_gradient_in_float32_is_as_near_as_documented(size, lam):
+    features, labels, weight, _ = draw(2, 10, size, 3)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        x = features.to(dtype).requires_grad_()
+        fit = softmax_head(x, labels, weight.to(dtype), lam=lam)
+        gradients.append(torch.autograd.grad(fit.weight.sin().sum(), x)[0].double())
+    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert error < 1e-5 + 1e-10 * size / lam
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_an_enormous_lambda_keeps_the_center(solver, dtype):
+    features, labels, weight, _ = draw(dtype=dtype)
+    lam = 1e30 if dtype == torch.float32 else 1e300
+    fit = softmax_head(features, labels, weight, lam=lam, solver=solver)
+    assert fit.report.status.tolist() == [HeadStatus.CONVERGED] * 3
+    assert torch.equal(fit.weight, weight)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("lam", [1e300, torch.inf, torch.nan, 0.0, -1.0])
+def test_every_solver_refuses_a_lambda_that_is_none(solver, lam):
+    features, labels, weight, _ = draw(dtype=torch.float32)
+    given = [lam, torch.tensor(lam), torch.tensor([1.0, lam, 1.0])]
+    for value in given:
+        with pytest.raises(ValueError, match=r"softmax_head: expected lam to be .*, got"):
+            softmax_head(features, labels, weight, lam=value, solver=solver)
+
+
 @pytest.mark.parametrize("lam", [1e-4, 1e-2, 1.0, 100.0])
 def test_exact_over_a_range_of_lambda(lam):
     features, labels, weight, _ = draw(size=30)
@@ -304,19 +360,19 @@ def test_vmap_over_every_solver(solver):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"features": torch.zeros(3, 7)}, ValueError, r"features of shape \(T, N, D\)"),
+        ({"features": torch.zeros(3, 7)}, ValueError, r"features to be of shape \(T, N, D\)"),
         ({"features": torch.zeros(3, 7, 11).half()}, TypeError, "float32 or float64"),
-        ({"labels": torch.zeros(3, 7)}, TypeError, "labels of int64"),
-        ({"labels": torch.zeros(2, 7).long()}, ValueError, r"labels of shape \(3, 7\)"),
+        ({"labels": torch.zeros(3, 7)}, TypeError, "labels to be of int64"),
+        ({"labels": torch.zeros(2, 7).long()}, ValueError, r"labels to be of shape \(3, 7\)"),
         ({"labels": torch.full((3, 7), 4)}, ValueError, r"labels in \[0, 4\), got 4"),
         ({"labels": torch.full((3, 7), -1)}, ValueError, r"labels in \[0, 4\), got -1"),
-        ({"weight": torch.zeros(4, 9).double()}, ValueError, r"weight of shape \(C, 11\)"),
+        ({"weight": torch.zeros(4, 9).double()}, ValueError, r"weight to be of shape \(C, 11\)"),
         ({"weight": torch.zeros(2, 4, 11).double()}, ValueError, r"got \(2, 4, 11\)"),
-        ({"weight": torch.zeros(4, 11)}, TypeError, "weight of torch.float64 like features"),
-        ({"bias": torch.zeros(3).double()}, ValueError, r"bias of shape \(4,\)"),
-        ({"lam": 0.0}, ValueError, "lam > 0, got 0"),
-        ({"lam": torch.tensor(-1.0)}, ValueError, "lam > 0, got -1"),
-        ({"lam": torch.ones(2)}, ValueError, r"lam as a number or of shape \(3,\), got \(2,\)"),
+        ({"weight": torch.zeros(4, 11)}, TypeError, "weight to be of float64 like features"),
+        ({"bias": torch.zeros(3).double()}, ValueError, r"bias to be of shape \(4,\)"),
+        ({"lam": 0.0}, ValueError, "lam to be above 0.0, got 0.0"),
+        ({"lam": torch.tensor(-1.0)}, ValueError, "lam to be finite and above 0, got -1"),
+        ({"lam": torch.ones(2)}, ValueError, r"lam to be of shape \(\) or \(3,\), got \(2,\)"),
         ({"solver": "sgd"}, ValueError, "solver to be one of .*, got 'sgd'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

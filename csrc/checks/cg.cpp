@@ -32,7 +32,8 @@ void check_cg_step(const Tensor& x, const Tensor& r, const Tensor& p, const Tens
                    const Tensor& limit, const Tensor& status, const Tensor& iterations) {
   check_rank("cg_step", "x", x, 2, "(T, P)");
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "cg_step: expected x of dtype float or double, got ", x.scalar_type());
+                   "cg_step: expected x of dtype float32 or float64, got ",
+                   dtype_name(x.scalar_type()));
   check_vector("r", r, x);
   check_vector("p", p, x);
   check_vector("q", q, x);

@@ -5,8 +5,14 @@
 #include <c10/util/Exception.h>
 
 #include <optional>
+#include <string>
 
 namespace metasparse {
+
+// A dtype by torch's own name, "float32": c10's operator<< says "Float".
+inline std::string dtype_name(at::ScalarType dtype) {
+  return std::string(c10::getDtypeNames(dtype).first);
+}
 
 inline void check_rank(const char* op, const char* name, const at::Tensor& t, int64_t rank,
                        const char* letters) {
@@ -29,8 +35,7 @@ inline void check_shape_like(const char* op, const char* name, const at::Tensor&
 inline void check_dtype(const char* op, const char* name, const at::Tensor& t,
                         at::ScalarType expected) {
   TORCH_CHECK_TYPE(t.scalar_type() == expected, op, ": expected ", name, " of dtype ",
-                   c10::getDtypeNames(expected).first, ", got ",
-                   c10::getDtypeNames(t.scalar_type()).first);
+                   dtype_name(expected), ", got ", dtype_name(t.scalar_type()));
 }
 
 // The kernels of the CPU compute in float32 and float64. Those of other devices have narrow types
@@ -40,7 +45,7 @@ inline void check_floating(const char* op, const char* name, const at::Tensor& t
   const bool narrow = !t.is_cpu() && (dtype == at::kHalf || dtype == at::kBFloat16);
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || narrow, op, ": expected ", name,
                    " of dtype float32 or float64", t.is_cpu() ? "" : ", float16 or bfloat16",
-                   ", got ", dtype);
+                   ", got ", dtype_name(dtype));
 }
 
 inline void check_same_device(const char* op, const char* name, const at::Tensor& t,
@@ -52,7 +57,8 @@ inline void check_same_device(const char* op, const char* name, const at::Tensor
 inline void check_same_kind(const char* op, const char* name, const at::Tensor& t,
                             const char* other_name, const at::Tensor& other) {
   TORCH_CHECK_TYPE(t.scalar_type() == other.scalar_type(), op, ": expected ", name, " of dtype ",
-                   other.scalar_type(), " like ", other_name, ", got ", t.scalar_type());
+                   dtype_name(other.scalar_type()), " like ", other_name, ", got ",
+                   dtype_name(t.scalar_type()));
   check_same_device(op, name, t, other_name, other);
 }
 

@@ -20,8 +20,8 @@ void check_softmax_head(const char* op, const at::Tensor& features, const at::Te
   check_rank(op, "center", center, 3, "(T, C, D)");
   check_rank(op, "lam", lam, 1, "(T,)");
   TORCH_CHECK_TYPE(features.scalar_type() == at::kFloat || features.scalar_type() == at::kDouble,
-                   op, ": expected features of dtype float or double, got ",
-                   features.scalar_type());
+                   op, ": expected features of dtype float32 or float64, got ",
+                   dtype_name(features.scalar_type()));
   check_dtype(op, "labels", labels, at::kLong);
   check_same_device(op, "labels", labels, "features", features);
   check_same_kind(op, "center", center, "features", features);

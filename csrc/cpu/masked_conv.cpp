@@ -31,7 +31,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 const ConvRequest& request_from_environment() {
   const char* name = std::getenv("METASPARSE_CONV_BACKEND");
-  return request_named(name == nullptr || *name == '\0' ? "automatic" : name);
+  return request_named(name == nullptr || *name == '\0' ? "automatic" : name,
+                       "METASPARSE_CONV_BACKEND: expected the name");
 }
 
 std::atomic<const ConvRequest*>& requested() {
@@ -39,7 +40,9 @@ std::atomic<const ConvRequest*>& requested() {
   return request;
 }
 
-void set_conv_backend(const std::string& name) { requested() = &request_named(name); }
+void set_conv_backend(const std::string& name) {
+  requested() = &request_named(name, "set_backend: expected name");
+}
 
 std::string conv_backend() { return request_name(*requested()); }
 

@@ -18,7 +18,8 @@ namespace metasparse::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kVectors = 13;  // of the solve: scores, dual and eleven of the iteration
+constexpr double kRounding = 0x1p-50;  // of the numbers that a sum of some terms is made of
+constexpr int kVectors = 13;           // of the solve: scores, dual and eleven of the iteration
 
 enum Status : int64_t { kConverged = 0, kIterations = 1, kNotFinite = 3 };
 
@@ -203,7 +204,7 @@ struct Report {
 // Moves along the step until the objective falls; false when rounding hides any fall.
 __device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
   constexpr int kMaxHalvings = 40;
-  const double slack = 0x1p-50 * (1 + fabs(at.objective));
+  const double slack = kRounding * (1 + fabs(at.objective));
   double length = 1, moved = 0;
   for (int halving = 0; halving < kMaxHalvings; ++halving, length /= 2) {
     problem.add_scaled(length - moved, step.value, at.dual);
@@ -232,7 +233,7 @@ __device__ Report solve(Problem& problem, double tolerance, int64_t max_iteratio
   for (int i = threadIdx.x; i < problem.samples; i += kThreads) {
     diagonal += problem.gram[i * problem.samples + i];
   }
-  const double scale = sqrt(problem.sum(diagonal) / problem.samples);
+  const double square = problem.sum(diagonal) / problem.samples, scale = sqrt(square);
 
   problem.for_each([&](int k) { at.dual[k] = at.image[k] = 0; });
   at.objective = problem.evaluate(at.scores, at.probabilities);
@@ -251,7 +252,16 @@ __device__ Report solve(Problem& problem, double tolerance, int64_t max_iteratio
       report.status = kNotFinite;
       return report;
     }
-    if (report.residual <= tolerance) {
+    // The terms that scores are sums of: their rounding is as far as the residual can fall.
+    double terms = 0;
+    problem.for_each([&](int k) {
+      const int sample = k % problem.samples;
+      const double norm = problem.gram[sample * problem.samples + sample];
+      terms +=
+          at.scores[k] * at.scores[k] / problem.samples + square * norm * at.dual[k] * at.dual[k];
+    });
+    const double rounding = kRounding * sqrt(problem.sum(terms));
+    if (report.residual <= fmax(tolerance, rounding)) {
       report.status = kConverged;
       return report;
     }

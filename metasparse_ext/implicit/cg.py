@@ -10,14 +10,26 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from metasparse_ext._arguments import (
+    FLOATS,
+    LARGEST,
+    require_callable,
+    require_choice,
+    require_count,
+    require_like,
+    require_number,
+    require_shape,
+    require_tensor,
+)
 from metasparse_ext.implicit import cg_derivatives
 from metasparse_ext.implicit.transforms import (
     derivative_levels,
     differentiates_inside_maps,
     is_mapped,
     map_levels,
+    maps_at_work,
 )
-from metasparse_ext.ops._operands import autocast_is_on, check_dense
+from metasparse_ext.ops._operands import autocast_is_on
 from metasparse_ext.ops.cg import cg_step
 from metasparse_ext.reference.cg import CONVERGED, NOT_FINITE, NOT_POSITIVE, RUNNING, advance, dots
 
@@ -107,12 +119,14 @@ def cg(
         NotImplementedError: a third derivative; a backward pass through a derivative of forward
             mode, with ``is_grads_batched``, or after the end of a vmap whose tensors ``operator``
             closes over.
-        ValueError: a wrong shape, device or count.
+        ValueError: a wrong shape, device, count or tolerance.
 
     Source:
         Hestenes and Stiefel, 1952; Nocedal and Wright, Numerical Optimization, algorithms 5.3
         and 7.1 (the guard).
     """
+    require_callable("cg", "operator", operator, "a function of (T, P)")
+    require_choice("cg", "differentiable", differentiable, (None, True, False))
     _check(b, iterations, tolerance, x0, preconditioner)
     if preconditioner is not None:
         preconditioner = preconditioner.detach().expand_as(b)
@@ -146,14 +160,14 @@ def _guard_of_maps(operator: Operator, b: Tensor) -> Callable[[], None]:
     A mapped tensor names its vmap by a level alone. After the end of that vmap another one may have
     the level, and would take the tensor for its own.
     """
-    before = map_levels()
+    before, all_at_work = map_levels(), maps_at_work()
     if not (before and is_mapped(operator(torch.zeros(b.shape, dtype=b.dtype, device=b.device)))):
         return lambda: None
     inside = differentiates_inside_maps()
 
     def check() -> None:
         now = map_levels()
-        if now != before and not (inside and now[: len(before)] == before):
+        if (now != before and not (inside and now[: len(before)] == before)) or not all_at_work():
             raise NotImplementedError(_ENDED)
 
     return check
@@ -174,15 +188,12 @@ def _checked(operator: Operator, b: Tensor) -> Operator:
 
     def product(v: Tensor) -> Tensor:
         result = operator(v)
+        name = "operator's result"
+        require_tensor("cg", name, result)
         if autocast_is_on(b):
             result = result.to(b.dtype)
-        if result.dtype != b.dtype:
-            raise TypeError(f"cg: expected operator to return {b.dtype} like b, got {result.dtype}")
-        if result.shape != v.shape:
-            raise ValueError(
-                f"cg: expected operator to return shape {tuple(v.shape)} like its argument, got "
-                f"{tuple(result.shape)}"
-            )
+        require_like("cg", name, result, "b", b)
+        require_shape("cg", name, result, tuple(v.shape))
         return result
 
     return product
@@ -197,15 +208,20 @@ def _solve(
     x0: Tensor | None,
     preconditioner: Tensor | None,
 ) -> CGResult:
-    bb = dots(b, b)
-    relative = max(tolerance or 0.0, torch.finfo(b.dtype).eps)
-    limit = relative * relative * bb
+    top = b.abs().amax(1, keepdim=True) if b.shape[1] else b.new_zeros(b.shape[0], 1)
     if x0 is None:
+        unit = _unit(top)
+        b = b / unit
         x, r = torch.zeros(b.shape, dtype=b.dtype, device=b.device), _dense_copy(b)
     else:
         # A zero right-hand side has the solution zero wherever the search starts.
-        x = _dense_copy(torch.where(bb[:, None] == 0, 0, x0.detach()))
-        r = _dense_copy(b - operator(x).detach())
+        x = torch.where(top == 0, 0, x0.detach())
+        r = b - operator(x).detach()
+        unit = _unit(torch.maximum(top, r.abs().amax(1, keepdim=True)) if b.shape[1] else top)
+        b, x, r = b / unit, _dense_copy(x / unit), _dense_copy(r / unit)
+    bb = dots(b, b)
+    relative = max(tolerance or 0.0, torch.finfo(b.dtype).eps)
+    limit = relative * relative * bb
     z = r if preconditioner is None else preconditioner * r
     p = _dense_copy(z)
     rz, rr = dots(r, z), dots(r, r)
@@ -225,7 +241,20 @@ def _solve(
             )
         else:
             cg_step(x, r, p, q, preconditioner, rz, rr, limit, status, taken)
-    return CGResult(x, taken, rr.sqrt(), status)
+    return CGResult(x * unit, taken, rr.sqrt() * unit[:, 0], status)
+
+
+def _unit(top: Tensor) -> Tensor:
+    """What rows of a largest entry (T, 1) are solved in: one, or a power of two near an extreme.
+
+    A solve takes products of four numbers like the right-hand side, squared by its tolerance, which
+    go under or over long before the solution does. Dividing by a power of two changes no digit.
+    """
+    mantissa, _ = torch.frexp(top)
+    widest = 2.0**128 if top.dtype == torch.float64 else 2.0**40
+    extreme = (top > widest) | ((top < 1 / widest) & (top > 0))
+    power = top / (2 * mantissa)
+    return torch.where(extreme & top.isfinite(), power, 1)
 
 
 def _dense_copy(t: Tensor) -> Tensor:
@@ -240,26 +269,16 @@ def _check(
     x0: Tensor | None,
     preconditioner: Tensor | None,
 ) -> None:
-    if not isinstance(b, Tensor) or b.dtype not in (torch.float32, torch.float64):
-        got = b.dtype if isinstance(b, Tensor) else type(b).__name__
-        raise TypeError(f"cg: expected b to be a float32 or float64 tensor, got {got}")
-    check_dense("cg", "b", b)
-    if b.dim() != 2:
-        raise ValueError(f"cg: expected b of shape (T, P), got {tuple(b.shape)}")
-    if iterations < 0:
-        raise ValueError(f"cg: expected iterations >= 0, got {iterations}")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"cg: expected tolerance > 0 or None, got {tolerance}")
-    for name, tensor in {"x0": x0, "preconditioner": preconditioner}.items():
-        if tensor is not None and tensor.device != b.device:
-            raise ValueError(f"cg: expected {name} on {b.device} like b, got {tensor.device}")
-    if x0 is not None and (x0.shape != b.shape or x0.dtype != b.dtype):
-        raise ValueError(
-            f"cg: expected x0 of shape {tuple(b.shape)} and {b.dtype}, got "
-            f"{tuple(x0.shape)} and {x0.dtype}"
-        )
-    if preconditioner is not None and preconditioner.shape not in (b.shape, b.shape[1:]):
-        raise ValueError(
-            f"cg: expected preconditioner of shape ({b.shape[1]},) or {tuple(b.shape)}, got "
-            f"{tuple(preconditioner.shape)}"
-        )
+    require_tensor("cg", "b", b, dtypes=FLOATS)
+    require_shape("cg", "b", b, ("T", "P"))
+    require_count("cg", "iterations", iterations, most=LARGEST)
+    if tolerance is not None:
+        require_number("cg", "tolerance", tolerance, above=0.0)
+    for name, tensor, shapes in (
+        ("x0", x0, (b.shape,)),
+        ("preconditioner", preconditioner, (b.shape[1:], b.shape)),
+    ):
+        if tensor is not None:
+            require_tensor("cg", name, tensor)
+            require_like("cg", name, tensor, "b", b)
+            require_shape("cg", name, tensor, *shapes)

@@ -8,6 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metasparse_ext._arguments import (
+    FLOATS,
+    require_callable,
+    require_shape,
+    require_tensor,
+    require_type,
+)
 from metasparse_ext.implicit.cg import CGResult, CGStatus, cg
 from metasparse_ext.implicit.linearize import Curvature, linearize
 from metasparse_ext.implicit.operators import DampedOperator, Kind, damped
@@ -80,6 +87,13 @@ def implicit_gradient(
             for name, gradient in layout.unflatten(result.gradient.mean(0)).items():
                 net.get_parameter(name).grad = gradient
     """
+    require_callable("implicit_gradient", "support_loss", support_loss)
+    require_callable("implicit_gradient", "query_loss", query_loss)
+    require_tensor("implicit_gradient", "params", params, dtypes=FLOATS)
+    require_shape("implicit_gradient", "params", params, ("T", "P"))
+    if isinstance(lam, Tensor):
+        tasks, size = params.shape
+        require_shape("implicit_gradient", "lam", lam, (), (1,), (tasks, 1), (size,), (tasks, size))
     loss, gradient = _value_and_gradient(query_loss, params)
     inner = linearize(support_loss, params, model=model, curvature=curvature)
     operator = damped(inner.hvp, kind, lam=lam, damping=damping)
@@ -109,6 +123,10 @@ def implicit_solve(
         shows no positive curvature gets the solution of A without H, that is, the first-order
         meta-gradient up to the operator's scale.
     """
+    expected = "a DampedOperator, as damped makes"
+    require_type("implicit_solve", "operator", operator, DampedOperator, expected)
+    require_tensor("implicit_solve", "gradient", gradient, dtypes=FLOATS)
+    require_shape("implicit_solve", "gradient", gradient, ("T", "P"))
     solve = cg(operator, gradient, **options)
     stuck = (solve.status == CGStatus.NOT_POSITIVE) & (solve.iterations == 0)
     solution = torch.where(stuck[:, None], gradient / operator.shift, solve.solution)
@@ -119,10 +137,7 @@ def _value_and_gradient(loss: Callable[[Tensor], Tensor], params: Tensor) -> tup
     with torch.enable_grad():
         point = params.detach().requires_grad_()
         losses = loss(point)
-        if losses.shape != params.shape[:1]:
-            raise ValueError(
-                f"implicit_gradient: expected query_loss to return shape ({params.shape[0]},), "
-                f"got {tuple(losses.shape)}"
-            )
+        require_tensor("implicit_gradient", "query_loss's result", losses)
+        require_shape("implicit_gradient", "query_loss's result", losses, params.shape[:1])
         (gradient,) = torch.autograd.grad(losses.sum(), point)
     return losses.detach(), gradient

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metasparse_ext._arguments import (
+    require_floating,
+    require_like,
+    require_shape,
+    require_tensor,
+)
+
 
 @dataclass(frozen=True)
 class HeadProblem:
@@ -25,6 +32,21 @@ class HeadProblem:
     labels: Tensor
     center: Tensor
     lam: Tensor
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require_tensor("HeadProblem", name, value)
+        require_floating("HeadProblem", "features", self.features)
+        require_tensor("HeadProblem", "labels", self.labels, dtypes=(torch.int64,))
+        require_shape("HeadProblem", "features", self.features, tuple("TND"))
+        tasks, samples, width = self.features.shape
+        shapes = {"labels": (tasks, samples), "center": (tasks, "C", width), "lam": (tasks,)}
+        for name, shape in shapes.items():
+            floating = name != "labels"
+            require_like(
+                "HeadProblem", name, getattr(self, name), "features", self.features, dtype=floating
+            )
+            require_shape("HeadProblem", name, getattr(self, name), shape)
 
     def double(self) -> HeadProblem:
         """The same problem in float64."""
@@ -72,9 +94,21 @@ class HeadProblem:
 
         The loss's gradient is at most sqrt(2) in this measure, whatever the features' scale.
         """
-        scale = self.features.double().square().sum(-1).mean(-1).sqrt()
         norm = gradient.double().square().sum((-2, -1)).sqrt()
-        return torch.where(norm == 0, 0, norm / scale)
+        return torch.where(norm == 0, 0, norm / self._scale)
+
+    def rounding(self) -> Tensor:
+        """How far the residual can fall, for a weight of norm one, (T,) float64.
+
+        That is the rounding of what the gradient is made of: scores of up to |x| |W|, and lambda W.
+        """
+        sizes = self._scale + self.lam.double() / self._scale
+        return 4 * torch.finfo(self.center.dtype).eps * sizes
+
+    @property
+    def _scale(self) -> Tensor:
+        """(T,) float64, the root mean square of |x_i|."""
+        return self.features.double().square().sum(-1).mean(-1).sqrt()
 
     @property
     def _wide_lam(self) -> Tensor:

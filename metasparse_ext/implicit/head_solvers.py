@@ -140,19 +140,24 @@ def _iterate(
     max_iterations: int,
 ) -> RawSolution:
     """Repeats a step on the tasks that still run, until none does."""
-    weight = problem.center
+    weight, rounding = problem.center, problem.rounding()
+
+    def limit() -> Tensor:
+        norm = weight.double().square().sum((-2, -1)).sqrt()
+        return (rounding * norm).clamp(min=tolerance)
+
     iterations = torch.zeros_like(problem.labels[:, 0])
     gradient = problem.gradient(weight)
     residual = problem.residual(gradient)
     for _ in range(max_iterations):
-        running = residual > tolerance
+        running = residual > limit()
         if not bool(running.any()):
             break
         weight = torch.where(running[:, None, None], step(weight, gradient, running), weight)
         iterations = iterations + running
         gradient = problem.gradient(weight)
         residual = problem.residual(gradient)
-    status = torch.where(residual <= tolerance, CONVERGED, ITERATIONS)
+    status = torch.where(residual <= limit(), CONVERGED, ITERATIONS)
     status = torch.where(residual.isfinite(), status, NOT_FINITE)
     return RawSolution(weight, iterations, residual, status)
 

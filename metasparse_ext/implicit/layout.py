@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext import _library
+from metasparse_ext._arguments import (
+    refuse,
+    require,
+    require_count,
+    require_tensor,
+    require_type,
+    typed,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,18 @@ class Layout:
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
 
+    def __post_init__(self) -> None:
+        for name in ("names", "shapes"):
+            require_type("Layout", name, getattr(self, name), (tuple, list), "a tuple")
+        for name in self.names:
+            require_type("Layout", "names", name, str, "strings")
+        for shape in self.shapes:
+            require_type("Layout", "shapes", shape, (tuple, list), "tuples of sizes")
+            for size in shape:
+                require_count("Layout", "shapes", size)
+        counts = len(self.names), len(self.shapes)
+        require(counts[0] == counts[1], "Layout", "names and shapes", "as many", counts)
+
     @classmethod
     def of(cls, source: nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Layout:
         """Returns the layout of a module's parameters, or of named tensors without a task axis.
@@ -45,22 +65,20 @@ class Layout:
             TypeError: something in ``source`` is not a named tensor.
             ValueError: ``source`` holds no tensor.
         """
+        owner, expected = "Layout.of", "a module or named tensors"
         if isinstance(source, nn.Module):
             named = dict(source.named_parameters())
         else:
+            if isinstance(source, Tensor):
+                refuse(owner, "source", expected, typed(source), TypeError)
             try:
                 named = dict(source)
             except (TypeError, ValueError):
-                raise TypeError(
-                    f"Layout.of: expected a module or named tensors, got {type(source).__name__}"
-                ) from None
+                refuse(owner, "source", expected, typed(source), TypeError)
         for name, tensor in named.items():
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"Layout.of: expected a tensor for {name!r}, got {type(tensor).__name__}"
-                )
-        if not named:
-            raise ValueError("Layout.of: expected at least one tensor, got none")
+            require_type(owner, "names in source", name, str, "strings")
+            require_tensor(owner, f"source[{name!r}]", tensor)
+        require(bool(named), owner, "source", "at least one named tensor", source)
         return cls(tuple(named), tuple(tensor.shape for tensor in named.values()))
 
     @property
@@ -94,30 +112,28 @@ class Layout:
             (*B, P).
 
         Raises:
-            KeyError: a name of this layout is missing.
-            ValueError: a tensor's shape does not end in the layout's shape, or two batch shapes
-                cannot be broadcast.
+            TypeError: something is not a dense tensor.
+            ValueError: a name of this layout is missing, a tensor's shape does not end in the
+                layout's shape, or two batch shapes cannot be broadcast.
         """
+        owner = "Layout.flatten"
+        require_type(owner, "tensors", tensors, Mapping, "named tensors")
         parts, batches = [], []
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if name not in tensors:
-                raise KeyError(f"Layout.flatten: {name!r} is missing")
+            require(name in tensors, owner, f"tensors[{name!r}]", "given", list(tensors))
             tensor = tensors[name]
+            require_tensor(owner, f"tensors[{name!r}]", tensor)
             split = tensor.dim() - len(shape)
             if split < 0 or tensor.shape[split:] != shape:
-                raise ValueError(
-                    f"Layout.flatten: expected {name!r} of shape (*, {', '.join(map(str, shape))})"
-                    f", got {tuple(tensor.shape)}"
-                )
+                expected = f"of shape (*, {', '.join(map(str, shape))})"
+                refuse(owner, f"tensors[{name!r}]", expected, str(tuple(tensor.shape)))
             batches.append(tensor.shape[:split])
             parts.append(tensor)
         try:
             batch = torch.broadcast_shapes(*batches)
         except RuntimeError:
-            raise ValueError(
-                "Layout.flatten: expected one common batch shape, got "
-                f"{dict(zip(self.names, map(tuple, batches), strict=True))}"
-            ) from None
+            came = dict(zip(self.names, map(tuple, batches), strict=True))
+            refuse(owner, "tensors", "of one common batch shape", str(came))
         parts = [
             part if own == batch else part.expand(*batch, *shape)
             for part, own, shape in zip(parts, batches, self.shapes, strict=True)
@@ -134,10 +150,10 @@ class Layout:
         Raises:
             ValueError: the buffer's last axis is not P long.
         """
+        require_tensor("Layout.unflatten", "flat", flat)
         if flat.dim() == 0 or flat.shape[-1] != self.numel:
-            raise ValueError(
-                f"Layout.unflatten: expected shape (*, {self.numel}), got {tuple(flat.shape)}"
-            )
+            expected = f"of shape (*, {self.numel})"
+            refuse("Layout.unflatten", "flat", expected, str(tuple(flat.shape)))
         if _library.loaded():
             parts = torch.ops.metasparse.unflatten_tasks(flat, *self._packed_shapes)
         else:

@@ -9,6 +9,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from metasparse_ext._arguments import (
+    require_callable,
+    require_choice,
+    require_floating,
+    require_like,
+    require_shape,
+    require_tensor,
+)
+
 Curvature = Literal["hessian", "ggn"]
 CURVATURES: tuple[Curvature, ...] = get_args(Curvature)
 
@@ -58,30 +67,27 @@ def linearize(
             (Schraudolph, Neural Computation 2002).
 
     Raises:
-        TypeError: ``params`` is not a floating tensor.
+        TypeError: ``params`` is not a floating tensor, or a function is none.
         ValueError: a wrong shape, an unknown curvature, or ``"ggn"`` without ``model``.
     """
+    require_callable("linearize", "loss", loss)
     _check(params, model, curvature)
     with torch.enable_grad():
         point = params.detach().requires_grad_()
         outputs = model(point) if model is not None else point
+        require_tensor("linearize", "model's result", outputs)
         losses = loss(outputs)
-        if losses.shape != params.shape[:1]:
-            raise ValueError(
-                f"linearize: expected loss to return shape ({params.shape[0]},), got "
-                f"{tuple(losses.shape)}"
-            )
+        require_tensor("linearize", "loss's result", losses)
+        require_shape("linearize", "loss's result", losses, params.shape[:1])
         if curvature == "ggn":
             gradient, hvp = _gauss_newton(losses, outputs, point)
         else:
             gradient, hvp = _hessian(losses, point)
 
     def product(direction: Tensor) -> Tensor:
-        if direction.shape != params.shape:
-            raise ValueError(
-                f"hvp: expected a direction of shape {tuple(params.shape)}, got "
-                f"{tuple(direction.shape)}"
-            )
+        require_tensor("hvp", "direction", direction)
+        require_like("hvp", "direction", direction, "params", params)
+        require_shape("hvp", "direction", direction, tuple(params.shape))
         return hvp(direction)
 
     return Linearization(losses.detach(), gradient, product)
@@ -125,12 +131,8 @@ def _grad(
 
 
 def _check(params: Tensor, model: object, curvature: str) -> None:
-    if not isinstance(params, Tensor) or not params.is_floating_point():
-        got = params.dtype if isinstance(params, Tensor) else type(params).__name__
-        raise TypeError(f"linearize: expected params to be a floating tensor, got {got}")
-    if params.dim() != 2:
-        raise ValueError(f"linearize: expected params of shape (T, P), got {tuple(params.shape)}")
-    if curvature not in CURVATURES:
-        raise ValueError(f"linearize: expected curvature 'hessian' or 'ggn', got {curvature!r}")
-    if curvature == "ggn" and model is None:
-        raise ValueError("linearize: curvature 'ggn' expected model (the outputs), got None")
+    require_floating("linearize", "params", params)
+    require_shape("linearize", "params", params, ("T", "P"))
+    require_choice("linearize", "curvature", curvature, CURVATURES)
+    if model is not None or curvature == "ggn":
+        require_callable("linearize", "model", model, "a function of (T, P) to the outputs")

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metasparse_ext._arguments import (
+    refuse,
+    require_callable,
+    require_flag,
+    require_like,
+    require_tensor,
+    require_type,
+)
 from metasparse_ext.implicit.layout import Layout
 
 
@@ -31,6 +39,8 @@ def task_outputs(
     Returns:
         A function from (T, P) to (T, N, ...).
     """
+
+    _check("task_outputs", module, layout, inputs, task_aware)
 
     def call(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(module, parameters, (x,))
@@ -58,6 +68,23 @@ def task_losses(
     Returns:
         A function from (T, P) to (T,), as :func:`linearize` and :func:`implicit_gradient` take it.
     """
+    _check("task_losses", module, layout, inputs, task_aware)
+    _require_tasks("task_losses", "targets", targets, inputs.shape[0])
+    require_like("task_losses", "targets", targets, "inputs", inputs, dtype=False)
+    require_callable("task_losses", "criterion", criterion)
     outputs = task_outputs(module, layout, inputs, task_aware=task_aware)
     loss = torch.func.vmap(criterion)
     return lambda flat: loss(outputs(flat), targets)
+
+
+def _check(owner: str, module: object, layout: object, inputs: Tensor, task_aware: object) -> None:
+    require_type(owner, "module", module, nn.Module, "a module")
+    require_type(owner, "layout", layout, Layout, "a Layout")
+    _require_tasks(owner, "inputs", inputs)
+    require_flag(owner, "task_aware", task_aware)
+
+
+def _require_tasks(owner: str, name: str, got: Tensor, tasks: int | str = "T") -> None:
+    require_tensor(owner, name, got)
+    if got.dim() < 2 or tasks not in ("T", got.shape[0]):
+        refuse(owner, name, f"of shape ({tasks}, N, ...)", str(tuple(got.shape)))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
+
+from metasparse_ext._arguments import (
+    require_callable,
+    require_choice,
+    require_floating,
+    require_number,
+)
+from metasparse_ext.ops._operands import require_strength
 
 Kind = Literal["paper", "imaml_dev", "ridge"]
 KINDS: tuple[Kind, ...] = ("paper", "imaml_dev", "ridge")
@@ -33,6 +40,15 @@ class DampedOperator:
     shift: float | Tensor
     scale: float | Tensor
     gain: float | Tensor
+
+    def __post_init__(self) -> None:
+        require_callable("DampedOperator", "hvp", self.hvp, "a function of (T, P)")
+        for name in ("shift", "scale", "gain"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                require_floating("DampedOperator", name, value)
+            else:
+                require_number("DampedOperator", name, value)
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.shift * v + self.scale * self.hvp(v)
@@ -65,21 +81,19 @@ def damped(
         hvp: maps directions (T, P) to curvature products (T, P), e.g. ``linearize(...).hvp``.
         kind: ``"paper"``, ``"imaml_dev"`` or ``"ridge"``.
         lam: strength lambda > 0 of the proximal term: a number, or a tensor () or (T, 1); or one
-            for each parameter, (P,) or (T, P).
+            for each parameter, (P,) or (T, P). The values of a tensor are looked at where that
+            stops neither a transform nor a capture.
         damping: d >= 0, default 0 (``imaml_dev``: 1).
 
     Raises:
         ValueError: an unknown kind, a lambda that is not positive and finite, or a damping that is
             negative or not finite.
     """
-    if kind not in KINDS:
-        raise ValueError(f"damped: expected kind to be one of {KINDS}, got {kind!r}")
+    require_callable("damped", "hvp", hvp, "a function of (T, P)")
+    require_choice("damped", "kind", kind, KINDS)
     damping = _DEFAULT_DAMPING[kind] if damping is None else damping
-    if not (damping >= 0 and math.isfinite(damping)):
-        raise ValueError(f"damped: expected a finite damping >= 0, got {damping}")
-    # The values of a tensor stay unread: looking at them would stop the device.
-    if not isinstance(lam, Tensor) and not (lam > 0 and math.isfinite(lam)):
-        raise ValueError(f"damped: expected a finite lam > 0, got {lam}")
+    require_number("damped", "damping", damping, least=0.0)
+    require_strength("damped", "lam", lam)
     if kind == "ridge":
         return DampedOperator(hvp, shift=lam + damping, scale=1.0, gain=lam)
     strength = lam + _IMAML_DEV_OFFSET if kind == "imaml_dev" else lam

@@ -1,8 +1,12 @@
 """Which transforms of ``torch.func`` are at work around a call."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
+
+_PLAIN = torch.empty(0)  # a tensor of no transform
 
 
 def derivative_levels() -> tuple[int, int]:
@@ -15,6 +19,16 @@ def map_levels() -> tuple[int, ...]:
     """The levels of the vmaps at work, outermost first."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return tuple(level.level() for level in stack if level.key() == TransformType.Vmap)
+
+
+def maps_at_work() -> Callable[[], bool]:
+    """Whether, when it is asked later, every vmap that is at work now still is.
+
+    A tensor wrapped for a level knows whether that has ended, whatever has its number since.
+    """
+    functorch = torch._C._functorch
+    probes = [functorch._wrap_for_grad(_PLAIN, level) for level in map_levels()]
+    return lambda: not any(map(functorch.is_dead_tensor_wrapper, probes))
 
 
 def differentiates_inside_maps() -> bool:

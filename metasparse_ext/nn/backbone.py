@@ -5,6 +5,14 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import (
+    require_choice,
+    require_floating,
+    require_place,
+    require_shape,
+    require_size,
+)
+
 HeadInput = Literal["flatten", "mean"]
 
 
@@ -38,24 +46,24 @@ class Backbone(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: (N, F), or (T, N, F)."""
+        owner = type(self).__name__
+        require_floating(owner, "x", x)
+        require_shape(owner, "x", x, ("N", *self.image_shape), ("T", "N", *self.image_shape))
         maps = self.blocks(x)
         return maps.mean((-2, -1)) if self.head_input == "mean" else maps.flatten(-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-3:] != self.image_shape:
-            raise ValueError(
-                f"{type(self).__name__}: images must be (..., N, C, H, W) with C, H, W = "
-                f"{self.image_shape}, got shape {tuple(x.shape)}"
-            )
         return self.head(self.features(x))
 
     def extra_repr(self) -> str:
         return f"image_shape={self.image_shape}, head_input={self.head_input!r}"
 
 
-def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """The sides of images, which one number says of square ones."""
-    if isinstance(image_size, int):
-        return image_size, image_size
-    height, width = image_size
-    return height, width
+def check_options(
+    owner: str, in_channels: int, ways: int, head: str, device: object, dtype: object
+) -> None:
+    """What every backbone asks of the arguments that they share."""
+    require_size(owner, "in_channels", in_channels)
+    require_size(owner, "ways", ways)
+    require_choice(owner, "head", head, HeadInput)
+    require_place(owner, device, dtype)

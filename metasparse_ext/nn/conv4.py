@@ -1,17 +1,28 @@
 """Conv-4, the backbone of few-shot learning."""
 
 from itertools import pairwise
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.nn.backbone import Backbone, HeadInput, Place, height_and_width
+from metasparse_ext._arguments import (
+    refuse,
+    require_choice,
+    require_count,
+    require_flag,
+    require_pair,
+    require_place,
+    require_size,
+)
+from metasparse_ext.nn.backbone import Backbone, HeadInput, Place, check_options
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 from metasparse_ext.nn.norm import NormActPool, Order
+
+# Each one halves the map.
+_MOST_BLOCKS = 32
 
 
 class ConvBlock(nn.Module):
@@ -39,6 +50,10 @@ class ConvBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        require_size("ConvBlock", "in_channels", in_channels)
+        require_size("ConvBlock", "out_channels", out_channels)
+        _check_block("ConvBlock", strided, order, bias)
+        require_place("ConvBlock", device, dtype)
         place: Place = {"device": device, "dtype": dtype}
         stride, pool = (2, 0) if strided else (1, 2)
         self.conv = MaskedConv2d(in_channels, out_channels, 3, stride, 1, bias=bias, **place)
@@ -53,7 +68,11 @@ class ConvBlock(nn.Module):
             ValueError: if the block's ReLU comes before its norm.
         """
         if self.norm.order == "act_pool_norm":
-            raise ValueError("ConvBlock: no modulation fits order 'act_pool_norm'")
+            raise ValueError(
+                "ConvBlock: expected order to be one whose ReLU follows the norm, got "
+                "'act_pool_norm', which no modulation fits"
+            )
+        require_size("ConvBlock", "context", context)
         weight = self.conv.weight
         self.film = FiLM(weight.shape[0], context, device=weight.device, dtype=weight.dtype)
         self.norm.activation = "none"
@@ -113,12 +132,11 @@ class Conv4(Backbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if head not in get_args(HeadInput):
-            raise ValueError(f"Conv4: head must be 'flatten' or 'mean', got {head!r}")
-        for name, count in {"blocks": blocks, "ways": ways}.items():
-            if count < 1:
-                raise ValueError(f"Conv4: {name} must be at least 1, got {count}")
-        size = height_and_width(image_size)
+        check_options("Conv4", in_channels, ways, head, device, dtype)
+        size = require_pair("Conv4", "image_size", image_size, least=1)
+        require_size("Conv4", "width", width)
+        require_count("Conv4", "blocks", blocks, least=1, most=_MOST_BLOCKS)
+        _check_block("Conv4", strided, order, bias)
         place: Place = {"device": device, "dtype": dtype}
         channels = [in_channels] + [width] * blocks
         self.image_shape, self.head_input = (in_channels, *size), head
@@ -138,5 +156,12 @@ def _positions(size: tuple[int, int], blocks: int, strided: bool) -> int:
     for _ in range(blocks):
         height, width = ((n + 1) // 2 if strided else n // 2 for n in (height, width))
     if height * width == 0:
-        raise ValueError(f"Conv4: images of {size} are too small for {blocks} blocks of 2x2 pools")
+        expected = f"not too small for {blocks} blocks of 2x2 pools"
+        refuse("Conv4", "image_size", expected, str(size))
     return height * width
+
+
+def _check_block(owner: str, strided: bool, order: str, bias: bool) -> None:
+    require_flag(owner, "strided", strided)
+    require_choice(owner, "order", order, Order)
+    require_flag(owner, "bias", bias)

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import (
+    refuse,
+    require,
+    require_shape,
+    require_size,
+    require_tensor,
+    require_type,
+)
 from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 
@@ -111,14 +119,19 @@ def cost(
         (221184, 73728)
 
     Raises:
-        ValueError: if input_shape is not (C, H, W), or a mask names no layer that can have one.
+        TypeError: if an argument is of another kind.
+        ValueError: if input_shape is not (C, H, W), or a mask names no layer that can have one or
+            does not fit it.
     """
-    if len(input_shape) != 3:
-        raise ValueError(f"cost: input_shape must be (C, H, W), got {tuple(input_shape)}")
+    require_type("cost", "model", model, nn.Module, "a module")
+    require_type("cost", "input_shape", input_shape, (tuple, list), "(C, H, W)")
+    require(len(input_shape) == 3, "cost", "input_shape", "(C, H, W)", input_shape)
+    for size in input_shape:
+        require_size("cost", "input_shape", size)
     maskable = (MaskedConv2d, nn.Linear)
     masked = {name: m for name, m in model.named_modules() if isinstance(m, maskable)}
-    if unknown := set(masks or ()) - masked.keys():
-        raise ValueError(f"cost: no masked convolution or linear layer is named {sorted(unknown)}")
+    if masks is not None:
+        _check_masks(masks, masked)
     maskers = {m.masker for m in masked.values() if isinstance(m, MaskedConv2d)}
     positions = _positions(model, input_shape)
     layers, counted = [], set()
@@ -130,6 +143,19 @@ def cost(
         size = sum(p.numel() for p in parameters)
         layers.append(_layer(name, module, size, positions.get(module, 0), (masks or {}).get(name)))
     return Cost(tuple(layers))
+
+
+def _check_masks(masks: Mapping[str, Tensor], masked: Mapping[str, nn.Module]) -> None:
+    require_type("cost", "masks", masks, Mapping, "masks by the name of the layer")
+    if unknown := [name for name in masks if name not in masked]:
+        expected = "of masked convolutions or linear layers by name"
+        refuse("cost", "masks", expected, f"{unknown}, which no such layer is named")
+    for name, mask in masks.items():
+        weight = tuple(masked[name].weight.shape)
+        require_tensor("cost", f"masks[{name!r}]", mask)
+        shapes = {weight[:2], weight}
+        with_tasks = [("T", *shape) for shape in shapes]
+        require_shape("cost", f"masks[{name!r}]", mask, *shapes, *with_tasks)
 
 
 def _layer(

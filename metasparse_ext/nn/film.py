@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import (
+    require_floating,
+    require_like,
+    require_place,
+    require_shape,
+    require_size,
+)
 from metasparse_ext.nn.linear import Linear
+from metasparse_ext.ops._operands import autocast_is_on
 
 
 class FiLM(nn.Module):
@@ -34,6 +42,9 @@ class FiLM(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        require_size("FiLM", "channels", channels)
+        require_size("FiLM", "context", context)
+        require_place("FiLM", device, dtype)
         super().__init__()
         self.generator = Linear(context, 2 * channels, device=device, dtype=dtype)
         empty = torch.empty(context, device=device, dtype=dtype)
@@ -45,6 +56,12 @@ class FiLM(nn.Module):
         nn.init.zeros_(self.context)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.generator.weight
+        require_floating("FiLM", "x", x)
+        require_like("FiLM", "x", x, "its parameters", weight, dtype=not autocast_is_on(x))
+        channels = weight.shape[-2] // 2
+        shape = ("N", channels, "H", "W")
+        require_shape("FiLM", "x", x, shape, ("T", *shape))
         gamma, beta = (part[..., None, :, None, None] for part in self._affine())
         return gamma * x + beta
 

@@ -1,11 +1,18 @@
 """A top-k mask whose kept fraction is learned."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import (
+    require,
+    require_choice,
+    require_flag,
+    require_number,
+    require_place,
+)
 from metasparse_ext.nn.masks import Granularity, TopKMask
 from metasparse_ext.ops import topk_mask
 
@@ -57,15 +64,11 @@ class LearnedTopKMask(TopKMask):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(density, granularity, signed=signed)
-        if not 0 < density < 1:
-            raise ValueError(f"LearnedTopKMask: density must lie in (0, 1), got {density}")
-        if not 0 <= floor <= 1:
-            raise ValueError(f"LearnedTopKMask: floor must lie in [0, 1], got {floor}")
-        choices = get_args(DensityGradient)
-        if gradient not in choices:
-            raise ValueError(
-                f"LearnedTopKMask: gradient must be one of {choices}, got {gradient!r}"
-            )
+        require(0 < density < 1, "LearnedTopKMask", "density", "above 0 and below 1", density)
+        require_choice("LearnedTopKMask", "gradient", gradient, DensityGradient)
+        require_flag("LearnedTopKMask", "edge_popup", edge_popup)
+        require_number("LearnedTopKMask", "floor", floor, least=0.0, most=1.0)
+        require_place("LearnedTopKMask", device, dtype)
         self.gradient, self.edge_popup, self.floor = gradient, edge_popup, floor
         self.logit = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()

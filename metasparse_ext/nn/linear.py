@@ -3,6 +3,16 @@
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import (
+    require,
+    require_flag,
+    require_floating,
+    require_like,
+    require_place,
+    require_size,
+)
+from metasparse_ext.ops._operands import autocast_is_on
+
 
 class Linear(nn.Linear):
     """An ``nn.Linear`` whose weight and bias may have a leading task axis.
@@ -16,7 +26,25 @@ class Linear(nn.Linear):
 
     task_aware = True
 
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        require_size("Linear", "in_features", in_features)
+        require_size("Linear", "out_features", out_features)
+        require_flag("Linear", "bias", bias)
+        require_place("Linear", device, dtype)
+        super().__init__(in_features, out_features, bias, device, dtype)
+
     def forward(self, x: Tensor) -> Tensor:
+        require_floating("Linear", "x", x)
+        require_like("Linear", "x", x, "its weight", self.weight, dtype=not autocast_is_on(x))
+        size = self.weight.shape[-1]
+        require(x.shape[-1:] == (size,), "Linear", "x", f"of shape (..., {size})", x)
         if self.weight.dim() == 2 and (self.bias is None or self.bias.dim() == 1):
             return super().forward(x)
         if x.dim() == self.weight.dim() == 3 and self.bias is not None:

@@ -3,8 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.nn.masks import FixedMask
+from metasparse_ext._arguments import (
+    require_choice,
+    require_count,
+    require_flag,
+    require_pair,
+    require_place,
+    require_shape,
+    require_size,
+    require_tensor,
+    require_type,
+)
+from metasparse_ext.nn.masks import FixedMask, require_maker
 from metasparse_ext.ops import masked_conv2d
+
+_OWNER = "MaskedConv2d"
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -38,8 +51,9 @@ class MaskedConv2d(nn.Conv2d):
         torch.Size([4, 5, 32, 28, 28])
 
     Raises:
+        TypeError: for an argument of another kind.
         ValueError: for dilation, groups or a padding mode, and for a mask whose shape does not fit
-            the weight.
+            the weight, or a module that makes no such masks.
     """
 
     task_aware = True
@@ -65,8 +79,21 @@ class MaskedConv2d(nn.Conv2d):
         *,
         mask: Tensor | nn.Module | None = None,
     ) -> None:
+        require_size(_OWNER, "in_channels", in_channels)
+        require_size(_OWNER, "out_channels", out_channels)
+        require_pair(_OWNER, "kernel_size", kernel_size, least=1)
+        require_pair(_OWNER, "stride", stride, least=1)
+        if isinstance(padding, str):
+            require_choice(_OWNER, "padding", padding, ("same", "valid"))
+        else:
+            require_pair(_OWNER, "padding", padding)
+        require_pair(_OWNER, "dilation", dilation)
+        require_count(_OWNER, "groups", groups)
+        require_type(_OWNER, "padding_mode", padding_mode, str, "a padding mode")
         if reason := unsupported(dilation=dilation, groups=groups, padding_mode=padding_mode):
-            raise ValueError(f"MaskedConv2d: {reason}")
+            raise ValueError(f"{_OWNER}: {reason}")
+        require_flag(_OWNER, "bias", bias)
+        require_place(_OWNER, device, dtype)
         super().__init__(
             in_channels,
             out_channels,
@@ -77,18 +104,19 @@ class MaskedConv2d(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self.masker = mask if isinstance(mask, nn.Module) else self._fixed(mask)
+        if isinstance(mask, nn.Module):
+            require_maker(_OWNER, "mask", mask, self.weight)
+            self.masker = mask
+        else:
+            self.masker = self._fixed(mask)
 
     def _fixed(self, mask: Tensor | None) -> FixedMask:
         if mask is None:
             ones = torch.ones(self.weight.shape[:2], dtype=self.weight.dtype, device="cpu")
             return FixedMask(ones, device=self.weight.device)
+        require_tensor(_OWNER, "mask", mask)
         shape = tuple(self.weight.shape)
-        if tuple(mask.shape) not in (shape[:2], shape):
-            raise ValueError(
-                f"MaskedConv2d: mask must be {shape[:2]}, one entry a kernel, or {shape}, "
-                f"one entry a weight, got {tuple(mask.shape)}"
-            )
+        require_shape(_OWNER, "mask", mask, shape[:2], shape)
         return FixedMask(mask, device=self.weight.device)
 
     def reset_parameters(self) -> None:
@@ -100,6 +128,7 @@ class MaskedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, mask = self.weight, self.masker(self.weight)
+        require_tensor(_OWNER, "the masker's result", mask)
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, getattr(self.masker, "learned", True))
         bias = self.bias if self.bias_matters or weight.dim() == 4 else None
@@ -109,11 +138,11 @@ class MaskedConv2d(nn.Conv2d):
 def unsupported(*, dilation: int | tuple[int, ...], groups: int, padding_mode: str) -> str | None:
     """Why a masked convolution cannot have these arguments, or None if it can."""
     if dilation not in (1, (1, 1)):
-        return f"dilation must be 1, got {dilation}"
+        return f"expected dilation to be 1, got {dilation}"
     if groups != 1:
-        return f"groups must be 1, got {groups}"
+        return f"expected groups to be 1, got {groups}"
     if padding_mode != "zeros":
-        return f"padding_mode must be 'zeros', got {padding_mode!r}"
+        return f"expected padding_mode to be 'zeros', got {padding_mode!r}"
     return None
 
 

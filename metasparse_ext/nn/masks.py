@@ -7,12 +7,25 @@ other. A maker whose masks pass no gradient back has ``learned = False``.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from metasparse_ext._arguments import (
+    refuse,
+    require,
+    require_choice,
+    require_flag,
+    require_floating,
+    require_number,
+    require_place,
+    require_shape,
+    require_size,
+    require_tensor,
+    shown,
+)
 from metasparse_ext.ops import binary_mask, topk_mask
 
 Granularity = Literal["weight", "kernel", "channel"]
@@ -29,6 +42,7 @@ class FixedMask(nn.Module):
         device: Where the mask goes; that of ``mask`` by default.
 
     Raises:
+        TypeError: if the mask is not a dense tensor of real numbers.
         ValueError: if the mask has another number of dimensions or other values than 0 and 1.
     """
 
@@ -37,13 +51,14 @@ class FixedMask(nn.Module):
 
     def __init__(self, mask: Tensor, *, device: torch.device | str | None = None) -> None:
         super().__init__()
-        if mask.dim() not in (2, 4):
-            raise ValueError(
-                "FixedMask: mask must be (O, I), one entry a kernel, or (O, I, kh, kw), "
-                f"one entry a weight, got shape {tuple(mask.shape)}"
-            )
-        if _has_values(mask) and not bool(((mask == 0) | (mask == 1)).all()):
-            raise ValueError("FixedMask: mask must hold zeros and ones only")
+        require_tensor("FixedMask", "mask", mask)
+        require_place("FixedMask", device, None)
+        require_shape("FixedMask", "mask", mask, tuple("OI"), ("O", "I", "kh", "kw"))
+        if mask.dtype.is_complex:
+            refuse("FixedMask", "mask", "of a real dtype", shown(mask.dtype), TypeError)
+        if _has_values(mask):
+            wrong = mask[(mask != 0) & (mask != 1)]
+            require(wrong.numel() == 0, "FixedMask", "mask", "zeros and ones", wrong[:1].tolist())
         self._given = _kept_values(mask.detach())
         self.register_buffer("mask", mask.detach().to(device or mask.device, copy=True))
 
@@ -76,6 +91,33 @@ class FixedMask(nn.Module):
         if not _has_values(self.mask):
             return f"{tuple(self.mask.shape)}, on meta"
         return f"{tuple(self.mask.shape)}, {self.mask.float().mean().item():.1%} active"
+
+
+def require_maker(owner: str, name: str, got: nn.Module, weight: Tensor) -> None:
+    """Refuses a module that does not turn the weight into a mask of its kernels or of itself.
+
+    A module of another package is tried; those of this one are known.
+    """
+    size = tuple(weight.shape)
+    shapes = (size[:2], size)
+    if isinstance(got, TopKMask):
+        return
+    if isinstance(got, (FixedMask, ScoreMask)):
+        held = got.mask if isinstance(got, FixedMask) else got.scores
+        require_shape(owner, name, held, *shapes)
+        return
+    expected = f"a maker of masks for a weight of shape {size}"
+    try:
+        with torch.no_grad():
+            made = got(weight)
+    except Exception as error:
+        shows = f"{type(got).__name__}, which fails: {error}"
+        raise TypeError(f"{owner}: expected {name} to be {expected}, got {shows}") from error
+    if not isinstance(made, Tensor) or tuple(made.shape) not in shapes:
+        refuse(owner, name, expected, f"{type(got).__name__}, which makes {shown(made)}", TypeError)
+    if _has_values(made) and not bool(((made == 0) | (made == 1)).all()):
+        came = f"{type(got).__name__}, which makes other numbers than zeros and ones"
+        refuse(owner, name, expected, came)
 
 
 def _kept_values(mask: Tensor) -> Tensor | None:
@@ -118,6 +160,12 @@ class ScoreMask(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        require_size("ScoreMask", "out_channels", out_channels)
+        require_size("ScoreMask", "in_channels", in_channels)
+        require_number("ScoreMask", "low", low)
+        require_number("ScoreMask", "high", high)
+        require(low <= high, "ScoreMask", "low and high", "in order", (low, high))
+        require_place("ScoreMask", device, dtype)
         self.low, self.high = low, high
         self.scores = nn.Parameter(
             torch.empty(out_channels, in_channels, device=device, dtype=dtype)
@@ -127,6 +175,8 @@ class ScoreMask(nn.Module):
     @classmethod
     def like(cls, weight: Tensor, low: float = 0.0, high: float = 0.01) -> "ScoreMask":
         """Scores for a weight (O, I, kh, kw), on its device and of its dtype."""
+        require_floating("ScoreMask.like", "weight", weight)
+        require_shape("ScoreMask.like", "weight", weight, ("O", "I", "kh", "kw"))
         return cls(
             weight.shape[0], weight.shape[1], low, high, device=weight.device, dtype=weight.dtype
         )
@@ -163,13 +213,10 @@ class TopKMask(nn.Module):
         self, density: float, granularity: Granularity = "weight", *, signed: bool = False
     ) -> None:
         super().__init__()
-        if not 0.0 <= density <= 1.0:
-            raise ValueError(f"TopKMask: density must lie in [0, 1], got {density}")
-        if granularity not in get_args(Granularity):
-            raise ValueError(
-                "TopKMask: granularity must be 'weight', 'kernel' or 'channel', "
-                f"got {granularity!r}"
-            )
+        owner = type(self).__name__
+        require_number(owner, "density", density, least=0.0, most=1.0)
+        require_choice(owner, "granularity", granularity, Granularity)
+        require_flag(owner, "signed", signed)
         self.density, self.granularity, self.signed = density, granularity, signed
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -5,7 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.ops.norm_act_pool import norm_act_pool
+from metasparse_ext._arguments import (
+    require_choice,
+    require_flag,
+    require_number,
+    require_place,
+    require_size,
+)
+from metasparse_ext.ops.norm_act_pool import ACTIVATIONS, ORDERS, norm_act_pool
 
 Activation = Literal["relu", "none"]
 Order = Literal["norm_act_pool", "norm_pool_act", "act_pool_norm"]
@@ -24,6 +31,11 @@ class _TaskNorm(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
+        owner = type(self).__name__
+        require_size(owner, "num_features", num_features)
+        require_number(owner, "eps", eps, least=0.0)
+        require_flag(owner, "affine", affine)
+        require_place(owner, device, dtype)
         super().__init__()
         self.num_features, self.eps, self.affine = num_features, eps, affine
         if affine:
@@ -57,6 +69,9 @@ class BatchNorm2d(_TaskNorm):
         device, dtype: Of the parameters.
 
     Shapes: x (N, C, H, W) or (T, N, C, H, W); weight and bias (C,) or (T, C).
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or out of range, named.
     """
 
     def __init__(
@@ -88,6 +103,9 @@ class NormActPool(_TaskNorm):
         device, dtype: Of the parameters.
 
     Shapes: x (N, C, H, W) or (T, N, C, H, W); weight and bias (C,) or (T, C).
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or out of range, named.
     """
 
     activation: Activation
@@ -106,6 +124,9 @@ class NormActPool(_TaskNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, affine, device, dtype)
+        require_choice("NormActPool", "activation", activation, ACTIVATIONS)
+        require_choice("NormActPool", "pool", pool, (0, 2, False, True))
+        require_choice("NormActPool", "order", order, ORDERS)
         self.activation, self.pool, self.order = activation, pool, order
 
     def forward(self, x: Tensor) -> Tensor:

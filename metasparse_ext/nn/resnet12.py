@@ -2,13 +2,20 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.nn.backbone import Backbone, HeadInput, Place, height_and_width
+from metasparse_ext._arguments import (
+    require,
+    require_choice,
+    require_pair,
+    require_place,
+    require_size,
+)
+from metasparse_ext.nn.backbone import Backbone, HeadInput, Place, check_options
 from metasparse_ext.nn.film import FiLM
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
@@ -49,10 +56,10 @@ class ResBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if activation not in get_args(Activation):
-            raise ValueError(
-                f"ResBlock: activation must be one of {get_args(Activation)}, got {activation!r}"
-            )
+        require_size("ResBlock", "in_channels", in_channels)
+        require_size("ResBlock", "out_channels", out_channels)
+        require_choice("ResBlock", "activation", activation, Activation)
+        require_place("ResBlock", device, dtype)
         place: Place = {"device": device, "dtype": dtype}
         relu = activation == "relu"
         # Inside the block a ReLU is one op with its norm.
@@ -75,6 +82,7 @@ class ResBlock(nn.Module):
 
         It follows the pool, as in :class:`~metasparse_ext.nn.ConvBlock`.
         """
+        require_size("ResBlock", "context", context)
         weight = self.shortcut.weight
         self.film = FiLM(weight.shape[0], context, device=weight.device, dtype=weight.dtype)
 
@@ -134,17 +142,11 @@ class ResNet12(Backbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("activation", activation, get_args(Activation)),
-            ("head", head, get_args(HeadInput)),
-        ):
-            if value not in known:
-                raise ValueError(f"ResNet12: {name} must be one of {known}, got {value!r}")
+        check_options("ResNet12", in_channels, ways, head, device, dtype)
+        require_choice("ResNet12", "activation", activation, Activation)
         widths = _widths(width)
-        size = height_and_width(image_size)
+        size = require_pair("ResNet12", "image_size", image_size, least=2 ** len(widths))
         last = [side // 2 ** len(widths) for side in size]
-        if min(last) == 0:
-            raise ValueError(f"ResNet12: images of {size} are too small, 16 pixels are the least")
         place: Place = {"device": device, "dtype": dtype}
         self.image_shape, self.head_input = (in_channels, *size), head
         self.blocks = nn.Sequential(
@@ -164,10 +166,12 @@ class ResNet12(Backbone):
 
 
 def _widths(width: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(width, int):
+    if not isinstance(width, (tuple, list)):
+        require_size("ResNet12", "width", width)
         return tuple(round(width * factor) for factor in _PROPORTIONS)
-    if len(width) != len(_PROPORTIONS):
-        raise ValueError(f"ResNet12: width must be one or four numbers, got {tuple(width)}")
+    require(len(width) == len(_PROPORTIONS), "ResNet12", "width", "one integer or four", width)
+    for channels in width:
+        require_size("ResNet12", "width", channels)
     return tuple(width)
 
 

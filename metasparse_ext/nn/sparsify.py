@@ -5,10 +5,13 @@ import warnings
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
+from metasparse_ext._arguments import refuse, require_callable, require_flag, require_type, shown
 from metasparse_ext.nn.masked_conv import MaskedConv2d, unsupported
+from metasparse_ext.nn.masks import require_maker
 
 # Where a module keeps its hooks.
 _HOOKS = (
@@ -33,7 +36,10 @@ def sparsify(
 
     Hooks stay, and weights and biases stay the same parameters (of the copy, unless in place), so
     the model computes what it did until a mask prunes something. Layers that are masked already get
-    the new masker, if one is given, and else stay as they are.
+    the new masker, if one is given, and else stay as they are. A convolution whose weight is pruned
+    by ``torch.nn.utils.prune`` counts as masked: without ``masker`` its mask becomes a
+    :class:`~metasparse_ext.nn.FixedMask`, with one entry a kernel if it prunes whole kernels, and
+    the weight that it had before stays under it.
 
     Args:
         model: Any module; a lone ``nn.Conv2d`` too.
@@ -55,8 +61,14 @@ def sparsify(
         )
 
     Raises:
+        TypeError: if an argument is of another kind, or ``masker`` makes no maker of masks.
         ValueError: naming every convolution that cannot be masked and why.
     """
+    require_type("sparsify", "model", model, nn.Module, "a module")
+    if masker is not None:
+        require_callable("sparsify", "masker", masker, "a function of a weight, or None")
+    require_flag("sparsify", "inplace", inplace)
+    require_flag("sparsify", "keep_unsupported", keep_unsupported)
     convolutions = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
     }
@@ -70,7 +82,7 @@ def sparsify(
             )
         warnings.warn(f"sparsify left these convolutions dense: {listed}", stacklevel=2)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model, _computed(model))
     return _replace(model, masker, {})
 
 
@@ -81,12 +93,9 @@ def _refusal(conv: nn.Conv2d) -> str | None:
         return f"it is a {type(conv).__name__}, whose forward may do more than a convolution"
     if parametrize.is_parametrized(conv):
         return "its parameters are parametrized"
-    if hasattr(conv, "weight_mask"):
-        return (
-            "it is pruned by torch.nn.utils.prune; keep its weight_mask, call prune.remove on it "
-            "and give the mask to the MaskedConv2d"
-        )
-    if "weight" not in conv._parameters:
+    if hasattr(conv, "bias_mask"):
+        return "its bias is pruned; make that permanent with torch.nn.utils.prune.remove"
+    if "weight" not in conv._parameters and not hasattr(conv, "weight_mask"):
         return "its weight is no parameter of its own, as under weight or spectral normalization"
     return unsupported(dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode)
 
@@ -101,7 +110,7 @@ def _replace(
         done[module] = module
         if isinstance(module, MaskedConv2d):
             if masker is not None:
-                module.masker = masker(module.weight)
+                module.masker = _made(masker, module.weight)
         elif isinstance(module, nn.Conv2d) and _refusal(module) is None:
             done[module] = _masked(module, masker)
         else:
@@ -113,6 +122,8 @@ def _replace(
 
 
 def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> MaskedConv2d:
+    pruned = hasattr(conv, "weight_mask")
+    weight: nn.Parameter = conv.weight_orig if pruned else conv.weight
     masked = MaskedConv2d(
         conv.in_channels,
         conv.out_channels,
@@ -121,12 +132,40 @@ def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> Ma
         cast("tuple[int, int] | str", conv.padding),
         bias=conv.bias is not None,
         device="meta",
-        mask=masker(conv.weight) if masker else None,
+        mask=_made(masker, weight) if masker else None,
     )
-    masked.weight, masked.bias = conv.weight, conv.bias
+    masked.weight, masked.bias = weight, conv.bias
     if masker is None:
-        masked.masker = masked._fixed(None)
+        masked.masker = masked._fixed(_by_kernel(conv.weight_mask) if pruned else None)
     for name in _HOOKS:
-        getattr(masked, name).update(getattr(conv, name))
+        hooks = getattr(conv, name)
+        kept = {k: h for k, h in hooks.items() if not isinstance(h, prune.BasePruningMethod)}
+        getattr(masked, name).update(kept)
     masked._is_full_backward_hook = conv._is_full_backward_hook
     return masked.train(conv.training)
+
+
+def _made(masker: Callable[[Tensor], nn.Module], weight: Tensor) -> nn.Module:
+    """The maker of masks of one layer."""
+    maker = masker(weight)
+    if not isinstance(maker, nn.Module):
+        expected = "a function of a weight to a maker of masks"
+        refuse("sparsify", "masker", expected, f"one to {shown(maker)}", TypeError)
+    require_maker("sparsify", "masker", maker, weight)
+    return maker
+
+
+def _by_kernel(mask: Tensor) -> Tensor:
+    """The mask (O, I, kh, kw) as one entry a kernel, (O, I), if it keeps or prunes whole ones."""
+    whole = mask.flatten(2).amax(2)
+    return whole if torch.equal(whole[..., None, None].expand_as(mask), mask) else mask
+
+
+def _computed(model: nn.Module) -> dict[int, Tensor]:
+    """Copies, by ``id``, of tensors that hooks computed from parameters: deepcopy refuses them."""
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    return {
+        id(value): value.detach().clone()
+        for value in attributes
+        if isinstance(value, Tensor) and not value.is_leaf
+    }

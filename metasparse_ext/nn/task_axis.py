@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from metasparse_ext._arguments import require_type
+
 # Modules without parameters whose forward treats each image, or each number, alone.
 _POINTWISE = (
     nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid,
@@ -16,6 +18,7 @@ def is_task_aware(module: nn.Module) -> bool:
     ``nn.Sequential`` of such. A class of your own that only composes these sets the class
     attribute ``task_aware = True``; every other module is run through ``torch.func.vmap`` over T.
     """
+    require_type("is_task_aware", "module", module, nn.Module, "a module")
     declared = getattr(module, "task_aware", None)
     if declared is not None:
         return bool(declared)

@@ -1,28 +1,14 @@
-"""What every op asks of a tensor before it looks at shapes."""
+"""What every op asks about a tensor beyond its type and shape."""
 
 import contextlib
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-
-def check_dense(op: str, name: str, tensor: Tensor) -> None:
-    """Refuses tensors whose values do not lie in one strided block of memory.
-
-    Raises:
-        TypeError: a sparse, quantized, nested or otherwise packed tensor.
-    """
-    kind = (
-        "a nested"
-        if tensor.is_nested
-        else "a quantized"
-        if tensor.is_quantized
-        else f"a {str(tensor.layout).removeprefix('torch.')}"
-        if tensor.layout != torch.strided
-        else None
-    )
-    if kind is not None:
-        raise TypeError(f"{op}: expected {name} to be a dense (strided) tensor, got {kind} one")
+from metasparse_ext._arguments import NARROW_FLOATS, refuse, require_floating, require_number, shown
+from metasparse_ext._capture import observed
 
 
 def autocast_is_on(tensor: Tensor) -> bool:
@@ -36,3 +22,47 @@ def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object
     if not torch.amp.is_autocast_available(tensor.device.type):
         return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def is_widened(tensor: Tensor) -> bool:
+    """Whether an op computes in float32 and rounds: the CPU has no kernels of the dtype.
+
+    Under autocast, which casts by itself, results stay float32.
+    """
+    return tensor.dtype in NARROW_FLOATS and tensor.is_cpu and not autocast_is_on(tensor)
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the host may look at the values.
+
+    Not where there are none, nor under a transform of ``torch.func`` or while a program is traced,
+    nor in a meta-step or a CUDA graph that is captured.
+    """
+    return observed() and not (
+        torch.compiler.is_compiling()
+        or tensor.is_meta
+        or isinstance(tensor, FakeTensor)
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or get_proxy_mode() is not None
+        or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def require_strength(
+    owner: str, name: str, got: float | Tensor, dtype: torch.dtype | None = None
+) -> None:
+    """Refuses a number, or a tensor whose values may be read, that is not finite and above zero.
+
+    With a ``dtype`` the number has to be so in that too.
+    """
+    if not isinstance(got, Tensor):
+        require_number(owner, name, got, above=0.0)
+        limits = torch.finfo(dtype or torch.float64)
+        if not limits.tiny <= got <= limits.max:
+            refuse(owner, name, f"from {limits.tiny:.3g} to {limits.max:.3g}", shown(got))
+        return
+    require_floating(owner, name, got)
+    if is_readable(got):
+        wrong = ~((got > 0) & got.isfinite())
+        if bool(wrong.any()):
+            refuse(owner, name, "finite and above 0", f"{got[wrong][0].item():g}")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from metasparse_ext import _library
+from metasparse_ext._arguments import require_choice, require_type
 
 #: Environment variables that force a backend from outside, by device.
 VARIABLES = {"cpu": "METASPARSE_CONV_BACKEND", "cuda": "METASPARSE_CUDA_BACKEND"}
@@ -28,13 +29,14 @@ def get_backend(device: str = "cpu") -> str:
     Raises:
         ValueError: An unknown device, or a name in the device's environment variable that is none.
     """
-    _check_device(device)
+    require_choice("get_backend", "device", device, VARIABLES)
     if device == "cpu":
         return torch.ops.metasparse.conv_backend()
     global _cuda
     if _cuda is None:
-        variable = VARIABLES["cuda"]
-        _cuda = _checked(os.environ.get(variable) or AUTOMATIC, variable)
+        named = os.environ.get(VARIABLES["cuda"]) or AUTOMATIC
+        require_choice("get_backend", VARIABLES["cuda"], named, (AUTOMATIC, *CUDA_BACKENDS))
+        _cuda = named
     return _cuda
 
 
@@ -52,14 +54,16 @@ def set_backend(name: str, device: str = "cpu") -> None:
         ValueError: An unknown device or name.
         RuntimeError: The CPU has no choice: the compiled library is not in use.
     """
-    _check_device(device)
+    require_choice("set_backend", "device", device, VARIABLES)
     if device == "cpu":
+        require_type("set_backend", "name", name, str, "a name")
         if _library.problem is not None:
             raise RuntimeError(f"set_backend: the CPU has one backend only: {_library.problem}")
         torch.ops.metasparse.set_conv_backend(name)
         return
     global _cuda
-    _cuda = _checked(name)
+    require_choice("set_backend", "name", name, (AUTOMATIC, *CUDA_BACKENDS))
+    _cuda = name
 
 
 @contextlib.contextmanager
@@ -75,15 +79,3 @@ def backend(name: str, device: str = "cpu") -> Iterator[None]:
         yield
     finally:
         set_backend(before, device)
-
-
-def _check_device(device: str) -> None:
-    if device not in VARIABLES:
-        raise ValueError(f"backend: expected device to be 'cpu' or 'cuda', got {device!r}")
-
-
-def _checked(name: str, source: str = "backend") -> str:
-    known = (AUTOMATIC, *CUDA_BACKENDS)
-    if name not in known:
-        raise ValueError(f"{source}: expected one of {', '.join(known)} on cuda, got {name!r}")
-    return name

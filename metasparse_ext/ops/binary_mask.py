@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext._arguments import require_number
-from metasparse_ext.ops._operands import check_dense
+from metasparse_ext._arguments import require_floating, require_number
 from metasparse_ext.ops._register import register_fake
 
 
@@ -31,10 +30,7 @@ def binary_mask(scores: Tensor, threshold: float = 0.0) -> Tensor:
     MetaDOCK's gate (Chavan et al., CVPR 2022), 1[sigmoid(scores) > 0.5] with the logistic's own
     derivative, is ``binary_mask(scores.sigmoid(), 0.5)``.
     """
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"binary_mask: expected scores to be a floating tensor, got {got}")
-    check_dense("binary_mask", "scores", scores)
+    require_floating("binary_mask", "scores", scores)
     require_number("binary_mask", "threshold", threshold)
     run = torch.ops.metasparse.binary_mask if _library.loaded() else reference.binary_mask
     return run(scores, threshold)

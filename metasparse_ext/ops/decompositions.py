@@ -22,6 +22,9 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         program = program.run_decompositions(metasparse_ext.decompositions())
         torch.onnx.export(program, dynamo=True).save("model.onnx")
 
+    ``torch.onnx.export`` of the module itself fails, for it has no step that takes decompositions:
+    give it the program, as here.
+
     Results equal those of the ops up to rounding. Nothing is skipped: a mask multiplies its
     kernels. The number of tasks becomes part of the program; that of images may be dynamic. Only
     forward passes are decomposed.

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.modules.utils import _pair
 
 from metasparse_ext import _library
+from metasparse_ext._arguments import require_like
+from metasparse_ext.ops._operands import is_widened
 from metasparse_ext.ops.backends import get_backend
-from metasparse_ext.ops.masked_conv import masked_conv2d
+from metasparse_ext.ops.masked_conv import masked_conv2d, padded
 
 _DERIVATIVES = {
     "forward": "masked_conv",
@@ -31,7 +32,7 @@ class Explanation(NamedTuple):
 
     Attributes:
         op: ``"forward"``, ``"input gradient"`` or ``"weight gradient"``.
-        candidates: What was considered, in order; the last one serves the call.
+        candidates: What was considered, each algorithm once; the last one serves the call.
     """
 
     op: str
@@ -61,14 +62,14 @@ def explain(
     weight: Tensor,
     mask: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: int | tuple[int, int] | str = 0,
 ) -> Explanations:
     """Says which algorithm serves ``masked_conv2d`` with these operands on this machine, and why.
 
     Nothing is computed but the density of the mask.
 
     Args:
-        x: (N, I, H, W) or (T, N, I, H, W).
+        x: (N, I, H, W) or (T, N, I, H, W), or one image (I, H, W).
         weight: (O, I, kh, kw) or (T, O, I, kh, kw).
         mask: (O, I), (T, O, I) or None.
         stride: As of :func:`metasparse_ext.masked_conv2d`.
@@ -78,32 +79,40 @@ def explain(
         Three explanations: of the forward pass and of both gradients.
 
     Raises:
-        ValueError: If x or weight has another number of dimensions.
         ValueError, TypeError: As :func:`metasparse_ext.masked_conv2d`, of what it does not take.
     """
-    for name, tensor in {"x": x, "weight": weight}.items():
-        if tensor.dim() not in (4, 5):
-            raise ValueError(
-                f"explain: expected {name} of 4 dimensions, or 5 with a leading task axis, "
-                f"got shape {tuple(tensor.shape)}"
-            )
+    _require_operands(x, weight, mask, stride, padding)
     if _library.problem is not None:
         return _all("reference", _library.problem)
-    _require_operands(x, weight, mask, stride, padding)
+    if x.dim() == 3:
+        x = x[None]
+    stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    x, padding = padded(x, weight.shape[-2:], stride, padding)
     if x.device.type == "cuda":
-        return _on_cuda(x, weight, mask, _pair(stride), _pair(padding))
+        return _on_cuda(x, weight, mask, stride, padding)
     if x.device.type != "cpu":
         return _all("library", f"there are no kernels for {x.device.type}")
-    if x.dtype not in (torch.float32, torch.float64):
-        return _all("library", f"the kernels compute in float32 and float64, not in {x.dtype}")
-    sizes = _sizes(x, weight, _pair(stride), _pair(padding))
+    sizes = _sizes(x, weight, stride, padding)
     density = 1.0 if mask is None else float(mask.count_nonzero()) / max(mask.numel(), 1)
+    note = f"in float32, rounded to {x.dtype}" if is_widened(x) else None
     found = []
     for title, op in _DERIVATIVES.items():
         words = torch.ops.metasparse.explain_conv(op, sizes, density)
-        pairs = zip(words[::2], words[1::2], strict=True)
-        found.append(Explanation(title, tuple(Candidate(*pair) for pair in pairs)))
+        pairs = [Candidate(*pair) for pair in zip(words[::2], words[1::2], strict=True)]
+        found.append(Explanation(title, _each_once(pairs, note)))
     return Explanations(found)
+
+
+def _each_once(rows: list[Candidate], note: str | None) -> tuple[Candidate, ...]:
+    """An algorithm may be in several rows of the table: one candidate, its verdicts joined."""
+    *ruled_out, served = rows
+    verdicts: dict[str, dict[str, None]] = {}
+    for algorithm, verdict in ruled_out:
+        verdicts.setdefault(algorithm, {})[verdict] = None
+    earlier = "; ".join(verdicts.pop(served.algorithm, ()))
+    why = [served.verdict, f"not by an earlier one: {earlier}" if earlier else None, note]
+    joined = [Candidate(algorithm, "; ".join(words)) for algorithm, words in verdicts.items()]
+    return (*joined, Candidate(served.algorithm, "; ".join(filter(None, why))))
 
 
 def _all(algorithm: str, verdict: str) -> Explanations:
@@ -115,15 +124,15 @@ def _require_operands(
     weight: Tensor,
     mask: Tensor | None,
     stride: int | tuple[int, int],
-    padding: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
 ) -> None:
     """Raises what the op itself would raise, which on the meta device computes nothing."""
-    if x.shape[-3] != weight.shape[-3]:
-        raise ValueError(
-            f"explain: expected x with {weight.shape[-3]} channels like weight, got {x.shape[-3]}"
-        )
-    operands = (None if t is None else t.detach().to("meta") for t in (x, weight, mask))
-    masked_conv2d(*operands, stride=stride, padding=padding)
+    operands = {"x": x, "weight": weight, "mask": mask}
+    tensors = {name: t for name, t in operands.items() if isinstance(t, Tensor)}
+    for name, tensor in tensors.items():
+        require_like("explain", name, tensor, "x", tensors.get("x", tensor), dtype=False)
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    masked_conv2d(**{**operands, **on_meta}, stride=stride, padding=padding)
 
 
 def _sizes(

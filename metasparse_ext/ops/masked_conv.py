@@ -5,7 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._operands import check_dense
+from metasparse_ext._arguments import (
+    FLOATS,
+    NARROW_FLOATS,
+    refuse,
+    require,
+    require_like,
+    require_pair,
+    require_tensor,
+)
+from metasparse_ext.ops._operands import autocast_is_on, is_widened
 from metasparse_ext.ops._register import register_fake, register_vmap
 from metasparse_ext.ops._tasks import with_tasks
 
@@ -29,7 +38,8 @@ def masked_conv2d(
     the product ``weight * mask`` and is dense, which is how a pruned kernel can come back.
 
     Args:
-        x: (N, I, H, W) or (T, N, I, H, W), or one image (I, H, W); float32 or float64.
+        x: (N, I, H, W) or (T, N, I, H, W), or one image (I, H, W); float32 or float64, or bfloat16
+            or float16, which are computed in float32 and rounded once.
         weight: (O, I, kh, kw) or (T, O, I, kh, kw), dtype of ``x``.
         mask: (O, I) or (T, O, I), zeros and ones in the dtype of ``x`` or bool; other reals
             multiply the kernels. None keeps every kernel.
@@ -54,26 +64,27 @@ def masked_conv2d(
         x = x.unsqueeze(0)
     args = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
     tasks = _task_count(args)
-    if mask is not None and mask.dtype == torch.bool:
-        args["mask"] = (mask.to(x.dtype), 2)
+    dtype, widened = x.dtype, is_widened(x)
+    if widened:
+        args = {name: (_to(tensor, torch.float32), rank) for name, (tensor, rank) in args.items()}
+    elif mask is not None and mask.dtype == torch.bool:
+        args["mask"] = (mask.to(dtype), 2)
     x, weight, mask, bias = (with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values())
-    stride = _pair_of("stride", stride)
-    x, padding = _padded(x, weight.shape[-2:], stride, padding)
+    stride = require_pair(_OP, "stride", stride, least=1)
+    x, padding = padded(x, weight.shape[-2:], stride, padding)
     run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
     y = run(x, weight, mask, bias, stride, padding)
     if single:
         y = y.squeeze(1)
-    return y if tasks is not None else y.squeeze(0)
+    y = y if tasks is not None else y.squeeze(0)
+    return y.to(dtype) if widened else y
 
 
-def _pair_of(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-        raise ValueError(f"{_OP}: expected {name} to be one integer or two, got {value!r}")
-    return tuple(pair)
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
 
 
-def _padded(
+def padded(
     x: Tensor,
     kernel_size: tuple[int, int],
     stride: tuple[int, int],
@@ -81,15 +92,11 @@ def _padded(
 ) -> tuple[Tensor, tuple[int, int]]:
     """The padding as two numbers; what is uneven ("same" for an even kernel) is added to x."""
     if not isinstance(padding, str):
-        return x, _pair_of("padding", padding)
+        return x, require_pair(_OP, "padding", padding)
     if padding == "valid":
         return x, (0, 0)
-    if padding != "same":
-        raise ValueError(
-            f"{_OP}: expected padding to be integers, 'same' or 'valid', got {padding!r}"
-        )
-    if stride != (1, 1):
-        raise ValueError(f"{_OP}: expected stride 1 for padding 'same', got {stride}")
+    require(padding == "same", _OP, "padding", "integers, 'same' or 'valid'", padding)
+    require(stride == (1, 1), _OP, "stride", "1 for padding 'same'", stride)
     height, width = (size - 1 for size in kernel_size)
     if height % 2 == 0 and width % 2 == 0:
         return x, (height // 2, width // 2)
@@ -103,25 +110,22 @@ def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
     for name, (tensor, rank) in args.items():
         if tensor is None and name in ("mask", "bias"):
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{_OP}: expected {name} to be a tensor, got {type(tensor).__name__}")
-        check_dense(_OP, name, tensor)
-        if tensor.device != args["x"][0].device:
-            device = args["x"][0].device
-            raise ValueError(f"{_OP}: expected {name} on {device} like x, got {tensor.device}")
+        x = args["x"][0]
+        require_tensor(_OP, name, tensor)
         if tensor.dim() not in (rank, rank + 1):
             image = ", or 3 for one image," if name == "x" else ""
-            raise ValueError(
-                f"{_OP}: expected {name} of {rank} dimensions{image} or {rank + 1} with a leading "
-                f"task axis, got shape {tuple(tensor.shape)}"
-            )
+            expected = f"of {rank} dimensions{image} or {rank + 1} with a leading task axis"
+            refuse(_OP, name, expected, f"shape {tuple(tensor.shape)}")
+        cast = tensor.is_floating_point() and autocast_is_on(x)
+        if name == "x" and not cast:
+            require_tensor(_OP, name, tensor, dtypes=(*FLOATS, *NARROW_FLOATS))
+        boolean = name == "mask" and tensor.dtype == torch.bool
+        require_like(_OP, name, tensor, "x", x, dtype=not (cast or boolean))
         if tensor.dim() == rank:
             continue
         if tasks is not None and tensor.shape[0] != tasks:
-            raise ValueError(
-                f"{_OP}: expected {name} for T = {tasks} tasks like {leader}, "
-                f"got shape {tuple(tensor.shape)}"
-            )
+            expected = f"for T = {tasks} tasks like {leader}"
+            refuse(_OP, name, expected, f"shape {tuple(tensor.shape)}")
         tasks, leader = tensor.shape[0], name
     return tasks
 

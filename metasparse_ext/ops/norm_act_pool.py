@@ -4,10 +4,21 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._operands import autocast_is_on, check_dense
+from metasparse_ext._arguments import (
+    FLOATS,
+    NARROW_FLOATS,
+    refuse,
+    require_choice,
+    require_like,
+    require_number,
+    require_shape,
+    require_tensor,
+)
+from metasparse_ext.ops._operands import autocast_is_on, is_widened
 from metasparse_ext.ops._register import register_fake, register_vmap
 from metasparse_ext.ops._tasks import with_tasks
 
+_OP = "norm_act_pool"
 ACTIVATIONS = ("relu", "none")
 ORDERS = ("norm_act_pool", "norm_pool_act", "act_pool_norm")
 
@@ -41,8 +52,9 @@ def norm_act_pool(
     forward mode.
 
     Args:
-        x: ``(N, C, H, W)``, or ``(T, N, C, H, W)`` for T tasks; float32 or float64. Under autocast
-            every floating-point dtype is accepted and float32 computed.
+        x: ``(N, C, H, W)``, or ``(T, N, C, H, W)`` for T tasks; float32 or float64, or bfloat16 or
+            float16, which are computed in float32 and rounded once. Under autocast every
+            floating-point dtype is accepted and float32 computed.
         weight: Scale, ``(C,)`` or per task ``(T, C)``, of x's dtype. None means 1.
         bias: Shift, ``(C,)`` or per task ``(T, C)``, of x's dtype. None means 0.
         eps: Added to the variance.
@@ -59,6 +71,10 @@ def norm_act_pool(
         ValueError: A shape, option or eps that does not fit.
     """
     tasks = _check(x, weight, bias, eps, activation, pool, order)
+    if is_widened(x):
+        wide = (None if t is None else t.float() for t in (x, weight, bias))
+        options = {"eps": eps, "activation": activation, "pool": pool, "order": order}
+        return norm_act_pool(*wide, **options).to(x.dtype)
     if not _library.loaded():
         return reference.norm_act_pool(
             x, weight, bias, eps=eps, activation=activation, pool=pool, order=order
@@ -86,32 +102,18 @@ def _check(
     order: str,
 ) -> int | None:
     """Checks every argument; returns T, or None when no argument has a task axis."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"norm_act_pool: expected activation to be one of {ACTIVATIONS}, got {activation!r}"
-        )
-    if order not in ORDERS:
-        raise ValueError(f"norm_act_pool: expected order to be one of {ORDERS}, got {order!r}")
-    if pool not in (False, True, 2):
-        raise ValueError(f"norm_act_pool: expected pool to be False, True, 0 or 2, got {pool!r}")
-    if not eps >= 0:
-        raise ValueError(f"norm_act_pool: expected eps >= 0, got {eps!r}")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"norm_act_pool: expected x to be a Tensor, got {type(x).__name__}")
-    check_dense("norm_act_pool", "x", x)
-    if x.dtype not in (torch.float32, torch.float64) and not _to_be_cast(x):
-        raise TypeError(f"norm_act_pool: expected x of float32 or float64, got {x.dtype}")
-    if x.dim() not in (4, 5):
-        raise ValueError(
-            "norm_act_pool: expected x of shape (N, C, H, W) or (T, N, C, H, W), "
-            f"got {tuple(x.shape)}"
-        )
-    smallest = 2 if pool else 1
-    if x.size(-4) < 1 or x.size(-2) < smallest or x.size(-1) < smallest:
-        raise ValueError(
-            f"norm_act_pool: expected x with N >= 1 and H, W >= {smallest}"
-            f"{' (pool)' if pool else ''}, got {tuple(x.shape)}"
-        )
+    require_choice(_OP, "activation", activation, ACTIVATIONS)
+    require_choice(_OP, "order", order, ORDERS)
+    require_choice(_OP, "pool", pool, (False, True, 0, 2))
+    require_number(_OP, "eps", eps, least=0.0)
+    require_tensor(_OP, "x", x)
+    if not _to_be_cast(x):
+        require_tensor(_OP, "x", x, dtypes=(*FLOATS, *NARROW_FLOATS))
+    require_shape(_OP, "x", x, tuple("NCHW"), tuple("TNCHW"))
+    least = 2 if pool else 1
+    fits = x.size(-4) >= 1 and x.size(-2) >= least and x.size(-1) >= least
+    if not fits:
+        refuse(_OP, "x", f"of N >= 1 and H, W >= {least}", f"shape {tuple(x.shape)}")
     tasks = x.size(0) if x.dim() == 5 else None
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
@@ -121,25 +123,11 @@ def _check(
 
 def _check_affine(name: str, value: Tensor, x: Tensor, tasks: int | None) -> int | None:
     """Checks weight or bias; returns the number of tasks that the arguments agree on so far."""
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"norm_act_pool: expected {name} to be a Tensor or None, got {type(value).__name__}"
-        )
-    check_dense("norm_act_pool", name, value)
-    if value.dtype != x.dtype and not _to_be_cast(value):
-        raise TypeError(f"norm_act_pool: expected {name} of x's dtype {x.dtype}, got {value.dtype}")
-    if value.device != x.device:
-        raise ValueError(f"norm_act_pool: expected {name} on {x.device} like x, got {value.device}")
+    require_tensor(_OP, name, value)
+    require_like(_OP, name, value, "x", x, dtype=not _to_be_cast(value))
     channels = x.size(-3)
-    if value.dim() == 1 and value.size(0) == channels:
-        return tasks
-    if value.dim() == 2 and value.size(1) == channels and tasks in (None, value.size(0)):
-        return value.size(0)
-    shape = "(T, C)" if tasks is None else f"({tasks}, {channels})"
-    raise ValueError(
-        f"norm_act_pool: expected {name} of shape ({channels},) or {shape}, "
-        f"got {tuple(value.shape)}"
-    )
+    require_shape(_OP, name, value, (channels,), ("T" if tasks is None else tasks, channels))
+    return value.size(0) if value.dim() == 2 else tasks
 
 
 def _to_be_cast(tensor: Tensor) -> bool:

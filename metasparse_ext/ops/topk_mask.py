@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._operands import check_dense
+from metasparse_ext._arguments import (
+    refuse,
+    require_choice,
+    require_floating,
+    require_like,
+    require_number,
+    typed,
+)
+from metasparse_ext.ops._operands import is_readable
 from metasparse_ext.ops._register import register_fake, register_vmap
 
 _OP = "topk_mask"
@@ -71,10 +79,10 @@ def topk_mask(
             reference the mask of units that share a budget with NaN is NaN instead.)
         TypeError: ``scores`` or ``density`` is of another type or dtype.
     """
-    _check_option("granularity", granularity, _GRANULARITIES)
-    _check_option("scope", scope, _SCOPES)
-    if tasks not in (None, False, True):
-        raise ValueError(f"{_OP}: expected tasks to be True, False or None, got {tasks!r}")
+    require_choice(_OP, "granularity", granularity, _GRANULARITIES)
+    require_choice(_OP, "scope", scope, _SCOPES)
+    require_choice(_OP, "tasks", tasks, (True, False, None))
+    _check_density(density)
     names, layers = _layers(scores)
     stacked = [
         _check_scores(name, layer, granularity, tasks)
@@ -90,7 +98,8 @@ def topk_mask(
     if scope == "layer":
         masks = [_topk(unit, density) for unit in units]
     else:
-        _check_same_device(names, layers)
+        for name, layer in zip(names, layers, strict=True):
+            require_like(_OP, name, layer, names[0], layers[0], dtype=False)
         masks = _shared_budgets(names, layers, stacked, units, density, scope)
     results = [
         _from_units(mask, layer, granularity) for mask, layer in zip(masks, batched, strict=True)
@@ -119,9 +128,16 @@ def _shared_budgets(
     return _topk(_joined(flat, dim=0).unsqueeze(0), density).squeeze(0).split(sizes)
 
 
-def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise ValueError(f"{_OP}: expected {name} to be one of {', '.join(options)}, got {value!r}")
+def _check_density(density: float | Tensor) -> None:
+    if not isinstance(density, Tensor):
+        require_number(_OP, "density", density, least=0.0, most=1.0)
+        return
+    require_floating(_OP, "density", density)
+    # Elsewhere the op itself objects, where it reads k.
+    if density.is_cpu and is_readable(density) and density.numel() > 0:
+        for value in density.aminmax():
+            if not 0 <= value <= 1:
+                refuse(_OP, "density", "from 0 to 1", f"{value.item():g}")
 
 
 def _layers(scores: Scores) -> tuple[list[str], list[Tensor]]:
@@ -132,10 +148,7 @@ def _layers(scores: Scores) -> tuple[list[str], list[Tensor]]:
         return [f"scores[{name!r}]" for name in scores], list(scores.values())
     if isinstance(scores, Sequence) and not isinstance(scores, str):
         return [f"scores[{i}]" for i in range(len(scores))], list(scores)
-    raise TypeError(
-        f"{_OP}: expected scores to be a tensor, or a sequence or mapping of tensors, "
-        f"got {type(scores).__name__}"
-    )
+    refuse(_OP, "scores", "a tensor, or a sequence or mapping of tensors", typed(scores), TypeError)
 
 
 def _like(scores: Scores, masks: list[Tensor]) -> Scores:
@@ -149,11 +162,7 @@ def _like(scores: Scores, masks: list[Tensor]) -> Scores:
 
 def _check_scores(name: str, layer: Tensor, granularity: str, tasks: bool | None) -> bool:
     """Checks one layer's scores; whether they lead with a task axis."""
-    if not isinstance(layer, Tensor):
-        raise TypeError(f"{_OP}: expected {name} to be a tensor, got {type(layer).__name__}")
-    check_dense(_OP, name, layer)
-    if not layer.is_floating_point():
-        raise TypeError(f"{_OP}: expected {name} of a floating dtype, got {layer.dtype}")
+    require_floating(_OP, name, layer)
     if tasks is None and layer.dim() == 3:
         raise ValueError(
             f"{_OP}: expected tasks=True or tasks=False for {name} of 3 dimensions, which may be "
@@ -163,20 +172,9 @@ def _check_scores(name: str, layer: Tensor, granularity: str, tasks: bool | None
     least, most = (1 if granularity == "weight" else 2) + leads, 5 + leads
     if not least <= layer.dim() <= most:
         axis = " with its task axis" if leads else ""
-        raise ValueError(
-            f"{_OP}: expected {name} of {least} to {most} dimensions{axis} for granularity "
-            f"{granularity!r}, got shape {tuple(layer.shape)}"
-        )
+        expected = f"of {least} to {most} dimensions{axis} for granularity {granularity!r}"
+        refuse(_OP, name, expected, f"shape {tuple(layer.shape)}")
     return leads
-
-
-def _check_same_device(names: list[str], layers: list[Tensor]) -> None:
-    for name, layer in zip(names, layers, strict=True):
-        if layer.device != layers[0].device:
-            raise ValueError(
-                f"{_OP}: expected {name} on {layers[0].device} like {names[0]}, with which it "
-                f"shares a budget, got {layer.device}"
-            )
 
 
 def _check_same_tasks(names: list[str], layers: list[Tensor], stacked: list[bool]) -> None:
@@ -185,10 +183,8 @@ def _check_same_tasks(names: list[str], layers: list[Tensor], stacked: list[bool
     ]
     for name, layer, count in zip(names, layers, tasks, strict=True):
         if count != tasks[0]:
-            raise ValueError(
-                f"{_OP}: expected {name} to have the task axis of {names[0]} for scope 'task', got "
-                f"shapes {tuple(layer.shape)} and {tuple(layers[0].shape)}"
-            )
+            shapes = f"shapes {tuple(layer.shape)} and {tuple(layers[0].shape)}"
+            refuse(_OP, name, f"with the task axis of {names[0]} for scope 'task'", shapes)
 
 
 def _units(layer: Tensor, granularity: str) -> Tensor:
@@ -223,21 +219,12 @@ def _counts(density: float | Tensor, rows: Tensor) -> Tensor:
     """k of each row of (S, n), int64."""
     count, n = rows.shape
     if not isinstance(density, Tensor):
-        if not isinstance(density, (int, float)):
-            raise TypeError(
-                f"{_OP}: expected density to be a number or a tensor, got {type(density).__name__}"
-            )
-        if not 0 <= density <= 1:
-            raise ValueError(f"{_OP}: expected density from 0 to 1, got {density}")
         return torch.full((count,), round(density * n), dtype=torch.int64, device=rows.device)
-    if not density.is_floating_point():
-        raise TypeError(f"{_OP}: expected density of a floating dtype, got {density.dtype}")
     if density.numel() != 1 and density.shape != (count,):
-        raise ValueError(
-            f"{_OP}: expected density to have one value, or one for each of {count} budgets, "
-            f"got shape {tuple(density.shape)}"
-        )
-    # to out-of-range values the op itself objects, where k is read
+        expected = f"of one value, or of one for each of {count} budgets"
+        refuse(_OP, "density", expected, f"shape {tuple(density.shape)}")
+    if density.is_meta and not rows.is_meta:
+        refuse(_OP, "density", f"on {rows.device} like scores", "meta")
     exact = density.detach().to(rows.device, torch.float64) * n
     return exact.round().to(torch.int64).flatten().expand(count)
 

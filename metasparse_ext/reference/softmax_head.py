@@ -47,7 +47,8 @@ def softmax_head(
     gram = x @ x.mT
     start = x @ center.double().mT
     hot = F.one_hot(labels, classes).to(x.dtype)
-    scale = gram.diagonal(dim1=1, dim2=2).mean(-1).sqrt()
+    squares = gram.diagonal(dim1=1, dim2=2)
+    scale = squares.mean(-1).sqrt()
 
     def objective(dual: Tensor, image: Tensor) -> Tensor:
         scores = start + image
@@ -63,7 +64,10 @@ def softmax_head(
         gradient = (probabilities - hot) / x.shape[1] + lam[:, None, None] * dual
         norm = (gradient * (gram @ gradient)).sum((-2, -1)).clamp(min=0).sqrt()
         residual = torch.where(norm == 0, 0, norm / scale)
-        running = residual > tolerance
+        # The terms that scores are sums of: their rounding is as far as the residual can fall.
+        terms = (start + image).square().sum((-2, -1)) / x.shape[1]
+        terms = terms + scale.square() * (squares[..., None] * dual.square()).sum((-2, -1))
+        running = residual > (_ROUNDING * terms.sqrt()).clamp(min=tolerance)
         if step == max_iterations:
             break
         direction = _solve(_curvature(probabilities, gram, lam), -gradient)

@@ -137,7 +137,12 @@ def softmax_head_kernel(
         residual = tl.where(norm == 0, 0.0, norm / scale)
         finite = (residual - residual == 0) & (value - value == 0)
         status = tl.where(taken >= max_iterations, ITERATIONS, -1)
-        status = tl.where(residual <= TOLERANCE, CONVERGED, status)
+        # The terms that scores are sums of: their rounding is as far as the residual can fall.
+        scores = tl.where(inside, start + image, 0.0)
+        weighted = inner(squares[:, None] * dual, dual)
+        rounding = ROUNDING * tl.sqrt(inner(scores, scores) / N + scale * scale * weighted)
+        goal = tl.where(rounding > TOLERANCE, rounding, TOLERANCE)
+        status = tl.where(residual <= goal, CONVERGED, status)
         status = tl.where(finite, status, NOT_FINITE)
         if status < 0:
             # The forcing term of Eisenstat and Walker that keeps Newton's quadratic convergence.

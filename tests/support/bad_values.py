@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 # What some argument may be by accident: by the name that a test shows.
 VALUES: dict[str, Any] = {
@@ -38,6 +39,17 @@ VALUES: dict[str, Any] = {
     "meta tensor": torch.empty(2, 2, device="meta"),
 }
 
+# What is wrong with a tensor that has the right shape, or almost.
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "its complex": lambda t: t.to(torch.complex64),
+    "its integers": lambda t: t.to(torch.int32),
+    "its half": lambda t: t.to(torch.float16),
+    "its double": lambda t: t.to(torch.float64),
+    "its sparse": lambda t: t.to_sparse(),
+    "its meta": lambda t: t.to("meta"),
+    "its stack": lambda t: t.expand(2, 2, 2, *t.shape),
+}
+
 REFUSALS = (TypeError, ValueError, NotImplementedError, FloatingPointError)
 
 
@@ -45,36 +57,44 @@ class Call(NamedTuple):
     """A call that is right, of which one argument at a time is replaced.
 
     Attributes:
-        owner: How messages name the function or class.
+        owner: How messages name the function or class; or several, if it hands arguments on.
         function: Takes keywords.
         arguments: Makes them anew; each is named in the function's signature.
-        fit: Names of VALUES that are right for an argument, by the argument.
+        fit: Names of VALUES or CHANGES that are right for an argument, by the argument.
     """
 
-    owner: str
+    owner: str | tuple[str, ...]
     function: Callable[..., Any]
     arguments: Callable[[], Mapping[str, Any]]
     fit: Mapping[str, tuple[str, ...]] = {}
 
 
-def wrong_calls(calls: Mapping[str, Call]) -> Iterator[tuple[str, str, str]]:
-    """(call, argument, name of the wrong value) for every parameter of every call."""
+def wrong_calls(calls: Mapping[str, Call]) -> Iterator[tuple[str, str]]:
+    """(call, argument) for every parameter of every call."""
     for name, call in calls.items():
         for argument in inspect.signature(call.function).parameters:
-            for value in VALUES:
-                if value not in call.fit.get(argument, ()):
-                    yield name, argument, value
+            yield name, argument
+
+
+def wrong_values(call: Call, argument: str) -> Iterator[str]:
+    """The names of the values that are wrong for an argument."""
+    changes = CHANGES if isinstance(call.arguments().get(argument), Tensor) else {}
+    for value in (*VALUES, *changes):
+        if value not in call.fit.get(argument, ()):
+            yield value
 
 
 def complaint(call: Call, argument: str, value: str) -> str | None:
     """What is wrong with the refusal of a wrong value: nothing if it names owner and argument."""
-    arguments = {**call.arguments(), argument: VALUES[value]}
+    right = call.arguments()
+    wrong = VALUES[value] if value in VALUES else CHANGES[value](right[argument])
+    owners = call.owner if isinstance(call.owner, tuple) else (call.owner,)
+    pattern = rf"({'|'.join(map(re.escape, owners))}): expected .*\b{argument}\b.*, got \S"
     try:
-        call.function(**arguments)
+        call.function(**{**right, argument: wrong})
     except REFUSALS as error:
-        text = str(error)
-        named = text.startswith(f"{call.owner}: ") and re.search(rf"\b{argument}\b", text)
-        return None if named and "got" in text else f"{type(error).__name__}: {text}"
+        fits = re.match(pattern, str(error), re.DOTALL)
+        return None if fits else f"{type(error).__name__}: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "it was taken"

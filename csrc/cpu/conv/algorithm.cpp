@@ -126,12 +126,23 @@ std::string words(const Parts&... parts) {
   return out.str();
 }
 
-std::string verdict(Miss miss, const Rule& rule, ConvOp op, const ConvShape& s,
-                    const Density& density) {
+// Why the tiles of an algorithm have their size.
+std::string tile_words(ConvAlgorithm algorithm, ConvOp op, const ConvShape& s, bool precise) {
+  if (algorithm.tile == 0) return "";
+  const std::string tiles = words("; tiles of ", algorithm.tile, "x", algorithm.tile);
+  if (precise && algorithm.kind == ConvKind::winograd) return tiles + ", the most precise ones";
+  const bool input_grad = op == ConvOp::input_grad && algorithm.kind == ConvKind::winograd;
+  return words(tiles, ", which cost least on a map of ", input_grad ? s.height : s.out_height, "x",
+               input_grad ? s.width : s.out_width);
+}
+
+std::string verdict(Miss miss, const Rule& rule, ConvAlgorithm algorithm, ConvOp op,
+                    const ConvShape& s, const Density& density, bool precise) {
   const char* channels = op == ConvOp::input_grad ? " output channels" : " input channels";
   switch (miss) {
     case Miss::none:
-      return "the first rule that applies: at least 0.95 times the library's speed where measured";
+      return "the first rule that applies: at least 0.95 times the library's speed where measured" +
+             tile_words(algorithm, op, s, precise);
     case Miss::support:
       return unsupported({rule.kind, 2}, op, s);
     case Miss::op:
@@ -199,7 +210,8 @@ std::vector<Candidate> explain_choice(const ConvRequest& request, ConvOp op, con
   for (const Rule& rule : heuristics::kRules) {
     const ConvAlgorithm algorithm = with_best_tile(rule.kind, op, shape, precise);
     const Miss missed = miss(rule, op, shape, density);
-    considered.push_back({algorithm, verdict(missed, rule, op, shape, density)});
+    considered.push_back(
+        {algorithm, verdict(missed, rule, algorithm, op, shape, density, precise)});
     if (missed == Miss::none) return considered;
   }
   considered.push_back({{ConvKind::library}, "no rule applies"});
@@ -220,13 +232,13 @@ std::string request_name(const ConvRequest& request) {
   throw std::logic_error("a convolution algorithm without a name");
 }
 
-const ConvRequest& request_named(const std::string& name) {
+const ConvRequest& request_named(const std::string& name, const std::string& source) {
   std::string known;
   for (const Named& entry : kNames) {
     if (name == entry.name) return entry.request;
     known += known.empty() ? entry.name : std::string(", ") + entry.name;
   }
-  throw std::invalid_argument("convolution backend must be one of " + known + ", but is " + name);
+  throw std::invalid_argument(source + " to be one of " + known + ", got '" + name + "'");
 }
 
 }  // namespace metasparse::cpu

@@ -69,6 +69,6 @@ std::string request_name(const ConvRequest& request);
 
 // A request by its name, as in METASPARSE_CONV_BACKEND, in static storage; std::invalid_argument
 // lists the names.
-const ConvRequest& request_named(const std::string& name);
+const ConvRequest& request_named(const std::string& name, const std::string& source);
 
 }  // namespace metasparse::cpu

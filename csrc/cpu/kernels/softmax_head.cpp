@@ -182,6 +182,20 @@ bool search(const HeadTask& task, Pair step, double slope, Iterate& at) {
   return false;
 }
 
+// The size of the terms that scores are sums of, K's diagonal having the sum `trace`: times
+// rounding it is as far as the residual can fall.
+double term_size(const HeadTask& task, double trace, const Iterate& at) {
+  double squares = 0, weighted = 0;
+  for (int64_t i = 0; i < task.samples; ++i) {
+    const double norm = task.gram[i * task.stride + i];
+    for (int64_t k = i; k < task.stride * task.classes; k += task.stride) {
+      squares += at.scores[k] * at.scores[k];
+      weighted += norm * at.dual[k] * at.dual[k];
+    }
+  }
+  return sqrt((squares + trace * weighted) / task.samples);
+}
+
 HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations, double* scores,
                  double* dual, double* scratch) {
   const int64_t size = task.stride * task.classes;
@@ -217,7 +231,7 @@ HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations,
       report.status = kHeadNotFinite;
       return report;
     }
-    if (report.residual <= tolerance) {
+    if (report.residual <= fmax(tolerance, kRounding * term_size(task, trace, at))) {
       report.status = kHeadConverged;
       return report;
     }
