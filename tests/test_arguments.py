@@ -183,7 +183,8 @@ CALLS: dict[str, Call] = {
             "scores": (
                 *("number tensor", "half tensor", "empty tensor", "meta tensor"),
                 *("its half", "its double", "its meta", "its stack"),
-            )
+            ),
+            "threshold": ("fraction", "negative", "huge"),
         },
     ),
     "topk_mask": Call(

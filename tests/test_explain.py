@@ -29,7 +29,8 @@ def test_each_row_of_the_rule_is_named():
 def test_why_a_row_was_passed_over():
     forward, *_ = ms.explain(*layer(64, 28, kernel=5), padding=2)
     verdicts = dict(forward.candidates)
-    assert verdicts["direct"] == (
+    assert verdicts["direct"].startswith("for output maps of 1 or fewer; ")
+    assert verdicts["direct"].endswith(
         "its rule is for 3x3 kernels at stride 2; density 1 is above 0.45"
     )
     assert len(verdicts) == len(forward.candidates), "an algorithm is named once"
