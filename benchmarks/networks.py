@@ -103,7 +103,7 @@ def depthwise(ins: int, outs: int, stride: int) -> list[nn.Module]:
 
 
 def mobilenet() -> nn.Module:
-    """The first nine blocks of MobileNet (Howard et al., 2017); depthwise layers stay whole."""
+    """The first nine blocks of MobileNet (Howard et al., 2017)."""
     layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), norm(32), nn.ReLU()]
     widths = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
     for ins, outs, stride in widths:
@@ -132,7 +132,7 @@ class Step:
         """The network, its sparse twin, and the masks of weights by name, for broadcasting."""
         torch.manual_seed(0)
         net = NETWORKS[self.network]().to(dtype)
-        sparse, masks = sparsify(copy.deepcopy(net), keep_unsupported=True), {}
+        sparse, masks = sparsify(copy.deepcopy(net)), {}
         for name, layer in sparse.named_modules():
             if isinstance(layer, MaskedConv2d):
                 mask = (torch.rand(layer.weight.shape[:2]) < self.density).to(dtype)

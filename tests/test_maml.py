@@ -177,8 +177,7 @@ class Residual(nn.Module):
 
 
 def test_any_module_can_be_meta_learned():
-    with pytest.warns(UserWarning, match="left these convolutions dense: depth"):
-        net = sparsify(Residual().double(), keep_unsupported=True)
+    net = sparsify(Residual().double())
     tasks = batch()
 
     def unrolled(net, support, query):

@@ -142,9 +142,9 @@ def test_batch_norm_is_that_of_the_batch_in_both_modes(layer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dilation": 2}, "dilation to be 1"),
-        ({"groups": 3}, "groups to be 1"),
-        ({"padding_mode": "reflect"}, "padding_mode to be 'zeros'"),
+        ({"dilation": 0}, "dilation to be at least 1"),
+        ({"groups": 2}, "in_channels to be a multiple of groups = 2, got 3"),
+        ({"padding_mode": "mirror"}, "padding_mode to be one of 'zeros', 'reflect'"),
         ({"mask": torch.ones(3, 6)}, r"mask to be of shape \(6, 3\)"),
         ({"mask": torch.full((6, 3), 0.5)}, r"mask to be zeros and ones, got \[0.5\]"),
     ],

@@ -1,9 +1,13 @@
 """The masked convolution as a layer."""
 
+from typing import Literal, get_args
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metasparse_ext._arguments import (
+    require,
     require_choice,
     require_count,
     require_flag,
@@ -12,10 +16,11 @@ from metasparse_ext._arguments import (
     require_shape,
     require_size,
     require_tensor,
-    require_type,
 )
 from metasparse_ext.nn.masks import FixedMask, require_maker
 from metasparse_ext.ops import masked_conv2d
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 _OWNER = "MaskedConv2d"
 
@@ -28,10 +33,10 @@ class MaskedConv2d(nn.Conv2d):
     through ``torch.func.functional_call`` each parameter with or without a leading T.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias, device, dtype: As in
-            ``nn.Conv2d``; padding may be "same" or "valid".
-        dilation, groups, padding_mode: Accepted for ``nn.Conv2d``'s signature; only its defaults
-            are supported.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype: As in ``nn.Conv2d``; padding may be "same" or "valid".
+            With groups or dilation no kernel is skipped, see
+            :func:`~metasparse_ext.masked_conv2d`.
         mask: Which kernels are active: a tensor of zeros and ones, (O, I) or (O, I, kh, kw), or a
             maker of masks such as :class:`~metasparse_ext.nn.ScoreMask`. All of them by default.
 
@@ -60,6 +65,7 @@ class MaskedConv2d(nn.Conv2d):
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: str | tuple[int, int]
+    dilation: tuple[int, int]
     masker: nn.Module
     bias_matters = True
 
@@ -73,7 +79,7 @@ class MaskedConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -87,11 +93,11 @@ class MaskedConv2d(nn.Conv2d):
             require_choice(_OWNER, "padding", padding, ("same", "valid"))
         else:
             require_pair(_OWNER, "padding", padding)
-        require_pair(_OWNER, "dilation", dilation)
-        require_count(_OWNER, "groups", groups)
-        require_type(_OWNER, "padding_mode", padding_mode, str, "a padding mode")
-        if reason := unsupported(dilation=dilation, groups=groups, padding_mode=padding_mode):
-            raise ValueError(f"{_OWNER}: {reason}")
+        require_pair(_OWNER, "dilation", dilation, least=1)
+        require_count(_OWNER, "groups", groups, least=1)
+        for name, channels in {"in_channels": in_channels, "out_channels": out_channels}.items():
+            require(channels % groups == 0, _OWNER, name, f"a multiple of groups = {groups}", channels)
+        require_choice(_OWNER, "padding_mode", padding_mode, get_args(PaddingMode))
         require_flag(_OWNER, "bias", bias)
         require_place(_OWNER, device, dtype)
         super().__init__(
@@ -100,6 +106,9 @@ class MaskedConv2d(nn.Conv2d):
             kernel_size,
             stride,
             padding,
+            dilation,
+            groups,
+            padding_mode=padding_mode,
             bias=bias,
             device=device,
             dtype=dtype,
@@ -132,18 +141,18 @@ class MaskedConv2d(nn.Conv2d):
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, getattr(self.masker, "learned", True))
         bias = self.bias if self.bias_matters or weight.dim() == 4 else None
-        return masked_conv2d(x, weight, mask, bias, self.stride, self.padding)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = self._extended(x), 0
+        return masked_conv2d(
+            x, weight, mask, bias, self.stride, padding, self.dilation, self.groups
+        )
 
-
-def unsupported(*, dilation: int | tuple[int, ...], groups: int, padding_mode: str) -> str | None:
-    """Why a masked convolution cannot have these arguments, or None if it can."""
-    if dilation not in (1, (1, 1)):
-        return f"expected dilation to be 1, got {dilation}"
-    if groups != 1:
-        return f"expected groups to be 1, got {groups}"
-    if padding_mode != "zeros":
-        return f"expected padding_mode to be 'zeros', got {padding_mode!r}"
-    return None
+    def _extended(self, x: Tensor) -> Tensor:
+        """The images with the border that the padding mode makes of them."""
+        images = x.flatten(0, 1) if x.dim() == 5 else x
+        images = F.pad(images, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return images.unflatten(0, x.shape[:2]) if x.dim() == 5 else images
 
 
 def _masked_weights(weight: Tensor, mask: Tensor, learned: bool) -> tuple[Tensor, Tensor | None]:

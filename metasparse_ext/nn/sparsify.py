@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from metasparse_ext._arguments import refuse, require_callable, require_flag, require_type, shown
-from metasparse_ext.nn.masked_conv import MaskedConv2d, unsupported
+from metasparse_ext.nn.masked_conv import MaskedConv2d, PaddingMode
 from metasparse_ext.nn.masks import require_maker
 
 # Where a module keeps its hooks.
@@ -46,8 +46,8 @@ def sparsify(
         masker: Builds the module that makes the masks of a layer, from its weight; for example
             ``ScoreMask.like`` or ``lambda weight: TopKMask(0.5)``. All kernels active by default.
         inplace: Change the model itself instead of a deep copy.
-        keep_unsupported: Leave convolutions that cannot be masked (dilated, grouped, with another
-            padding mode, parametrized, lazy) as they are and warn, naming them, instead of raising.
+        keep_unsupported: Leave convolutions that cannot be masked (parametrized, lazy) as they are
+            and warn, naming them, instead of raising.
 
     Returns:
         The masked model.
@@ -97,7 +97,7 @@ def _refusal(conv: nn.Conv2d) -> str | None:
         return "its bias is pruned; make that permanent with torch.nn.utils.prune.remove"
     if "weight" not in conv._parameters and not hasattr(conv, "weight_mask"):
         return "its weight is no parameter of its own, as under weight or spectral normalization"
-    return unsupported(dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode)
+    return None
 
 
 def _replace(
@@ -130,6 +130,9 @@ def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> Ma
         cast("tuple[int, int]", conv.kernel_size),
         cast("tuple[int, int]", conv.stride),
         cast("tuple[int, int] | str", conv.padding),
+        cast("tuple[int, int]", conv.dilation),
+        conv.groups,
+        padding_mode=cast("PaddingMode", conv.padding_mode),
         bias=conv.bias is not None,
         device="meta",
         mask=_made(masker, weight) if masker else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ def explain(
     mask: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
 ) -> Explanations:
     """Says which algorithm serves ``masked_conv2d`` with these operands on this machine, and why.
 
@@ -73,7 +75,7 @@ def explain(
         weight: (O, I, kh, kw) or (T, O, I, kh, kw).
         mask: (O, I), (T, O, I) or None.
         stride: As of :func:`metasparse_ext.masked_conv2d`.
-        padding: Likewise.
+        padding, dilation, groups: Likewise.
 
     Returns:
         Three explanations: of the forward pass and of both gradients.
@@ -81,9 +83,11 @@ def explain(
     Raises:
         ValueError, TypeError: As :func:`metasparse_ext.masked_conv2d`, of what it does not take.
     """
-    _require_operands(x, weight, mask, stride, padding)
+    _require_operands(x, weight, mask, (stride, padding, dilation, groups))
     if _library.problem is not None:
         return _all("reference", _library.problem)
+    if groups > 1 or dilation not in (1, (1, 1), [1, 1]):
+        return _all("library", "the kernels have neither groups nor dilation")
     if x.dim() == 3:
         x = x[None]
     stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
@@ -123,8 +127,7 @@ def _require_operands(
     x: Tensor,
     weight: Tensor,
     mask: Tensor | None,
-    stride: int | tuple[int, int],
-    padding: int | tuple[int, int] | str,
+    window: tuple[Any, ...],
 ) -> None:
     """Raises what the op itself would raise, which on the meta device computes nothing."""
     operands = {"x": x, "weight": weight, "mask": mask}
@@ -132,7 +135,8 @@ def _require_operands(
     for name, tensor in tensors.items():
         require_like("explain", name, tensor, "x", tensors.get("x", tensor), dtype=False)
     on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-    masked_conv2d(**{**operands, **on_meta}, stride=stride, padding=padding)
+    x, weight, mask = {**operands, **on_meta}.values()
+    masked_conv2d(x, weight, mask, None, *window)
 
 
 def _sizes(

@@ -1,5 +1,7 @@
 """Masked 2-D convolution, batched over tasks."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ from metasparse_ext._arguments import (
     NARROW_FLOATS,
     refuse,
     require,
+    require_count,
     require_like,
     require_pair,
     require_tensor,
@@ -28,11 +31,15 @@ def masked_conv2d(
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
 ) -> Tensor:
     """Convolves with the kernels that a mask leaves, for many tasks in one call.
 
-    Computes ``conv2d(x, weight * mask[..., None, None], bias, stride, padding)`` and skips every
-    kernel (o, i) whose mask is zero: its weights are not read. Each argument may lead with a task
+    Computes ``conv2d(x, weight * mask[..., None, None], bias, stride, padding, dilation, groups)``
+    and skips every kernel (o, i) whose mask is zero: its weights are not read. Dilated and grouped
+    convolutions are right, not faster: PyTorch's own convolution computes them, with zeros for the
+    pruned kernels. Each argument may lead with a task
     axis T; one without it is shared by the tasks. Differentiable to any order, in reverse and
     forward mode, in ``x``, ``weight``, ``mask`` and ``bias``; the gradient of the mask is that of
     the product ``weight * mask`` and is dense, which is how a pruned kernel can come back.
@@ -40,17 +47,20 @@ def masked_conv2d(
     Args:
         x: (N, I, H, W) or (T, N, I, H, W), or one image (I, H, W); float32 or float64, or bfloat16
             or float16, which are computed in float32 and rounded once.
-        weight: (O, I, kh, kw) or (T, O, I, kh, kw), dtype of ``x``.
-        mask: (O, I) or (T, O, I), zeros and ones in the dtype of ``x`` or bool; other reals
-            multiply the kernels. None keeps every kernel.
+        weight: (O, I, kh, kw) or (T, O, I, kh, kw), dtype of ``x``; with groups the second size
+            is I / groups, as in ``conv2d``.
+        mask: (O, I) or (T, O, I), likewise: zeros and ones in the dtype of ``x`` or bool; other
+            reals multiply the kernels. None keeps every kernel.
         bias: (O,) or (T, O), added to every output channel, also to one without kernels.
         stride: Step of the window, one integer or (vertical, horizontal).
         padding: Zeros around the image, one integer or (vertical, horizontal); or "valid" for none
             or, with stride 1, "same" for a result of the image's size, as in ``conv2d``.
+        dilation: Distance between the taps of a kernel, one integer or (vertical, horizontal).
+        groups: Of input and output channels; those of one see nothing of the others.
 
     Returns:
         (T, N, O, Ho, Wo), or (N, O, Ho, Wo) when no argument has a task axis; without N for one
-        image. Ho = floor((H + 2 * padding - kh) / stride) + 1.
+        image. Ho = floor((H + 2 * padding - dilation * (kh - 1) - 1) / stride) + 1.
 
     Raises:
         ValueError: A shape, device or option does not fit; the message names the argument.
@@ -71,13 +81,52 @@ def masked_conv2d(
         args["mask"] = (mask.to(dtype), 2)
     x, weight, mask, bias = (with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values())
     stride = require_pair(_OP, "stride", stride, least=1)
-    x, padding = padded(x, weight.shape[-2:], stride, padding)
-    run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
-    y = run(x, weight, mask, bias, stride, padding)
+    dilation = require_pair(_OP, "dilation", dilation, least=1)
+    require_count(_OP, "groups", groups, least=1)
+    x, padding = padded(x, reach(weight.shape[-2:], dilation), stride, padding)
+    if groups > 1 or dilation != (1, 1):
+        y = _by_library(x, weight, mask, bias, stride, padding, dilation, groups)
+    else:
+        run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
+        y = run(x, weight, mask, bias, stride, padding)
     if single:
         y = y.squeeze(1)
     y = y if tasks is not None else y.squeeze(0)
     return y.to(dtype) if widened else y
+
+
+def _by_library(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """The convolution by one of PyTorch's, in which the tasks are groups, too."""
+    tasks, _, channels = x.shape[:3]
+    outs, per_group = weight.shape[1:3]
+    require(channels % groups == 0, _OP, "groups", f"a divisor of I = {channels}", groups)
+    require(outs % groups == 0, _OP, "groups", f"a divisor of O = {outs}", groups)
+    expected = f"of shape (*, {channels // groups}, kh, kw), I / groups"
+    require(per_group == channels // groups, _OP, "weight", expected, tuple(weight.shape[1:]))
+    if mask is not None:
+        require(mask.shape == weight.shape[:3], _OP, "mask", "(O, I / groups)", tuple(mask.shape))
+        weight = reference.masked_weight(weight, mask)
+    side_by_side = x.transpose(0, 1).flatten(1, 2)
+    flat_bias = None if bias is None else bias.flatten()
+    y = F.conv2d(
+        side_by_side, weight.flatten(0, 1), flat_bias, stride, padding, dilation, tasks * groups
+    )
+    return y.unflatten(1, (tasks, outs)).transpose(0, 1)
+
+
+def reach(kernel_size: Sequence[int], dilation: tuple[int, int]) -> tuple[int, int]:
+    """The pixels that a dilated kernel extends over."""
+    height, width = (d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
+    return height, width
 
 
 def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Each op's definition in a few lines of plain PyTorch. The tests hold every backend to these."""
 
 from metasparse_ext.reference.binary_mask import binary_mask
-from metasparse_ext.reference.masked_conv import masked_conv
+from metasparse_ext.reference.masked_conv import masked_conv, masked_weight
 from metasparse_ext.reference.norm_act_pool import norm_act_pool
 from metasparse_ext.reference.topk_mask import topk_mask
 
-__all__ = ["binary_mask", "masked_conv", "norm_act_pool", "topk_mask"]
+__all__ = ["binary_mask", "masked_conv", "masked_weight", "norm_act_pool", "topk_mask"]
