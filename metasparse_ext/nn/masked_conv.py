@@ -96,7 +96,8 @@ class MaskedConv2d(nn.Conv2d):
         require_pair(_OWNER, "dilation", dilation, least=1)
         require_count(_OWNER, "groups", groups, least=1)
         for name, channels in {"in_channels": in_channels, "out_channels": out_channels}.items():
-            require(channels % groups == 0, _OWNER, name, f"a multiple of groups = {groups}", channels)
+            expected = f"a multiple of groups = {groups}"
+            require(channels % groups == 0, _OWNER, name, expected, channels)
         require_choice(_OWNER, "padding_mode", padding_mode, get_args(PaddingMode))
         require_flag(_OWNER, "bias", bias)
         require_place(_OWNER, device, dtype)
