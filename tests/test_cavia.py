@@ -115,5 +115,5 @@ def test_a_model_without_a_place_for_the_context_is_named():
         CAVIA(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
     with pytest.raises(ValueError, match="block 7"):
         CAVIA(network(), block=7)
-    with pytest.raises(ValueError, match="no modulation fits order 'act_pool_norm'"):
+    with pytest.raises(ValueError, match="got 'act_pool_norm', which no modulation fits"):
         CAVIA(Conv4(1, 16, 4, strided=False, order="act_pool_norm"))

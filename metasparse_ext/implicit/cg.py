@@ -166,8 +166,10 @@ def _guard_of_maps(operator: Operator, b: Tensor) -> Callable[[], None]:
     inside = differentiates_inside_maps()
 
     def check() -> None:
+        # Around a vmap, torch itself enters it anew for a backward pass; inside, it must go on.
         now = map_levels()
-        if (now != before and not (inside and now[: len(before)] == before)) or not all_at_work():
+        holds = now[: len(before)] == before and all_at_work() if inside else now == before
+        if not holds:
             raise NotImplementedError(_ENDED)
 
     return check

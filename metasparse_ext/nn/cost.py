@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -151,7 +153,7 @@ def _check_masks(masks: Mapping[str, Tensor], masked: Mapping[str, nn.Module]) -
         expected = "of masked convolutions or linear layers by name"
         refuse("cost", "masks", expected, f"{unknown}, which no such layer is named")
     for name, mask in masks.items():
-        weight = tuple(masked[name].weight.shape)
+        weight = tuple(cast("Tensor", masked[name].weight).shape)
         require_tensor("cost", f"masks[{name!r}]", mask)
         shapes = {weight[:2], weight}
         with_tasks = [("T", *shape) for shape in shapes]

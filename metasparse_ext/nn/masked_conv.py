@@ -142,7 +142,7 @@ class MaskedConv2d(nn.Conv2d):
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, getattr(self.masker, "learned", True))
         bias = self.bias if self.bias_matters or weight.dim() == 4 else None
-        padding = self.padding
+        padding: int | str | tuple[int, int] = self.padding
         if self.padding_mode != "zeros":
             x, padding = self._extended(x), 0
         return masked_conv2d(

@@ -166,7 +166,7 @@ class ResNet12(Backbone):
 
 
 def _widths(width: int | Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(width, (tuple, list)):
+    if not isinstance(width, Sequence):
         require_size("ResNet12", "width", width)
         return tuple(round(width * factor) for factor in _PROPORTIONS)
     require(len(width) == len(_PROPORTIONS), "ResNet12", "width", "one integer or four", width)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from metasparse_ext._arguments import refuse, require_callable, require_flag, require_type, shown
-from metasparse_ext.nn.masked_conv import MaskedConv2d, PaddingMode
+from metasparse_ext.nn.masked_conv import MaskedConv2d
 from metasparse_ext.nn.masks import require_maker
 
 # Where a module keeps its hooks.
@@ -123,7 +123,7 @@ def _replace(
 
 def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> MaskedConv2d:
     pruned = hasattr(conv, "weight_mask")
-    weight: nn.Parameter = conv.weight_orig if pruned else conv.weight
+    weight = cast("nn.Parameter", conv.weight_orig if pruned else conv.weight)
     masked = MaskedConv2d(
         conv.in_channels,
         conv.out_channels,
@@ -132,14 +132,16 @@ def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> Ma
         cast("tuple[int, int] | str", conv.padding),
         cast("tuple[int, int]", conv.dilation),
         conv.groups,
-        padding_mode=cast("PaddingMode", conv.padding_mode),
+        padding_mode=conv.padding_mode,
         bias=conv.bias is not None,
         device="meta",
         mask=_made(masker, weight) if masker else None,
     )
     masked.weight, masked.bias = weight, conv.bias
     if masker is None:
-        masked.masker = masked._fixed(_by_kernel(conv.weight_mask) if pruned else None)
+        masked.masker = masked._fixed(
+            _by_kernel(cast("Tensor", conv.weight_mask)) if pruned else None
+        )
     for name in _HOOKS:
         hooks = getattr(conv, name)
         kept = {k: h for k, h in hooks.items() if not isinstance(h, prune.BasePruningMethod)}
