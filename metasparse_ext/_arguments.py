@@ -6,12 +6,16 @@ TypeError; one of the right type that does not serve is a ValueError.
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64)
+NARROW_FLOATS = (torch.bfloat16, torch.float16)
+#: The most that sizes and counts of steps may be.
+LARGEST = 2**31 - 1
 _LONGEST = 120
 
 
@@ -42,17 +46,28 @@ def require_number(
     got: object,
     *,
     above: float | None = None,
+    below: float | None = None,
     least: float | None = None,
     most: float | None = None,
 ) -> None:
     """Refuses what is not a finite real number, or not in the range asked for."""
-    if not isinstance(got, numbers.Real) or isinstance(got, bool):
+    # A number may be a symbol while a program is traced.
+    kinds = (numbers.Real, torch.SymFloat, torch.SymInt)
+    if not isinstance(got, kinds) or isinstance(got, bool):
         refuse(owner, name, "a number", _with_type(got), TypeError)
-    number = float(got)
+    try:
+        number = float(got)
+    except OverflowError:
+        number = math.inf
     require(math.isfinite(number), owner, name, "finite", got)
-    require(above is None or number > above, owner, name, f"above {above}", got)
-    require(least is None or number >= least, owner, name, f"at least {least}", got)
-    require(most is None or number <= most, owner, name, f"at most {most}", got)
+    if above is not None and not number > above:
+        refuse(owner, name, f"above {above}", shown(got))
+    if below is not None and not number < below:
+        refuse(owner, name, f"below {below}", shown(got))
+    if least is not None and not number >= least:
+        refuse(owner, name, f"at least {least}", shown(got))
+    if most is not None and not number <= most:
+        refuse(owner, name, f"at most {most}", shown(got))
 
 
 def require_count(
@@ -61,8 +76,15 @@ def require_count(
     """Refuses what is not an integer, or not in the range asked for."""
     if not _is_integer(got):
         refuse(owner, name, "an integer", _with_type(got), TypeError)
-    require(got >= least, owner, name, f"at least {least}", got)
-    require(most is None or got <= most, owner, name, f"at most {most}", got)
+    if got < least:
+        refuse(owner, name, f"at least {least}", shown(got))
+    if most is not None and got > most:
+        refuse(owner, name, f"at most {most}", shown(got))
+
+
+def require_size(owner: str, name: str, got: Any) -> None:
+    """Refuses what cannot be the size of an axis: an integer from 1."""
+    require_count(owner, name, got, least=1, most=LARGEST)
 
 
 def require_flag(owner: str, name: str, got: Any) -> None:
@@ -73,16 +95,52 @@ def require_flag(owner: str, name: str, got: Any) -> None:
 def require_choice(owner: str, name: str, got: object, choices: Any) -> None:
     """Refuses a value that is not among the choices: a sequence, or a ``Literal`` type."""
     named = get_args(choices) or tuple(choices)
-    require(got in named, owner, name, f"one of {', '.join(map(repr, named))}", got)
+    # By type too: 1 equals True, and an array is equal to nothing in particular.
+    if not any(isinstance(got, type(choice)) and got == choice for choice in named):
+        other = not isinstance(got, tuple(map(type, named)))
+        shows, error = (_with_type(got), TypeError) if other else (shown(got), ValueError)
+        refuse(owner, name, f"one of {', '.join(map(repr, named))}", shows, error)
 
 
-def require_pair(owner: str, name: str, got: object, *, least: int = 0) -> tuple[int, int]:
+def require_choices(owner: str, name: str, got: Any, choices: Any) -> None:
+    """Refuses what is no tuple, list or set of some of the choices; text would be its letters."""
+    expected = f"some of {', '.join(map(repr, get_args(choices) or choices))}"
+    require_type(owner, name, got, (tuple, list, set, frozenset), expected)
+    for one in got:
+        require_choice(owner, f"each of {name}", one, choices)
+
+
+def require_pair(owner: str, name: str, got: Any, *, least: int = 0) -> tuple[int, int]:
     """One integer, or two (vertical, horizontal), as two."""
     pair = got if isinstance(got, (tuple, list)) else (got, got)
     if len(pair) != 2 or not all(map(_is_integer, pair)):
         refuse(owner, name, "one integer or two", _with_type(got), TypeError)
-    require(min(pair) >= least, owner, name, f"at least {least}", got)
+    if min(pair) < least:
+        refuse(owner, name, f"at least {least}", shown(got))
+    if max(pair) > LARGEST:
+        refuse(owner, name, f"at most {LARGEST}", shown(got))
     return pair[0], pair[1]
+
+
+def require_callable(owner: str, name: str, got: object, expected: str = "a function") -> None:
+    """Refuses what cannot be called; ``expected`` says what it is called with."""
+    if not callable(got):
+        refuse(owner, name, expected, _with_type(got), TypeError)
+
+
+def require_place(owner: str, device: Any, dtype: Any) -> None:
+    """Refuses a device or a dtype that parameters cannot have; None is torch's default."""
+    kinds = (torch.device, str, int)
+    if device is not None:
+        if not isinstance(device, kinds) or isinstance(device, bool):
+            refuse(owner, "device", "a device or None", _with_type(device), TypeError)
+        try:
+            torch.device(device)
+        except (RuntimeError, OverflowError, ValueError):
+            refuse(owner, "device", "a device or None", shown(device))
+    if dtype is not None:
+        require_type(owner, "dtype", dtype, torch.dtype, "a floating dtype or None")
+        require(dtype.is_floating_point, owner, "dtype", "a floating dtype or None", dtype)
 
 
 def require_tensor(
@@ -94,7 +152,32 @@ def require_tensor(
     if packing is not None:
         refuse(owner, name, "a dense (strided) tensor", f"a {packing} one", TypeError)
     if dtypes is not None and got.dtype not in dtypes:
-        refuse(owner, name, f"of {' or '.join(map(shown, dtypes))}", shown(got.dtype), TypeError)
+        refuse(owner, name, f"of {_listed(dtypes, shown)}", shown(got.dtype), TypeError)
+
+
+def require_floating(owner: str, name: str, got: Any) -> None:
+    """Refuses what is no dense tensor of a real floating dtype."""
+    require_tensor(owner, name, got)
+    if not got.is_floating_point():
+        refuse(owner, name, "of a floating dtype", shown(got.dtype), TypeError)
+
+
+def require_like(
+    owner: str, name: str, got: Tensor, other_name: str, other: Tensor, *, dtype: bool = True
+) -> None:
+    """Refuses a tensor on another device, or of another dtype, than that of ``other_name``."""
+    if got.device != other.device:
+        refuse(owner, name, f"on {other.device} like {other_name}", str(got.device))
+    if dtype and got.dtype != other.dtype:
+        expected = f"of {shown(other.dtype)} like {other_name}"
+        refuse(owner, name, expected, shown(got.dtype), TypeError)
+
+
+def require_shape(owner: str, name: str, got: Tensor, *shapes: tuple[Any, ...]) -> None:
+    """Refuses a tensor of none of the shapes, in which a letter stands for any size."""
+    size = got.shape
+    if not any(len(shape) == len(size) and all(map(_fits, shape, size)) for shape in shapes):
+        refuse(owner, name, f"of shape {_listed(shapes, _in_letters)}", str(tuple(size)))
 
 
 def shown(value: object) -> str:
@@ -111,6 +194,19 @@ def _with_type(value: object) -> str:
     if value is None or isinstance(value, (Tensor, type)):
         return shown(value)
     return f"{type(value).__name__} {shown(value)}"
+
+
+def _listed(values: tuple[Any, ...], show: Callable[[Any], str]) -> str:
+    *most, last = map(show, values)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _fits(wanted: int | str, size: int) -> bool:
+    return isinstance(wanted, str) or wanted == size
+
+
+def _in_letters(shape: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
 def _is_integer(value: object) -> bool:

@@ -304,7 +304,7 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
         (["presets", "no-such"], ["unknown preset 'no-such': `metasparse presets` lists them"]),
         (
             ["train", "meta-ticket", "--out", "x", "--rewind", "9", "--iterations", "3"],
-            ["MetaTicket: rewind must be at most 3, the training, got 9"],
+            ["MetaTicket: expected rewind to be at most 3, the training, got 9"],
         ),
         (
             ["train", "maml", "--out", "x", "--preset", "imaml/omniglot/5way-1shot"],
