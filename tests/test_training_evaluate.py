@@ -8,7 +8,7 @@ from support.training_helpers import tiny_config
 from torch import nn
 
 from metasparse_ext.algorithms import MAML
-from metasparse_ext.algorithms.base import AdaptedTasks
+from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples
 from metasparse_ext.nn import FixedMask
 from metasparse_ext.training import build, evaluate, predict

@@ -4,7 +4,7 @@ import importlib
 
 from metasparse_ext._arguments import refuse, require, require_type, shown
 from metasparse_ext.algorithms.anil import ANIL, ConvexMAML
-from metasparse_ext.algorithms.base import MetaLearner, Metrics, Source
+from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.bmp import BMP
 from metasparse_ext.algorithms.cavia import CAVIA
 from metasparse_ext.algorithms.convex_imaml import ConvexIMAML
@@ -15,6 +15,7 @@ from metasparse_ext.algorithms.meta_ticket import MetaTicket
 from metasparse_ext.algorithms.metadock import MetaDOCK
 from metasparse_ext.algorithms.mmsup import MMSUP
 from metasparse_ext.algorithms.multi_maml import MultiMAML
+from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.reptile import Reptile
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, task_call
 

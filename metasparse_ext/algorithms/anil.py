@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.head_learner import HeadLearner, head_logits
+from metasparse_ext.algorithms.records import Source
 
 
 class ANIL(HeadLearner):

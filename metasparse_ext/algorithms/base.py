@@ -9,7 +9,6 @@ over tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -21,53 +20,16 @@ from metasparse_ext._arguments import (
     require,
     require_count,
     require_number,
-    require_type,
 )
 from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.entry import METHODS, entry
 from metasparse_ext.algorithms.finite import all_finite, refuse_nonfinite
 from metasparse_ext.algorithms.models import check_model
+from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.signatures import spelled_out
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy, run_tasks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What one meta-step measured: a value per task, without a graph, on the learner's device.
-
-    Attributes:
-        loss: (T,) query cross-entropy after adaptation.
-        accuracy: (T,) query accuracy after adaptation, in [0, 1].
-        active: (T,) fraction of the kernels of all masked convolutions that the adapted task uses.
-        support_loss: (T,) support cross-entropy before the last inner step.
-    """
-
-    loss: Tensor
-    accuracy: Tensor
-    active: Tensor
-    support_loss: Tensor
-
-
-@dataclass(frozen=True)
-class Source:
-    """The origin of a learner.
-
-    Attributes:
-        paper: What it is published in.
-        exact: What follows the paper or its public code to the letter.
-        reconstructed: What the public sources leave open and is decided here, or where this
-            package departs from them; empty if neither.
-    """
-
-    paper: str
-    exact: str
-    reconstructed: str = ""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            require_type("Source", field.name, getattr(self, field.name), str, "text")
 
 
 class MetaLearner(nn.Module):

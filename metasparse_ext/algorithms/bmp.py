@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metasparse_ext._arguments import require, require_choice, require_number, require_size
-from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.head_learner import head_name
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions, spread
+from metasparse_ext.algorithms.records import Source
 from metasparse_ext.data import Samples
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn.backbone import Place

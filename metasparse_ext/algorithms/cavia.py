@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext._arguments import LARGEST, refuse, require_count, require_flag, require_size
-from metasparse_ext.algorithms.base import MetaLearner, Metrics, Source
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import FiLM

@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metasparse_ext._arguments import FLOATS, require_choice, require_number, require_size
-from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.head_learner import HeadLearner, head_logits
+from metasparse_ext.algorithms.records import Source
 from metasparse_ext.implicit import SOLVERS, softmax_head
 
 SolverName = Literal["exact", "newton", "lbfgs", "gd"]

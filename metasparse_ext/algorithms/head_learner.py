@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext._arguments import refuse, require_choice
-from metasparse_ext.algorithms.base import MetaLearner, Metrics
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics
 from metasparse_ext.algorithms.samples import check_classes
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, logits_of
 from metasparse_ext.algorithms.vmapped import over_tasks

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext._arguments import LARGEST, require_choice, require_count, require_flag
-from metasparse_ext.algorithms.base import MetaLearner, Metrics, Source
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout, Linearization, linearize

@@ -21,9 +21,9 @@ from metasparse_ext._arguments import (
     require_type,
 )
 from metasparse_ext.algorithms import pruning
-from metasparse_ext.algorithms.base import Metrics, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.pruning import Kind, Scope, Signal
+from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.data import TaskBatch
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import FixedMask, MaskedConv2d, cost

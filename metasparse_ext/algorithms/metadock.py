@@ -15,8 +15,8 @@ from metasparse_ext._arguments import (
     require_size,
     require_type,
 )
-from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.imaml import IMAML, Mode
+from metasparse_ext.algorithms.records import Source
 from metasparse_ext.implicit import Layout
 from metasparse_ext.implicit.linearize import Curvature
 from metasparse_ext.nn import MaskedConv2d, ScoreMask

@@ -17,8 +17,8 @@ from metasparse_ext._arguments import (
     require_type,
 )
 from metasparse_ext._capture import observed
-from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
+from metasparse_ext.algorithms.records import Source
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples
 from metasparse_ext.implicit import Layout, Linearization

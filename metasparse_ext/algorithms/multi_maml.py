@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from metasparse_ext._arguments import (
     require_type,
 )
 from metasparse_ext._capture import observed
-from metasparse_ext.algorithms.base import Source
 from metasparse_ext.algorithms.maml import MAML, StepOptions
+from metasparse_ext.algorithms.records import Source
 from metasparse_ext.data import Samples
 
 
@@ -61,10 +61,9 @@ class MultiMAML(MAML):
     ) -> None:
         require_size(self.name, "distributions", distributions)
         require_type(self.name, "model", model, nn.Module, "an nn.Module")
-        if isinstance(inner_lr, Sequence) and not isinstance(inner_lr, bytes):
+        each: tuple[Any, ...] = (inner_lr,) * distributions
+        if isinstance(inner_lr, Sequence) and not isinstance(inner_lr, (str, bytes)):
             each = tuple(inner_lr)
-        else:
-            each = (inner_lr,) * distributions
         wanted = f"a number above 0, or {distributions} of them"
         require(len(each) == distributions, self.name, "inner_lr", wanted, inner_lr)
         for rate in each:

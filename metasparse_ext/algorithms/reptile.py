@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from metasparse_ext._arguments import require_choice, require_flag, require_size
-from metasparse_ext.algorithms.base import MetaLearner, Metrics, Source
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout

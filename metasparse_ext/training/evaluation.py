@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, cross_entropy
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating

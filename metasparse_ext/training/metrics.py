@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext.algorithms.base import Metrics
+from metasparse_ext.algorithms.records import Metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
 
