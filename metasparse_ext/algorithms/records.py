@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from metasparse_ext._arguments import require_type
+from metasparse_ext._records import check_fields
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,4 @@ class Source:
     reconstructed: str = ""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            require_type("Source", field.name, getattr(self, field.name), str, "text")
+        check_fields(self)

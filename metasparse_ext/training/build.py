@@ -56,6 +56,19 @@ def require_one_shape(train: ImageClasses | Mixture, held_out: ImageClasses | Mi
     )
 
 
+def require_test_shape(config: RunConfig, train: ImageClasses | Mixture) -> None:
+    """Refuses a test split that the network could not be evaluated on; there may be none.
+
+    Raises:
+        DataError: If its images differ from those of training in size or channels.
+    """
+    try:
+        held_out = images(config, "test")
+    except DataError:
+        return  # what training needs is there; the evaluation will say what is missing
+    require_one_shape(train, held_out)
+
+
 def distributions(classes: ImageClasses | Mixture) -> tuple[str, ...]:
     """The names of the data sets of a mixture; none where there is one."""
     return classes.names if isinstance(classes, Mixture) else ()

@@ -19,6 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext._arguments import require, require_type
 
 logger = logging.getLogger("metasparse_ext")
 
@@ -60,6 +61,13 @@ class Checkpoint:
     skipped: dict[str, Any] = field(default_factory=dict)
     records: int = 0
     platform: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kinds in _TYPES.items():
+            value = getattr(self, name)
+            words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            require(not isinstance(value, bool), "Checkpoint", name, words, value)
+            require_type("Checkpoint", name, value, kinds, words)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -105,9 +113,12 @@ def load(path: Path) -> Checkpoint:
     try:
         return read(path)
     except CheckpointError as error:
-        if not previous(path).is_file():
+        if not previous(path).exists():
             raise
-        older = read(previous(path))
+        try:
+            older = read(previous(path))
+        except CheckpointError as other:
+            raise CheckpointError(f"{error}; {other}") from other
         logger.warning("%s; taking the one before, %s", error, previous(path))
         return older
 
@@ -118,6 +129,8 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If the file is missing, damaged or of another format.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: expected a checkpoint, got a folder")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
@@ -164,9 +177,6 @@ def from_bytes(data: bytes) -> Checkpoint:
     if unknown:
         raise ValueError(f"unknown or missing entry {', '.join(unknown)}")
     state = {name: _unpack(value, tensors) for name, value in tree.items()}
-    for name, kinds in _TYPES.items():
-        if not isinstance(state[name], kinds) or isinstance(state[name], bool):
-            raise TypeError(f"{name}: got {type(state[name]).__name__}")
     return Checkpoint(**state)
 
 

@@ -10,7 +10,10 @@ import dataclasses
 import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,12 +25,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext._arguments import (
+    LARGEST,
+    require,
+    require_choice,
+    require_count,
+    require_flag,
+    require_path,
+    require_size,
+    require_tensor,
+    require_text,
+    require_type,
+)
+from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.training import build, metrics
+from metasparse_ext.training.checkpoint import CheckpointError
+from metasparse_ext.training.config import SPLITS, RunConfig
 from metasparse_ext.training.run import Run
 
 _FOLDED_TASKS = 64
@@ -65,6 +83,9 @@ class Evaluation:
     distributions: dict[str, dict[str, float]]
     usage: dict[str, Tensor] = dataclasses.field(repr=False)
 
+    def __post_init__(self) -> None:
+        check_fields(self, {"loss": {"finite": False}})
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values, without the kernel usage."""
         return {key: value for key, value in vars(self).items() if key != "usage"}
@@ -93,8 +114,17 @@ def evaluate(
         The evaluation. The standard deviation is that of the population, as in the sources.
 
     Raises:
-        ValueError: If there are fewer than ``tasks`` tasks.
+        TypeError: If an argument has another type.
+        ValueError: If there are fewer than ``tasks`` tasks, or one is of a distribution without a
+            name.
     """
+    require_type("evaluate", "learner", learner, MetaLearner, "a MetaLearner")
+    require_type("evaluate", "batches", batches, Iterable, "meta-batches, one after the other")
+    require_size("evaluate", "tasks", tasks)
+    require_flag("evaluate", "transductive", transductive)
+    require_type("evaluate", "distributions", distributions, (tuple, list), "names")
+    for name in distributions:
+        require_text("evaluate", "each of distributions", name, empty=False)
     device = next(learner.parameters()).device
     totals = _Totals(learner.model)
     with evaluating(learner):
@@ -114,7 +144,19 @@ def predict(
 
     Not transductive: the queries are folded into the task axis, so that each has a batch (and batch
     statistics) made of the task's support images and itself.
+
+    Raises:
+        TypeError: If an argument has another type.
+        ValueError: If images or support set are not those of as many tasks as were adapted to.
     """
+    require_type("predict", "adapted", adapted, AdaptedTasks, "AdaptedTasks")
+    require_type("predict", "support", support, Samples, "Samples of images and labels")
+    require_tensor("predict", "images", images)
+    require_flag("predict", "transductive", transductive)
+    for name, got in (("images", images), ("support.images", support.images)):
+        wanted = f"(T, N, ...) with T = {adapted.tasks} like the adapted tasks"
+        fits = got.dim() > 2 and len(got) == adapted.tasks
+        require(fits, "predict", name, wanted, tuple(got.shape))
     if transductive:
         return adapted(images)
     chunk = max(1, _FOLDED_TASKS // images.shape[0])
@@ -174,12 +216,22 @@ class _Totals:
             kernels=self._cost.kernels,
             macs=float(torch.cat(self._macs).mean()),
             dense_macs=self._cost.macs,
-            distributions={
-                name: _score(accuracy[torch.cat(self._distribution) == number])
-                for number, name in enumerate(distributions[:tasks])
-            },
+            distributions=self._by_distribution(accuracy, distributions),
             usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
         )
+
+    def _by_distribution(
+        self, accuracy: Tensor, names: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """The score on each data set of which there were tasks."""
+        if not names:
+            return {}
+        which = torch.cat(self._distribution) if self._distribution else accuracy.new_empty(0)
+        given = len(which) == len(accuracy) and bool(((which >= 0) & (which < len(names))).all())
+        wanted = "the names of the distributions that the tasks have"
+        require(given, "evaluate", "distributions", wanted, tuple(names))
+        scores = {name: accuracy[which == number] for number, name in enumerate(names)}
+        return {name: _score(found) for name, found in scores.items() if len(found)}
 
 
 def _score(accuracy: Tensor) -> dict[str, float]:
@@ -192,6 +244,7 @@ def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch
     """Meta-batches with ``tasks`` tasks in all; the last one may be cut."""
     left = tasks
     for batch in batches:
+        require_type("evaluate", "each of batches", batch, TaskBatch, "a TaskBatch")
         part = batch.tasks(slice(left))
         yield part
         left -= part.support.labels.shape[0]
@@ -221,6 +274,10 @@ class RunEvaluation:
     budget: float | None
     seconds: float | None
     numbers: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        Evaluation(**{"distributions": {}, **self.numbers, "usage": {}})
 
 
 def evaluate_run(run: Run, *, split: str = "test", **options: Any) -> RunEvaluation:
@@ -260,8 +317,16 @@ def evaluate_best(
         CheckpointError: If the folder holds no run.
         DataError: If the data cannot be had.
     """
-    config = run.config()
-    config = config.replace(root=root or config.root, device=device or config.device)
+    owner = "evaluate_run"
+    require_type(owner, "run", run, Run, "a Run")
+    require_choice(owner, "split", split, SPLITS)
+    if tasks is not None:
+        require_size(owner, "tasks", tasks)
+    if adapt_steps is not None:
+        require_count(owner, "adapt_steps", adapt_steps, most=LARGEST)
+    if transductive is not None:
+        require_flag(owner, "transductive", transductive)
+    config = _moved(owner, run.config(), root=root, device=device)
     classes = build.images(config, split)
     learner = build.trained(run, config, classes.shape)
     if adapt_steps is not None:
@@ -269,7 +334,7 @@ def evaluate_best(
     found = evaluate(
         learner,
         build.held_out_episodes(config, classes, seed=_SEED),
-        tasks=tasks or config.evaluation_tasks,
+        tasks=config.evaluation_tasks if tasks is None else tasks,
         transductive=config.transductive if transductive is None else transductive,
         distributions=build.distributions(classes),
     )
@@ -314,8 +379,9 @@ def export_masks(
         CheckpointError: If the folder holds no run.
         DataError: If the data cannot be had.
     """
-    config = run.config()
-    config = config.replace(root=root or config.root, device="cpu")
+    require_type("export_masks", "run", run, Run, "a Run")
+    path = require_path("export_masks", "path", path)
+    config = _moved("export_masks", run.config(), root=root, device="cpu")
     shape = build.images(config, "test").shape
     masks = build.trained(run, config, shape).masks()
     arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
@@ -325,18 +391,48 @@ def export_masks(
 
 
 def kept(run: Run, split: str = "test") -> RunEvaluation | None:
-    """Reads the evaluation that :func:`evaluate_run` kept, if there is one."""
+    """Reads the evaluation that :func:`evaluate_run` kept, if there is one.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
     path = run.evaluation_path(split)
-    return RunEvaluation(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.exists():
+        return None
+    with _reading(path, "evaluation"):
+        return RunEvaluation(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def usage(run: Run, split: str = "test") -> dict[str, NDArray[np.float64]] | None:
-    """Reads the fraction of evaluated tasks that used each kernel, (O, I) by layer."""
+    """Reads the fraction of evaluated tasks that used each kernel, (O, I) by layer.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
     path = run.usage_path(split)
-    if not path.is_file():
+    if not path.exists():
         return None
-    with np.load(path) as arrays:
+    with _reading(path, "kernel usage"), np.load(path) as arrays:
         return dict(arrays)
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: not a whole file of {what} ({reason})") from error
+
+
+def _moved(owner: str, config: RunConfig, *, root: str | None, device: str | None) -> RunConfig:
+    """A configuration whose data, or whose device, is another."""
+    given = {
+        name: value for name, value in (("root", root), ("device", device)) if value is not None
+    }
+    for name, value in given.items():
+        require_text(owner, name, value, empty=False)
+    return config.replace(**given)
 
 
 def _seconds(run: Run) -> float | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext._arguments import require_type
 from metasparse_ext.data import TaskBatch, on_device
 from metasparse_ext.training import build, checkpoint, metrics
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
@@ -24,6 +25,7 @@ from metasparse_ext.training.distributed import ALONE, StopRequest, Workers
 from metasparse_ext.training.evaluation import evaluate
 from metasparse_ext.training.finite import MOST_SKIPPED, Skipped
 from metasparse_ext.training.meta_step import MetaStep
+from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
 from metasparse_ext.training.stages import eligible, is_last, length, stages_of
 
@@ -76,9 +78,14 @@ class Trainer:
         config: RunConfig,
         run: Run,
         *,
-        reporter: metrics.Reporter | None = None,
+        reporter: Reporter | None = None,
         workers: Workers = ALONE,
     ) -> None:
+        require_type("Trainer", "config", config, RunConfig, "a RunConfig")
+        require_type("Trainer", "run", run, Run, "a Run")
+        wanted = "None or a Reporter (start, step, validation)"
+        require_type("Trainer", "reporter", reporter, (Reporter, type(None)), wanted)
+        require_type("Trainer", "workers", workers, Workers, "Workers")
         self.config = build.resolved(config)
         self.run = run
         self.reporter = reporter
@@ -103,6 +110,7 @@ class Trainer:
         self.classes = build.images(config, "train")
         self.validation_classes = build.images(config, config.validation_split)
         build.require_one_shape(self.classes, self.validation_classes)
+        build.require_test_shape(config, self.classes)
         self.distributions = build.distributions(self.classes)
         # One answer for all, and before the first of them makes the folder.
         resuming = workers.any(run.started)
