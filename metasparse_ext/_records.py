@@ -12,6 +12,7 @@ from metasparse_ext._arguments import (
     require_flag,
     require_mapping,
     require_number,
+    require_tensor,
     require_text,
 )
 
@@ -20,6 +21,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "int": require_count,
     "float": require_number,
     "bool": require_flag,
+    "Tensor": require_tensor,
     "Mapping": require_mapping,
     "dict": require_mapping,
 }

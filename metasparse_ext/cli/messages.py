@@ -12,7 +12,7 @@ from rich.console import Console
 
 from metasparse_ext.cli import environment
 from metasparse_ext.data import DataError
-from metasparse_ext.training import CheckpointError, RunInUseError, TrainingError
+from metasparse_ext.training import CheckpointError, Run, RunInUseError, TrainingError
 
 T = TypeVar("T")
 
@@ -87,6 +87,16 @@ def known(what: str, name: str, names: Iterable[str]) -> str:
 def within(name: str, names: Iterable[str]) -> list[str]:
     """Those of the names that begin with ``name`` and a slash."""
     return [each for each in names if each.startswith(f"{name}/")]
+
+
+def folder(context: click.Context, option: click.Parameter, given: Any) -> Any:
+    """For click, a callback: the run, or runs, in a folder by a path that can be one."""
+    if isinstance(given, tuple):
+        return tuple(folder(context, option, each) for each in given)
+    try:
+        return None if given is None else Run(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, option) from error
 
 
 def checked(make: Callable[[], T]) -> T:

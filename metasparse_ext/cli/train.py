@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from metasparse_ext.cli.display import reporter
-from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, say
+from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
 from metasparse_ext.cli.options import configure, preset_fields, run_options
 from metasparse_ext.training import Outcome, Run, Trainer
 from metasparse_ext.training.distributed import first_process, joined
@@ -18,16 +17,16 @@ from metasparse_ext.training.distributed import first_process, joined
 @click.command("train")
 @click.argument("learner")
 @run_options
-@click.option("--out", required=True, help="Run folder to write.")
+@click.option("--out", required=True, callback=folder, help="Run folder to write.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if any.")
-def train(learner: str, out: str, resume: bool, **flags: Any) -> None:
+def train(learner: str, out: Run, resume: bool, **flags: Any) -> None:
     """Train LEARNER, one of `metasparse learners` or package.module:Class, into a run folder.
 
     The folder gets config.json, metrics.jsonl, last.safetensors and best.safetensors. Ctrl-C
     saves and stops; the same command with --resume goes on, exactly. Under torchrun, processes
     share the tasks of a meta-batch.
     """
-    run, shown_on = Run(out), console(quiet=not first_process())
+    run, shown_on = out, console(quiet=not first_process())
     if run.started and not resume:
         raise UserError(
             f"{out} already holds a run: add --resume to go on, or choose another --out"
@@ -47,12 +46,14 @@ def train(learner: str, out: str, resume: bool, **flags: Any) -> None:
 
 
 @click.command("demo")
-@click.option("--out", default="runs/demo", show_default=True, help="Folder to write.")
-def demo(out: str) -> None:
+@click.option(
+    "--out", default="runs/demo", show_default=True, callback=folder, help="Folder to write."
+)
+def demo(out: Run) -> None:
     """Train dense, prune half, and compare, on drawn characters: a few minutes."""
     from metasparse_ext.cli.demo import demo as run_demo
 
-    run_demo(Path(out), console())
+    run_demo(out.folder, console())
 
 
 def _ending(trainer: Trainer, outcome: Outcome) -> str:

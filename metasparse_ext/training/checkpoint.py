@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext._arguments import require, require_type
+from metasparse_ext._records import check_fields
 
 logger = logging.getLogger("metasparse_ext")
 
@@ -63,25 +63,7 @@ class Checkpoint:
     platform: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, kinds in _TYPES.items():
-            value = getattr(self, name)
-            words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            require(not isinstance(value, bool), "Checkpoint", name, words, value)
-            require_type("Checkpoint", name, value, kinds, words)
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "config": (dict,),
-    "iteration": (int,),
-    "learner": (dict,),
-    "optimizer": (dict,),
-    "best": (dict, type(None)),
-    "random_state": (Tensor,),
-    "elapsed": (int, float),
-    "skipped": (dict,),
-    "records": (int,),
-    "platform": (dict,),
-}
+        check_fields(self, {"elapsed": {"least": 0}})
 
 
 def previous(path: Path) -> Path:
@@ -173,7 +155,7 @@ def from_bytes(data: bytes) -> Checkpoint:
     tree = json.loads(metadata["state"])
     if not isinstance(tree, dict):
         raise TypeError(f"expected a JSON object as its state, got {type(tree).__name__}")
-    unknown = sorted(tree.keys() ^ _TYPES.keys())
+    unknown = sorted(tree.keys() ^ {entry.name for entry in fields(Checkpoint)})
     if unknown:
         raise ValueError(f"unknown or missing entry {', '.join(unknown)}")
     state = {name: _unpack(value, tensors) for name, value in tree.items()}

@@ -126,8 +126,8 @@ class RunConfig:
         require_choice("RunConfig", "schedule", self.schedule, SCHEDULES)
         require_choice("RunConfig", "on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         require_choice("RunConfig", "validation_split", self.validation_split, SPLITS)
-        both = self.clip_norm is not None and self.clip_value is not None
-        require(not both, "RunConfig", "clip_norm or clip_value", "None", "both")
+        if self.clip_norm is not None and self.clip_value is not None:
+            refuse("RunConfig", "clip_norm and clip_value", "one of them at most", "both")
         for name, value in self._fields().items():
             try:
                 json.dumps(value)
@@ -160,7 +160,7 @@ class RunConfig:
         require_mapping("RunConfig", "values", values)
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
-        require(not unknown, "RunConfig", "values", "fields that it has", unknown)
+        require(not unknown, "RunConfig", "values", "of known fields", unknown)
         require("learner" in values, "RunConfig", "learner", "among the values", sorted(values))
         return cls(**values)
 

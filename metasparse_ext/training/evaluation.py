@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from metasparse_ext import _atomic as atomic
 from metasparse_ext._arguments import (
     LARGEST,
+    refuse,
     require,
     require_choice,
     require_count,
@@ -36,6 +37,7 @@ from metasparse_ext._arguments import (
     require_tensor,
     require_text,
     require_type,
+    shown,
 )
 from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
@@ -119,7 +121,6 @@ def evaluate(
             name.
     """
     require_type("evaluate", "learner", learner, MetaLearner, "a MetaLearner")
-    require_type("evaluate", "batches", batches, Iterable, "meta-batches, one after the other")
     require_size("evaluate", "tasks", tasks)
     require_flag("evaluate", "transductive", transductive)
     require_type("evaluate", "distributions", distributions, (tuple, list), "names")
@@ -243,14 +244,20 @@ def _score(accuracy: Tensor) -> dict[str, float]:
 def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch]:
     """Meta-batches with ``tasks`` tasks in all; the last one may be cut."""
     left = tasks
-    for batch in batches:
+    try:
+        drawn = iter(batches)
+    except TypeError:
+        refuse(
+            "evaluate", "batches", "meta-batches, one after the other", shown(batches), TypeError
+        )
+    for batch in drawn:
         require_type("evaluate", "each of batches", batch, TaskBatch, "a TaskBatch")
         part = batch.tasks(slice(left))
         yield part
         left -= part.support.labels.shape[0]
         if left == 0:
             return
-    raise ValueError(f"evaluate: expected {tasks} tasks, got {tasks - left}")
+    refuse("evaluate", "batches", f"those of {tasks} tasks", f"{tasks - left}")
 
 
 @dataclass(frozen=True)
@@ -277,6 +284,9 @@ class RunEvaluation:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        wanted = {entry.name for entry in dataclasses.fields(Evaluation)} - {"usage"}
+        fits = {*self.numbers, "distributions"} == wanted
+        require(fits, "RunEvaluation", "numbers", "those of an Evaluation", sorted(self.numbers))
         Evaluation(**{"distributions": {}, **self.numbers, "usage": {}})
 
 
@@ -326,7 +336,7 @@ def evaluate_best(
         require_count(owner, "adapt_steps", adapt_steps, most=LARGEST)
     if transductive is not None:
         require_flag(owner, "transductive", transductive)
-    config = _moved(owner, run.config(), root=root, device=device)
+    config = _moved(owner, run, root=root, device=device)
     classes = build.images(config, split)
     learner = build.trained(run, config, classes.shape)
     if adapt_steps is not None:
@@ -361,7 +371,7 @@ def keep(run: Run, split: str, evaluation: RunEvaluation, found: Evaluation) -> 
 
 
 def export_masks(
-    run: Run, path: Path, *, root: str | None = None
+    run: Run, path: str | Path, *, root: str | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Writes the masks of a run's best meta-parameters to an ``.npz`` file, as bytes 0 and 1.
 
@@ -381,7 +391,7 @@ def export_masks(
     """
     require_type("export_masks", "run", run, Run, "a Run")
     path = require_path("export_masks", "path", path)
-    config = _moved("export_masks", run.config(), root=root, device="cpu")
+    config = _moved("export_masks", run, root=root, device="cpu")
     shape = build.images(config, "test").shape
     masks = build.trained(run, config, shape).masks()
     arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
@@ -425,14 +435,14 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise CheckpointError(f"{path}: not a whole file of {what} ({reason})") from error
 
 
-def _moved(owner: str, config: RunConfig, *, root: str | None, device: str | None) -> RunConfig:
-    """A configuration whose data, or whose device, is another."""
+def _moved(owner: str, run: Run, *, root: str | None, device: str | None) -> RunConfig:
+    """The configuration of a run whose data, or whose device, is another."""
     given = {
         name: value for name, value in (("root", root), ("device", device)) if value is not None
     }
     for name, value in given.items():
         require_text(owner, name, value, empty=False)
-    return config.replace(**given)
+    return run.config().replace(**given)
 
 
 def _seconds(run: Run) -> float | None:
