@@ -16,7 +16,7 @@ from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.cli import demo
+from metasparse_ext.cli import runs
 from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.cli.options import read
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics
@@ -402,8 +402,8 @@ def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):
         **{"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 8},
         **{"iterations": 40, "validate_every": 10, "validation_tasks": 4, "evaluation_tasks": 6},
     }
-    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
-    monkeypatch.setattr(demo, "PRUNED", demo.PRUNED.replace(**tiny, mask_lr=1e-3))
+    monkeypatch.setattr(runs, "DENSE", runs.DENSE.replace(**tiny))
+    monkeypatch.setattr(runs, "PRUNED", runs.PRUNED.replace(**tiny, mask_lr=1e-3))
     result = invoke("demo", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines()]
@@ -458,7 +458,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, interrupted):
 
 def test_ctrl_c_ends_the_demo(tmp_path, tiny_root, monkeypatch, interrupted):
     tiny = {"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 4}
-    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
+    monkeypatch.setattr(runs, "DENSE", runs.DENSE.replace(**tiny))
     result = invoke("demo", "--out", tmp_path)
     assert result.exit_code == 130
     assert not (tmp_path / "pruned").exists()

@@ -12,7 +12,7 @@ from support.training_helpers import package_path, tiny_config
 from test_cli import assert_one_line_error, invoke, train
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext.cli import environment
+from metasparse_ext.cli import messages
 from metasparse_ext.training import Run, Trainer
 from metasparse_ext.training.run import RunLock
 
@@ -120,22 +120,24 @@ def test_numbers_too_large(tmp_path, tiny_root):
     ],
 )
 def test_environment_variables(monkeypatch, variables, message):
-    with pytest.raises(environment.EnvironmentVariableError, match=message.replace("?", r"\?")):
-        environment.check(variables)
+    with pytest.raises(messages.EnvironmentVariableError, match=message.replace("?", r"\?")):
+        messages.check_environment(variables)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert_one_line_error(invoke("info"), message)
 
 
 def test_environment_variables_that_are_right():
-    environment.check({"METASPARSE_CACHE": "/not/yet", "METASPARSE_DATA": "/", "OTHER": "x"})
+    messages.check_environment(
+        {"METASPARSE_CACHE": "/not/yet", "METASPARSE_DATA": "/", "OTHER": "x"}
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["METASPARSE_CONV_BACKEND", "METASPARSE_CPU_ISA", "METASPARSE_CUDA_BACKEND"]
 )
 def test_variables_that_are_read_when_they_are_needed(name):
-    if environment._library.problem is not None and name != "METASPARSE_CUDA_BACKEND":
+    if messages._library.problem is not None and name != "METASPARSE_CUDA_BACKEND":
         pytest.skip("the library is not there to read them")
     ended = subprocess.run(
         [sys.executable, "-m", "metasparse_ext", "info"],
