@@ -46,7 +46,7 @@ class Checkpoint:
         best: The validation record of the best eligible checkpoint so far, if any.
         random_state: State of torch's generator, for learners that draw numbers.
         elapsed: Seconds of processor time that the training took.
-        skipped: The meta-steps that were left out: the fields of ``finite.Skipped``.
+        skipped: The meta-steps that were left out: the fields of ``meta_step.Skipped``.
         records: How many records of metrics were written before.
         platform: What the numbers depend on beside the configuration, by name.
     """
