@@ -12,10 +12,20 @@ import pytest
 import torch
 from support.bad_values import VALUES, Call, complaint
 from support.plain_tasks import batch, network
+from torch import nn
 
 from metasparse_ext import algorithms, plots, presets, training
-from metasparse_ext.algorithms import LEARNERS, MAML, AdaptedTasks
+from metasparse_ext.algorithms import (
+    ANIL,
+    IMAML,
+    LEARNERS,
+    MAML,
+    AdaptedTasks,
+    ConvexIMAML,
+    Reptile,
+)
 from metasparse_ext.algorithms.task_networks import cross_entropy
+from metasparse_ext.data import TaskBatch
 from metasparse_ext.training import Run, RunConfig, evaluation
 
 # What is only made by others here: base classes, results, errors, and what is told of a training.
@@ -248,3 +258,129 @@ def test_no_public_name_is_left_out(package):
     classes = {learner.__name__ for learner in LEARNERS.values()}
     assert names
     assert set(names) <= set(CALLS) | classes | NOT_CALLED
+
+
+def narrow(kind: str, dtype: torch.dtype) -> tuple[nn.Module, TaskBatch]:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 3)) if kind == "plain" else network()
+    tasks = TaskBatch(*(part._replace(images=part.images.to(dtype)) for part in batch()))
+    return net.to(dtype), tasks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [IMAML, ConvexIMAML])
+def test_learners_that_solve_refuse_narrow_parameters(kind, dtype):
+    expected = f"{kind.__name__}: expected model to be of float32 or float64, got "
+    with pytest.raises(TypeError, match=expected):
+        kind(narrow("plain", dtype)[0])
+    learner = kind(narrow("plain", torch.float32)[0]).to(dtype)
+    with pytest.raises(TypeError, match=expected):
+        learner.meta_backward(narrow("plain", dtype)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [MAML, ANIL, Reptile])
+def test_narrow_parameters_of_plain_layers_train(kind, dtype):
+    net, tasks = narrow("plain", dtype)
+    assert kind(net).meta_backward(tasks).loss.isfinite().all()
+    assert all(p.grad.dtype == dtype for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_masked_convolutions_refuse_narrow_parameters_on_the_cpu(dtype):
+    net, tasks = narrow("conv4", dtype)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        MAML(net).meta_backward(tasks)
+
+
+def test_parameters_of_several_dtypes_are_refused():
+    net = network()
+    net.head.float()
+    with pytest.raises(ValueError, match=r"MAML: expected model to be of one dtype, got .*float32"):
+        MAML(net)
+
+
+def test_parameters_without_shapes_are_refused():
+    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"got 1\.weight, 1\.bias without shapes; call the model"):
+        MAML(net)
+
+
+class Chosen(nn.Module):
+    """A network whose one inner module is run by ``forward_of``."""
+
+    def __init__(self, inner: nn.Module, forward_of: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.inner, self.head, self.forward_of = inner, nn.Linear(8, 3), forward_of
+
+    def forward(self, x):
+        return self.head(self.forward_of(self.inner, x.flatten(1)))
+
+
+class Choosing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+
+SPECTRAL = nn.utils.parametrizations.spectral_norm
+
+
+# Module, its call, its name in the message, and the advice that is given.
+UNBATCHED = {
+    "LSTM": (
+        lambda: nn.LSTM(128, 8),
+        lambda inner, x: inner(x.unsqueeze(0))[0][0],
+        r"'inner' \(LSTM\)",
+        "replace it by",
+    ),
+    "control flow": (
+        lambda: Choosing(128, 8),
+        lambda inner, x: inner(x),
+        r"'inner' \(Choosing\)",
+        r"torch\.where",
+    ),
+    # Its estimate is updated in place from the weight, which ANIL shares between the tasks.
+    "spectral_norm": (
+        lambda: SPECTRAL(nn.Linear(128, 8)),
+        lambda inner, x: inner(x),
+        r"'inner\.parametrizations\.weight\.0' \(_SpectralNorm\)",
+        r"module\.eval\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [(MAML, name) for name in UNBATCHED] + [(ANIL, "LSTM"), (ANIL, "control flow")],
+)
+def test_a_module_that_vmap_cannot_run_is_named(kind, module):
+    inner, forward_of, named, advice = UNBATCHED[module]
+    net = Chosen(inner(), forward_of).double()
+    expected = rf"^{kind.__name__}: .* {named}.*{advice}"
+    with pytest.raises(NotImplementedError, match=expected) as said:
+        kind(net).meta_backward(batch())
+    assert "\n" not in str(said.value)
+
+
+def test_spectral_norm_in_evaluation_mode_runs():
+    net = Chosen(SPECTRAL(nn.Linear(128, 8)), lambda inner, x: inner(x)).double().eval()
+    assert MAML(net).meta_backward(batch()).loss.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "names"),
+    [(None, ["a"]), ([0, 1, 2], ["a", "b"]), ([0, -1, 0], ["a"])],
+)
+def test_distributions_are_those_of_the_tasks(distribution, names):
+    query = batch().query
+    if distribution is not None:
+        query = query._replace(distribution=torch.tensor(distribution))
+    tasks = batch()._replace(query=query)
+    with pytest.raises(ValueError, match="evaluate: expected distributions to be the names"):
+        training.evaluate(MAML(network()), [tasks], tasks=3, distributions=names)
+
+
+def test_a_distribution_without_tasks_has_no_score():
+    tasks = batch()
+    tasks = tasks._replace(query=tasks.query._replace(distribution=torch.tensor([0, 2, 2])))
+    found = training.evaluate(MAML(network()), [tasks], tasks=3, distributions=["a", "b", "c"])
+    assert {name: score["tasks"] for name, score in found.distributions.items()} == {"a": 1, "c": 2}
