@@ -139,9 +139,16 @@ def test_resume_refuses_an_end_that_is_past(tmp_path, tiny_root):
     assert train("maml", tiny_root, out).exit_code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     shorter = invoke("train", "maml", "--out", out, "--resume", "--iterations", "2")
-    assert_one_line_error(shorter, f"iterations: {out} has done 4 iterations already, got 2")
+    assert_one_line_error(
+        shorter,
+        f"expected iterations to be no less than what {out} has done already, 4 iterations, got 2",
+    )
     shorter = invoke("train", "maml", "--out", out, "--resume", "--max-seconds", "1e-6")
-    assert_one_line_error(shorter, f"max_seconds: {out} has done", "seconds already, got 1e-06")
+    assert_one_line_error(
+        shorter,
+        f"expected max_seconds to be no less than what {out} has done",
+        "seconds, got 1e-06",
+    )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -192,7 +199,7 @@ def test_evaluate_takes_more_steps_of_adaptation(trained):
 
 def test_evaluate_names_a_device_that_is_not_there(trained):
     result = invoke("evaluate", trained, "--device", "abacus")
-    assert_one_line_error(result, "device: cannot use 'abacus'")
+    assert_one_line_error(result, "expected device to be one that can be used, got 'abacus'")
 
 
 def test_evaluate_takes_the_number_of_tasks_of_the_run(trained):
@@ -321,7 +328,10 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
             ["bmp: first_order: expected bool, got 'no'"],
         ),
         (["train", "maml", "--out", "x", "--inner-lr", "-1"], ["inner_lr", "above 0"]),
-        (["train", "maml", "--out", "x", "--device", "abacus"], ["device: cannot use 'abacus'"]),
+        (
+            ["train", "maml", "--out", "x", "--device", "abacus"],
+            ["expected device to be one that can be used, got 'abacus'"],
+        ),
         (["train", "maml", "--out", "x", "--init-from", "no/run"], ["no/run"]),
         (["train", "maml"], ["--out"]),
         (["evaluate", "no/run"], ["no/run", "not a run folder"]),

@@ -94,5 +94,5 @@ def test_a_file_of_wrong_types_is_named(tmp_path, text, message):
 
 @pytest.mark.parametrize("device", ["meta", "mps", "cpu:99", "abacus"])
 def test_devices_that_cannot_be_trained_on(device):
-    with pytest.raises(ValueError, match=rf"^device: .*{device}"):
+    with pytest.raises(ValueError, match=rf"^RunConfig: expected device to be .*{device}"):
         build.learner(RunConfig(learner="maml", device=device), (1, 28, 28))

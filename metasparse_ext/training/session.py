@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext._arguments import require_type
+from metasparse_ext._arguments import refuse, require_type
 from metasparse_ext.data import TaskBatch, on_device
 from metasparse_ext.training import build, checkpoint, metrics
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
@@ -184,7 +184,8 @@ class Session:
             reached = f"{done:.0f} iterations"
         else:
             reached = f"{self.elapsed:.3g} seconds"
-        raise ValueError(f"{name}: {self.run} has done {reached} already, got {now!r}")
+        wanted = f"no less than what {self.run} has done already, {reached}"
+        refuse("RunConfig", name, wanted, repr(now))
 
     def _restore_best(self) -> None:
         """Holds on to the best checkpoint, or chooses it anew where its file is lost."""
