@@ -6,7 +6,8 @@ TypeError; one of the right type that does not serve is a ValueError.
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import torch
@@ -46,10 +47,12 @@ def require_number(
     got: object,
     *,
     above: float | None = None,
+    below: float | None = None,
     least: float | None = None,
     most: float | None = None,
+    finite: bool = True,
 ) -> None:
-    """Refuses what is not a finite real number, or not in the range asked for."""
+    """Refuses what is not a real number, or not finite, or not in the range asked for."""
     # A number may be a symbol while a program is traced.
     kinds = (numbers.Real, torch.SymFloat, torch.SymInt)
     if not isinstance(got, kinds) or isinstance(got, bool):
@@ -58,9 +61,11 @@ def require_number(
         number = float(got)
     except OverflowError:
         number = math.inf
-    require(math.isfinite(number), owner, name, "finite", got)
+    require(not finite or math.isfinite(number), owner, name, "finite", got)
     if above is not None and not number > above:
         refuse(owner, name, f"above {above}", shown(got))
+    if below is not None and not number < below:
+        refuse(owner, name, f"below {below}", shown(got))
     if least is not None and not number >= least:
         refuse(owner, name, f"at least {least}", shown(got))
     if most is not None and not number <= most:
@@ -89,6 +94,27 @@ def require_flag(owner: str, name: str, got: Any) -> None:
     require_type(owner, name, got, bool, "True or False")
 
 
+def require_text(owner: str, name: str, got: Any, *, empty: bool = True) -> None:
+    """Refuses what is no text, or has a NUL, which no file and no name can have."""
+    require_type(owner, name, got, str, "text")
+    require(empty or bool(got), owner, name, "text that is not empty", got)
+    require("\0" not in got, owner, name, "text without NUL", got)
+
+
+def require_path(owner: str, name: str, got: Any) -> Path:
+    """The path that is meant; empty text would be the present folder."""
+    require_type(owner, name, got, (str, Path), "a path")
+    require_text(owner, name, str(got), empty=False)
+    return Path(got)
+
+
+def require_mapping(owner: str, name: str, got: Any) -> None:
+    """Refuses what is no mapping from names to values."""
+    require_type(owner, name, got, Mapping, "a mapping from names to values")
+    for key in got:
+        require_type(owner, f"each key of {name}", key, str, "text")
+
+
 def require_choice(owner: str, name: str, got: object, choices: Any) -> None:
     """Refuses a value that is not among the choices: a sequence, or a ``Literal`` type."""
     named = get_args(choices) or tuple(choices)
@@ -97,6 +123,14 @@ def require_choice(owner: str, name: str, got: object, choices: Any) -> None:
         other = not isinstance(got, tuple(map(type, named)))
         shows, error = (typed(got), TypeError) if other else (shown(got), ValueError)
         refuse(owner, name, f"one of {', '.join(map(repr, named))}", shows, error)
+
+
+def require_choices(owner: str, name: str, got: Any, choices: Any) -> None:
+    """Refuses what is no tuple, list or set of some of the choices; text would be its letters."""
+    expected = f"some of {', '.join(map(repr, get_args(choices) or choices))}"
+    require_type(owner, name, got, (tuple, list, set, frozenset), expected)
+    for one in got:
+        require_choice(owner, f"each of {name}", one, choices)
 
 
 def require_pair(owner: str, name: str, got: Any, *, least: int = 0) -> tuple[int, int]:

@@ -51,14 +51,16 @@ def replace_keeping(path: Path, previous: Path, data: bytes) -> None:
     """
     with _naming(path):
         temporary = _write_beside(path, data)
-        try:
-            if path.exists():
+    try:
+        if path.exists():
+            with _naming(previous):
                 _system(os.replace, path, previous)
+        with _naming(path):
             _system(os.replace, temporary, path)
-        except OSError:
-            _discard(temporary)
-            raise
-        _flush_folder(path.parent)
+            _flush_folder(path.parent)
+    except OSError:
+        _discard(temporary)
+        raise
 
 
 def _write_beside(path: Path, data: bytes) -> Path:

@@ -21,6 +21,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext._arguments import (
+    refuse,
+    require,
+    require_choice,
+    require_mapping,
+    require_path,
+    require_text,
+    require_type,
+    shown,
+)
+from metasparse_ext._records import check_fields, check_record
 
 # Okabe and Ito's palette: eight colours that every kind of colour vision tells apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -52,8 +63,13 @@ class Point:
     accuracy: float
     interval: float
 
+    def __post_init__(self) -> None:
+        check_fields(self, {"macs": {"least": 0}, "interval": {"least": 0}})
 
-def kernel_usage(usage: Mapping[str, ArrayLike], path: Path, *, title: str | None = None) -> None:
+
+def kernel_usage(
+    usage: Mapping[str, ArrayLike], path: str | Path, *, title: str | None = None
+) -> None:
     """Draws which kernels are always, sometimes and never used, layer by layer.
 
     Args:
@@ -62,11 +78,13 @@ def kernel_usage(usage: Mapping[str, ArrayLike], path: Path, *, title: str | Non
         title: Title of the figure.
 
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If there is no layer, or a layer is not a matrix of fractions.
     """
+    require_mapping("kernel_usage", "usage", usage)
+    path = _picture("kernel_usage", path, title)
+    require(bool(usage), "kernel_usage", "usage", "of at least one layer", usage)
     layers = {name: _fractions(name, values) for name, values in usage.items()}
-    if not layers:
-        raise ValueError("kernel_usage: expected at least one layer, got none")
     widths = [max(layer.shape[1], 0.22 * layer.shape[0]) for layer in layers.values()]
     with _figure(path, (1.6 + 2.3 * len(layers), 3.9)) as figure:
         grid = figure.subplots(1, len(layers), squeeze=False, width_ratios=widths)[0]
@@ -86,14 +104,26 @@ def kernel_usage(usage: Mapping[str, ArrayLike], path: Path, *, title: str | Non
             figure.suptitle(title)
 
 
-def accuracy_against_macs(points: Sequence[Point], path: Path, *, title: str | None = None) -> None:
+def accuracy_against_macs(
+    points: Sequence[Point], path: str | Path, *, title: str | None = None
+) -> None:
     """Draws accuracy, with its 95 % interval, against multiply-accumulates per image.
 
+    Args:
+        points: The networks.
+        path: The picture to write; its suffix gives the format.
+        title: Title of the figure.
+
     Raises:
+        TypeError: If an argument has another type.
         ValueError: If there is no point.
     """
-    if not points:
-        raise ValueError("accuracy_against_macs: expected at least one point, got none")
+    owner = "accuracy_against_macs"
+    require_type(owner, "points", points, (tuple, list), "a sequence of Point")
+    path = _picture(owner, path, title)
+    require(bool(points), owner, "points", "at least one point", points)
+    for point in points:
+        require_type(owner, "each of points", point, Point, "a Point")
     with _figure(path, (5.6, 3.9)) as figure:
         axes = figure.subplots()
         for index, point in enumerate(points):
@@ -109,7 +139,7 @@ def accuracy_against_macs(points: Sequence[Point], path: Path, *, title: str | N
 
 def learning_curves(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
-    path: Path,
+    path: str | Path,
     *,
     against: str = "iteration",
     title: str | None = None,
@@ -123,14 +153,19 @@ def learning_curves(
         title: Title of the figure.
 
     Raises:
+        TypeError: If an argument, or a number of a record, has another type.
         ValueError: If no run has a record, or ``against`` is neither.
     """
-    if against not in _ABSCISSAE:
-        raise ValueError(
-            f"learning_curves: against must be one of {tuple(_ABSCISSAE)}, got {against!r}"
-        )
-    if not any(runs.values()):
-        raise ValueError("learning_curves: expected at least one record, got none")
+    owner = "learning_curves"
+    require_mapping(owner, "runs", runs)
+    path = _picture(owner, path, title)
+    require_choice(owner, "against", against, _ABSCISSAE)
+    require(any(runs.values()), owner, "runs", "at least one record", runs)
+    for label, records in runs.items():
+        require_type(owner, f"runs[{label!r}]", records, (tuple, list), "a sequence of records")
+        for number, record in enumerate(records):
+            require_mapping(owner, f"runs[{label!r}][{number}]", record)
+            check_record(f"{owner}: runs[{label!r}][{number}]", record)
     pruning = any(
         record.get("active", 1.0) < 1.0 for records in runs.values() for record in records
     )
@@ -169,6 +204,18 @@ def learning_curves(
             panels[0].set_title(title)
 
 
+def _picture(owner: str, path: str | Path, title: str | None) -> Path:
+    """The file of a picture, in a format that matplotlib writes."""
+    chosen = require_path(owner, "path", path)
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    kind = chosen.suffix.lstrip(".").lower()
+    wanted = f"a file whose suffix is one of {', '.join(sorted(formats))}"
+    require(kind in formats, owner, "path", wanted, str(path))
+    if title is not None:
+        require_text(owner, "title", title)
+    return chosen
+
+
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure in the package's style, written to ``path`` at the end."""
@@ -177,18 +224,19 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         picture = io.BytesIO()
-        figure.savefig(picture, format=Path(path).suffix.lstrip(".") or None)
-        atomic.make_folder(Path(path).parent)
-        atomic.replace(Path(path), picture.getvalue())
+        figure.savefig(picture, format=path.suffix.lstrip("."))
+        atomic.make_folder(path.parent)
+        atomic.replace(path, picture.getvalue())
 
 
 def _fractions(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    layer = np.asarray(values, dtype=float)
-    if layer.ndim != 2 or layer.size == 0 or layer.min() < 0 or layer.max() > 1:
-        raise ValueError(
-            f"kernel_usage: {name}: expected a matrix (O, I) of fractions in [0, 1], "
-            f"got shape {layer.shape}"
-        )
+    owner, expected = "kernel_usage", "a matrix (O, I) of fractions in [0, 1]"
+    try:
+        layer = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        refuse(owner, f"usage[{name!r}]", expected, shown(values), TypeError)
+    fits = layer.ndim == 2 and layer.size > 0 and layer.min() >= 0 and layer.max() <= 1
+    require(fits, owner, f"usage[{name!r}]", expected, layer.shape)
     return layer
 
 

@@ -160,16 +160,16 @@ def test_training_starts_as_maml(emphasis):
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="BMP: unit must be one of"):
+    with pytest.raises(ValueError, match="BMP: expected unit to be one of"):
         BMP(network(), unit="block")
-    with pytest.raises(ValueError, match="BMP: hidden_layers must be at least 1"):
+    with pytest.raises(ValueError, match="BMP: expected hidden_layers to be at least 1"):
         BMP(network(), hidden_layers=0)
-    with pytest.raises(ValueError, match="BMP: emphasis must be one of"):
+    with pytest.raises(ValueError, match="BMP: expected emphasis to be one of"):
         BMP(network(), emphasis="task")
     flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="BMP: model must be of convolutions"):
+    with pytest.raises(ValueError, match="BMP: expected model to be a network of convolutions"):
         BMP(flat, emphasis="batch")
-    with pytest.raises(ValueError, match="BMP: head must be one of"):
+    with pytest.raises(ValueError, match="BMP: expected head to be one of"):
         BMP(network(), head="blocks.0.conv")
-    with pytest.raises(ValueError, match="BMP: model must be more than its head"):
+    with pytest.raises(ValueError, match="BMP: expected model to be one with more parameters than"):
         BMP(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))

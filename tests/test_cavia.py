@@ -111,7 +111,10 @@ def test_the_third_block_of_the_backbones_is_modulated(net):
 
 
 def test_a_model_without_a_place_for_the_context_is_named():
-    with pytest.raises(ValueError, match=r"CAVIA: model has neither a .*FiLM nor a block 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"CAVIA: expected model to be one with a .*FiLM, or with a block 2 .* Sequential",
+    ):
         CAVIA(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
     with pytest.raises(ValueError, match="block 7"):
         CAVIA(network(), block=7)

@@ -16,7 +16,7 @@ from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.cli import demo
+from metasparse_ext.cli import runs
 from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.cli.options import read
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics
@@ -139,9 +139,16 @@ def test_resume_refuses_an_end_that_is_past(tmp_path, tiny_root):
     assert train("maml", tiny_root, out).exit_code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     shorter = invoke("train", "maml", "--out", out, "--resume", "--iterations", "2")
-    assert_one_line_error(shorter, f"iterations: {out} has done 4 iterations already, got 2")
+    assert_one_line_error(
+        shorter,
+        f"expected iterations to be no less than what {out} has done already, 4 iterations, got 2",
+    )
     shorter = invoke("train", "maml", "--out", out, "--resume", "--max-seconds", "1e-6")
-    assert_one_line_error(shorter, f"max_seconds: {out} has done", "seconds already, got 1e-06")
+    assert_one_line_error(
+        shorter,
+        f"expected max_seconds to be no less than what {out} has done",
+        "seconds, got 1e-06",
+    )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -192,7 +199,7 @@ def test_evaluate_takes_more_steps_of_adaptation(trained):
 
 def test_evaluate_names_a_device_that_is_not_there(trained):
     result = invoke("evaluate", trained, "--device", "abacus")
-    assert_one_line_error(result, "device: cannot use 'abacus'")
+    assert_one_line_error(result, "expected device to be one that can be used, got 'abacus'")
 
 
 def test_evaluate_takes_the_number_of_tasks_of_the_run(trained):
@@ -304,7 +311,7 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
         (["presets", "no-such"], ["unknown preset 'no-such': `metasparse presets` lists them"]),
         (
             ["train", "meta-ticket", "--out", "x", "--rewind", "9", "--iterations", "3"],
-            ["MetaTicket: rewind must be at most 3, the training, got 9"],
+            ["MetaTicket: expected rewind to be at most 3, the training, got 9"],
         ),
         (
             ["train", "maml", "--out", "x", "--preset", "imaml/omniglot/5way-1shot"],
@@ -321,7 +328,10 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
             ["bmp: first_order: expected bool, got 'no'"],
         ),
         (["train", "maml", "--out", "x", "--inner-lr", "-1"], ["inner_lr", "above 0"]),
-        (["train", "maml", "--out", "x", "--device", "abacus"], ["device: cannot use 'abacus'"]),
+        (
+            ["train", "maml", "--out", "x", "--device", "abacus"],
+            ["expected device to be one that can be used, got 'abacus'"],
+        ),
         (["train", "maml", "--out", "x", "--init-from", "no/run"], ["no/run"]),
         (["train", "maml"], ["--out"]),
         (["evaluate", "no/run"], ["no/run", "not a run folder"]),
@@ -402,8 +412,8 @@ def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):
         **{"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 8},
         **{"iterations": 40, "validate_every": 10, "validation_tasks": 4, "evaluation_tasks": 6},
     }
-    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
-    monkeypatch.setattr(demo, "PRUNED", demo.PRUNED.replace(**tiny, mask_lr=1e-3))
+    monkeypatch.setattr(runs, "DENSE", runs.DENSE.replace(**tiny))
+    monkeypatch.setattr(runs, "PRUNED", runs.PRUNED.replace(**tiny, mask_lr=1e-3))
     result = invoke("demo", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines()]
@@ -458,7 +468,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, interrupted):
 
 def test_ctrl_c_ends_the_demo(tmp_path, tiny_root, monkeypatch, interrupted):
     tiny = {"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 4}
-    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
+    monkeypatch.setattr(runs, "DENSE", runs.DENSE.replace(**tiny))
     result = invoke("demo", "--out", tmp_path)
     assert result.exit_code == 130
     assert not (tmp_path / "pruned").exists()

@@ -12,7 +12,7 @@ from support.training_helpers import package_path, tiny_config
 from test_cli import assert_one_line_error, invoke, train
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext.cli import environment
+from metasparse_ext.cli import messages
 from metasparse_ext.training import Run, Trainer
 from metasparse_ext.training.run import RunLock
 
@@ -120,22 +120,24 @@ def test_numbers_too_large(tmp_path, tiny_root):
     ],
 )
 def test_environment_variables(monkeypatch, variables, message):
-    with pytest.raises(environment.EnvironmentVariableError, match=message.replace("?", r"\?")):
-        environment.check(variables)
+    with pytest.raises(messages.EnvironmentVariableError, match=message.replace("?", r"\?")):
+        messages.check_environment(variables)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert_one_line_error(invoke("info"), message)
 
 
 def test_environment_variables_that_are_right():
-    environment.check({"METASPARSE_CACHE": "/not/yet", "METASPARSE_DATA": "/", "OTHER": "x"})
+    messages.check_environment(
+        {"METASPARSE_CACHE": "/not/yet", "METASPARSE_DATA": "/", "OTHER": "x"}
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["METASPARSE_CONV_BACKEND", "METASPARSE_CPU_ISA", "METASPARSE_CUDA_BACKEND"]
 )
 def test_variables_that_are_read_when_they_are_needed(name):
-    if environment._library.problem is not None and name != "METASPARSE_CUDA_BACKEND":
+    if messages._library.problem is not None and name != "METASPARSE_CUDA_BACKEND":
         pytest.skip("the library is not there to read them")
     ended = subprocess.run(
         [sys.executable, "-m", "metasparse_ext", "info"],
@@ -206,4 +208,105 @@ def test_splits_of_several_shapes(tmp_path, side, modes, message):
     )
     result = train("maml", root, tmp_path / "run", "--data", "folder", "--queries", "1")
     assert_one_line_error(result, "set/train and set/val: expected images of one shape", message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", ["", "nul\0"])
+def test_a_path_that_cannot_be_one(tmp_path, tiny_root, trained, path):
+    message = f"expected folder to be text {'without NUL' if path else 'that is not empty'}"
+    assert_one_line_error(train("maml", tiny_root, path), "'--out'", message)
+    assert_one_line_error(invoke("evaluate", path), "'RUN'", message)
+    assert_one_line_error(invoke("plot", trained, "--out", path), "'--out'", message)
+    message = message.replace("folder", "path")
+    assert_one_line_error(invoke("export", trained, "--out", path), message)
+    result = train("maml", tiny_root, tmp_path / "run", "--data", "folder", "--root", path)
+    assert_one_line_error(result, message.replace("path", "root"))
+
+
+@pytest.mark.parametrize("setting", ["=3", "nothing", " =3"])
+def test_a_setting_without_a_key_or_a_value(tmp_path, tiny_root, setting):
+    result = train("maml", tiny_root, tmp_path / "run", "--set", setting)
+    assert_one_line_error(result, f"--set: expected KEY=VALUE, got {setting!r}")
+
+
+@pytest.mark.parametrize("rate", ["inf", "nan"])
+def test_a_rate_that_is_not_finite(tmp_path, tiny_root, rate):
+    result = train("maml", tiny_root, tmp_path / "run", "--inner-lr", rate)
+    assert_one_line_error(result, f"MAML: expected inner_lr to be finite, got {rate}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "last.previous.safetensors"])
+def test_a_folder_in_the_place_of_a_checkpoint(tmp_path, trained, name):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    for path in folder.glob("last*"):
+        path.unlink()
+    (folder / name).mkdir()
+    result = invoke("train", "maml", "--out", folder, "--resume")
+    assert_one_line_error(result, f"run/{name}: expected a checkpoint, got a folder")
+    assert (folder / name).is_dir()
+
+
+def test_a_folder_in_the_place_of_the_next_previous_checkpoint(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    previous = folder / "last.previous.safetensors"
+    previous.unlink(missing_ok=True)
+    previous.mkdir()
+    before = (folder / "last.safetensors").read_bytes()
+    result = invoke("train", "maml", "--out", folder, "--resume", "--iterations", "2")
+    assert result.exit_code == 2
+    assert "run/last.previous.safetensors: " in result.stderr
+    assert (folder / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"setting": 3}', b"\xff"])
+def test_an_evaluation_that_is_damaged_is_named(tmp_path, trained, content):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    assert invoke("evaluate", folder, "--tasks", "2").exit_code == 0
+    (folder / "evaluation-test.json").write_bytes(content)
+    result = invoke("plot", folder, "--out", tmp_path / "pictures")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"metasparse: {folder}/evaluation-test.json: not a whole file")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_kernel_usage_that_is_damaged_is_named(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    assert invoke("evaluate", folder, "--tasks", "2").exit_code == 0
+    (folder / "usage-test.npz").write_bytes(b"PK\x03\x04damaged")
+    result = invoke("plot", folder, "--out", tmp_path / "pictures")
+    assert result.exit_code == 2
+    assert f"{folder}/usage-test.npz: not a whole file of kernel usage" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"kind": "train", "iteration": 1, "accuracy": "high"}', "accuracy to be a number"),
+        ('{"kind": 3, "iteration": 1}', "kind to be text, got int 3"),
+        ('{"kind": "train", "iteration": "first"}', "iteration to be an integer"),
+        ('{"kind": "train"}', "iteration to be an integer, got None"),
+        ("3", "expected a JSON object"),
+    ],
+)
+def test_a_record_of_wrong_types_is_named(tmp_path, trained, line, message):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    count = len((folder / "metrics.jsonl").read_bytes().splitlines())
+    result = invoke("plot", folder, "--out", tmp_path / "pictures")
+    assert_one_line_error(result, f"run/metrics.jsonl, line {count}: ", message)
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_test_split_of_another_shape_is_refused_before_training(tmp_path):
+    splits = {"train": 16, "val": 16, "test": 20}
+    root = image_folder(tmp_path / "set", splits, dict.fromkeys(splits, "L"))
+    result = train("maml", root, tmp_path / "run", "--data", "folder", "--queries", "1")
+    assert_one_line_error(result, "set/test: expected images of one shape", "image_size brings")
     assert not (tmp_path / "run").exists()

@@ -151,14 +151,19 @@ def test_registered_names():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"head must be one of \('head',\), got 'fc'"):
+    with pytest.raises(ValueError, match=r"expected head to be one of 'head', got 'fc'"):
         ANIL(network(), head="fc")
-    with pytest.raises(ValueError, match=r"must have an nn\.Linear, .* Sequential has none"):
+    with pytest.raises(
+        ValueError, match=r"expected model to be one with an nn\.Linear, .* Sequential without"
+    ):
         ConvexIMAML(nn.Sequential(nn.Conv2d(2, 3, 8), nn.Flatten()))
-    with pytest.raises(ValueError, match="lam must be above 0, got 0"):
+    with pytest.raises(ValueError, match="expected lam to be above 0, got 0"):
         ConvexIMAML(network(), lam=0)
-    with pytest.raises(ValueError, match=r"solver must be one of .* got 'sgd'"):
+    with pytest.raises(ValueError, match=r"expected solver to be one of .* got 'sgd'"):
         ConvexIMAML(network(), solver="sgd")
     followed = nn.Sequential(network(), nn.LogSoftmax(-1))
-    with pytest.raises(ValueError, match=r"output must be that of its head '0\.head'"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected head to be the layer .* got '0\.head', called 1 t.* changed afterwards",
+    ):
         ANIL(followed).meta_backward(batch())

@@ -30,7 +30,7 @@ def wrong_options():
 
 @pytest.mark.parametrize(("learner", "option", "value", "error"), list(wrong_options()))
 def test_a_wrong_option_is_named(learner, option, value, error):
-    message = rf"^{learner.__name__}: {option} must be .*, got .*{value}"
+    message = rf"^{learner.__name__}: expected {option} to be .*, got .*{value}"
     fitting = {"block": 1} if learner is CAVIA else {}  # the network has two blocks
     with pytest.raises(error, match=message):
         learner(network(), **{**fitting, option: value})
@@ -46,5 +46,5 @@ def test_every_learner_and_option_is_asked():
 
 @pytest.mark.parametrize("rates", [[0.1, math.inf], [0.1, "1"], "11"])
 def test_rates_of_several_distributions_are_numbers(rates):
-    with pytest.raises((TypeError, ValueError), match="MultiMAML: inner_lr must be"):
+    with pytest.raises((TypeError, ValueError), match="MultiMAML: expected inner_lr to be"):
         LEARNERS["multi-maml"](network(), inner_lr=rates, distributions=2)

@@ -137,12 +137,12 @@ def test_damping_adds_to_the_identity():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "fast"}, "IMAML: mode must be one of"),
-        ({"lam": 0.0}, "IMAML: lam must be above 0"),
-        ({"adapt_lam": -1.0}, "IMAML: adapt_lam must be at least 0"),
-        ({"cg_steps": -1}, "IMAML: cg_steps must be at least 0"),
-        ({"damping": -1.0}, "IMAML: damping must be at least 0"),
-        ({"curvature": "fisher"}, "IMAML: curvature must be one of"),
+        ({"mode": "fast"}, "IMAML: expected mode to be one of"),
+        ({"lam": 0.0}, "IMAML: expected lam to be above 0"),
+        ({"adapt_lam": -1.0}, "IMAML: expected adapt_lam to be at least 0"),
+        ({"cg_steps": -1}, "IMAML: expected cg_steps to be at least 0"),
+        ({"damping": -1.0}, "IMAML: expected damping to be at least 0"),
+        ({"curvature": "fisher"}, "IMAML: expected curvature to be one of"),
     ],
     ids=["mode", "lam", "adapt_lam", "cg_steps", "damping", "curvature"],
 )

@@ -136,10 +136,10 @@ def test_a_loss_that_is_not_finite_is_refused(support, where):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"inner_lr": 0.0}, ValueError, "MAML: inner_lr must be above 0"),
-        ({"inner_steps": -1}, ValueError, "MAML: inner_steps must be at least 0"),
-        ({"adapt_steps": -1}, ValueError, "MAML: adapt_steps must be at least 0"),
-        ({"model": len}, TypeError, "MAML: model must be an nn.Module"),
+        ({"inner_lr": 0.0}, ValueError, "MAML: expected inner_lr to be above 0"),
+        ({"inner_steps": -1}, ValueError, "MAML: expected inner_steps to be at least 0"),
+        ({"adapt_steps": -1}, ValueError, "MAML: expected adapt_steps to be at least 0"),
+        ({"model": len}, TypeError, "MAML: expected model to be an nn.Module"),
     ],
     ids=["inner_lr", "inner_steps", "adapt_steps", "model"],
 )
@@ -198,9 +198,9 @@ def test_any_module_can_be_meta_learned():
 
 def test_samples_without_a_task_axis_are_refused():
     learner, support = MAML(network()), batch().support
-    with pytest.raises(ValueError, match=r"labels must be \(T, N\) = \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"expected support\.labels to be \(T, N\) = \(5, 2\)"):
         learner.adapt(type(support)(support.images[0], support.labels[0]))
-    with pytest.raises(ValueError, match=r"labels must be \(T, N\) = \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"expected support\.labels to be \(T, N\) = \(3, 5\)"):
         learner.adapt(support._replace(labels=support.labels[:, :4]))
     with pytest.raises(ValueError, match="with T = 3 like the parameters"):
         learner.adapt(support)(support.images[:2])

@@ -124,9 +124,9 @@ def test_adaptation_takes_the_learned_rates(rates):
 
 
 def test_rates_that_do_not_exist_are_named():
-    with pytest.raises(ValueError, match="MAML: rates must be one of"):
+    with pytest.raises(ValueError, match="MAML: expected rates to be one of"):
         MAML(network(), rates="meta-sgd")
-    with pytest.raises(ValueError, match="MAML: multi_step must be at least 0"):
+    with pytest.raises(ValueError, match="MAML: expected multi_step to be at least 0"):
         MAML(network(), multi_step=-1)
-    with pytest.raises(ValueError, match="MAML: first_order_until must be at least 0"):
+    with pytest.raises(ValueError, match="MAML: expected first_order_until to be at least 0"):
         MAML(network(), first_order_until=-1)

@@ -332,7 +332,7 @@ def test_a_search_may_be_shorter_than_the_training(tmp_path, tiny_root):
     trainer._step = stepping
     trainer.fit()
     assert rates == [1, 0.5, 0.5, 0.75, 0.5, 0.25]
-    with pytest.raises(ValueError, match="rewind must be at most 2, the training, got 3"):
+    with pytest.raises(ValueError, match="expected rewind to be at most 2, the training, got 3"):
         Trainer(stages(tiny_root, rewind=3, search_length=0.5), Run(tmp_path / "late"))
 
 
@@ -447,22 +447,22 @@ def test_the_command_line_trains_evaluates_and_exports_a_ticket(tmp_path, tiny_r
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"search": "late"}, "search must be one of"),
-        ({"density": 1.0}, "density must be"),
-        ({"density": None, "rounds": None}, "rounds must be given without density"),
-        ({"rounds": 0}, "rounds must be"),
-        ({"rate": 1.0}, "rate must be"),
-        ({"search_length": 0.0}, "search_length must be"),
-        ({"scope": "local"}, "scope must be one of"),
-        ({"skip": ("bn",)}, "skip must be of"),
-        ({"skip": get_args(pruning.Kind)}, "skip must be such that something is left"),
-        ({"rewind": -1}, "rewind must be"),
-        ({"early_detection": "kdd"}, "early_detection must be 'mask_stability'"),
-        ({"signals": ("mean",)}, "signals must be some of"),
-        ({"signals": ()}, "signals must be some of"),
-        ({"check_every": 0}, "check_every must be"),
-        ({"window": 1}, "window must be"),
-        ({"threshold": 0.0}, "threshold must be"),
+        ({"search": "late"}, "expected search to be one of"),
+        ({"density": 1.0}, "expected density to be"),
+        ({"density": None, "rounds": None}, "expected rounds to be given where density is None"),
+        ({"rounds": 0}, "expected rounds to be"),
+        ({"rate": 1.0}, "expected rate to be"),
+        ({"search_length": 0.0}, "expected search_length to be"),
+        ({"scope": "local"}, "expected scope to be one of"),
+        ({"skip": ("bn",)}, "expected each of skip to be one of"),
+        ({"skip": get_args(pruning.Kind)}, "expected model to be one with weights to prune beside"),
+        ({"rewind": -1}, "expected rewind to be"),
+        ({"early_detection": "kdd"}, "expected early_detection to be one of 'mask_stability'"),
+        ({"signals": ("mean",)}, "expected each of signals to be one of"),
+        ({"signals": ()}, "expected signals to be at least one"),
+        ({"check_every": 0}, "expected check_every to be"),
+        ({"window": 1}, "expected window to be"),
+        ({"threshold": 0.0}, "expected threshold to be"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -474,5 +474,5 @@ def test_options_out_of_range(options, message):
 def test_a_rewind_point_past_the_training_is_refused():
     learner = ticket(rewind=5)
     learner.iteration.fill_(4)
-    with pytest.raises(ValueError, match="rewind must be at most 4"):
+    with pytest.raises(ValueError, match="expected rewind to be at most 4"):
         learner.next_stage(4.0)

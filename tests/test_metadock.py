@@ -236,14 +236,17 @@ def test_float32_on_the_published_backbone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 1.5}, r"MetaDOCK: budget must be in \[0, 1\], got 1.5"),
-        ({"lambda1": 0.0}, "MetaDOCK: lambda1 must be above 0"),
-        ({"lambda2": -1.0}, "MetaDOCK: lambda2 must be above 0"),
-        ({"lambda3": -1.0}, "MetaDOCK: lambda3 must be at least 0"),
-        ({"lambda4": -1.0}, "MetaDOCK: lambda4 must be at least 0"),
-        ({"total_iterations": 0}, "MetaDOCK: total_iterations must be at least 1"),
-        ({"budget_schedule": "cosine"}, "MetaDOCK: budget_schedule must be one of"),
-        ({"model": nn.Conv2d(2, 3, 3)}, r"no MaskedConv2d .* [a-z_.]*sparsify\(model\) makes them"),
+        ({"budget": 1.5}, r"MetaDOCK: expected budget to be at most 1, got 1.5"),
+        ({"lambda1": 0.0}, "MetaDOCK: expected lambda1 to be above 0"),
+        ({"lambda2": -1.0}, "MetaDOCK: expected lambda2 to be above 0"),
+        ({"lambda3": -1.0}, "MetaDOCK: expected lambda3 to be at least 0"),
+        ({"lambda4": -1.0}, "MetaDOCK: expected lambda4 to be at least 0"),
+        ({"total_iterations": 0}, "MetaDOCK: expected total_iterations to be at least 1"),
+        ({"budget_schedule": "cosine"}, "MetaDOCK: expected budget_schedule to be one of"),
+        (
+            {"model": nn.Conv2d(2, 3, 3)},
+            r"model to be one with MaskedConv2d.* nn\.sparsify\(model\) makes them",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -256,5 +259,8 @@ def test_frozen_scores_are_refused():
     net = network()
     for block in net.blocks:
         block.conv.masker = ScoreMask.like(block.conv.weight).requires_grad_(False)
-    with pytest.raises(ValueError, match="MetaDOCK: no scores to learn"):
+    with pytest.raises(
+        ValueError,
+        match="MetaDOCK: expected model to be one with a ScoreMask whose scores require grad",
+    ):
         MetaDOCK(Opaque(net))

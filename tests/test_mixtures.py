@@ -12,7 +12,7 @@ from support.data_sets import coded_classes, decode
 from support.training_helpers import timeless, tiny_config
 
 from metasparse_ext import cli
-from metasparse_ext.algorithms.base import Metrics
+from metasparse_ext.algorithms.records import Metrics
 from metasparse_ext.data import (
     DataError,
     DataNotFoundError,

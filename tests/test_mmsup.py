@@ -208,14 +208,14 @@ def test_a_masker_of_yours_stays():
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="MMSUP: model has no MaskedConv2d"):
+    with pytest.raises(ValueError, match="MMSUP: expected model to be one with MaskedConv2d"):
         MMSUP(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"MMSUP: model must be an nn\.Module"):
+    with pytest.raises(TypeError, match=r"MMSUP: expected model to be an nn\.Module"):
         MMSUP(len)
     for options, message in (
-        ({"density": 1.0}, r"density must lie in \(0, 1\)"),
-        ({"sparsity_gradient": "max"}, "gradient must be one of"),
-        ({"granularity": "row"}, "granularity must be"),
+        ({"density": 1.0}, "MMSUP: expected density to be below 1, got 1.0"),
+        ({"sparsity_gradient": "max"}, "MMSUP: expected sparsity_gradient to be one of"),
+        ({"granularity": "row"}, "MMSUP: expected granularity to be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             MMSUP(network(), **options)

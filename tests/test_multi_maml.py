@@ -95,9 +95,11 @@ def test_only_the_initializations_are_meta_parameters():
 
 def test_tasks_must_say_their_distribution():
     learner, _ = learners()
-    with pytest.raises(ValueError, match=r"MultiMAML: samples\.distribution must be given"):
+    with pytest.raises(
+        ValueError, match=r"MultiMAML: expected distribution of support to be given"
+    ):
         learner.adapt(batch().support)
-    with pytest.raises(ValueError, match="MultiMAML: distributions must be at least 1"):
+    with pytest.raises(ValueError, match="MultiMAML: expected distributions to be at least 1"):
         MultiMAML(network(), distributions=0)
 
 
@@ -105,6 +107,11 @@ def test_inner_rates_are_one_or_one_each():
     learner = MultiMAML(network(), inner_lr=(0.3, 0.05), distributions=2, rates="layer")
     assert learner.learned_rates.values[:, 0, 0].tolist() == [0.3, 0.05]
     assert "inner_lr=(0.3, 0.05)" in repr(learner)
-    for inner_lr in ((0.1,), (0.1, 0.1, 0.1), (0.1, 0.0), -1.0):
-        with pytest.raises(ValueError, match="MultiMAML: inner_lr must be a number above 0, or 2"):
+    for inner_lr, expected in (
+        ((0.1,), "a number above 0, or 2 of them"),
+        ((0.1, 0.1, 0.1), "a number above 0, or 2 of them"),
+        ((0.1, 0.0), "above 0, got 0.0"),
+        (-1.0, "above 0, got -1.0"),
+    ):
+        with pytest.raises(ValueError, match=f"MultiMAML: expected inner_lr to be {expected}"):
             MultiMAML(network(), inner_lr=inner_lr, distributions=2)

@@ -104,17 +104,29 @@ def test_a_class_is_trained_by_its_path_in_another_process(tmp_path, tiny_root):
 
 
 def test_what_is_no_learner_is_refused():
-    with pytest.raises(TypeError, match=r"learner must be a subclass of MetaLearner, got .*Linear"):
+    with pytest.raises(
+        TypeError, match=r"register: expected learner to be a subclass of MetaLearner, got .*Linear"
+    ):
         ms.algorithms.register("linear", torch.nn.Linear)
-    with pytest.raises(ValueError, match="name 'maml' belongs to MAML"):
+    with pytest.raises(
+        ValueError, match=r"register: expected name to be .* 'maml', which belongs to MAML"
+    ):
         ms.algorithms.register("maml", Nearest)
-    with pytest.raises(ValueError, match="name must not have a colon, got 'my:maml'"):
+    with pytest.raises(
+        ValueError, match="register: expected name to be a word without a colon, got 'my:maml'"
+    ):
         ms.algorithms.register("my:maml", Nearest)
-    with pytest.raises(ValueError, match=r"unknown learner 'no\.such:Maml': No module named 'no'"):
+    with pytest.raises(
+        ValueError, match=r"find: expected name to be .* got 'no\.such:Maml': No module named 'no'"
+    ):
         ms.algorithms.find("no.such:Maml")
-    with pytest.raises(ValueError, match=r"unknown learner 'math:Maml': .*no attribute 'Maml'"):
+    with pytest.raises(
+        ValueError, match=r"find: expected name to be .* got 'math:Maml': .*no attribute 'Maml'"
+    ):
         ms.algorithms.find("math:Maml")
-    with pytest.raises(TypeError, match="math:pi must be a subclass of MetaLearner"):
+    with pytest.raises(
+        TypeError, match="find: expected name to be a subclass of MetaLearner, got 'math:pi', 3"
+    ):
         ms.algorithms.find("math:pi")
 
 

@@ -74,7 +74,7 @@ def test_learning_curves_against_seconds(tmp_path, drawn):
     axes = drawn[0].axes[0]
     assert axes.get_xlabel() == "processor seconds"
     assert axes.lines[0].get_xdata().tolist() == [2, 4, 6, 8]
-    with pytest.raises(ValueError, match="against must be one of"):
+    with pytest.raises(ValueError, match="learning_curves: expected against to be one of"):
         plots.learning_curves({"run": records}, tmp_path / "s.png", against="epochs")
 
 
@@ -94,8 +94,14 @@ def test_pictures_are_large_enough_to_print(tmp_path):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda path: plots.kernel_usage({}, path), "at least one layer"),
-        (lambda path: plots.kernel_usage({"one": np.ones(3)}, path), r"one: expected a matrix"),
+        (
+            lambda path: plots.kernel_usage({}, path),
+            "kernel_usage: expected usage to be of at least one layer",
+        ),
+        (
+            lambda path: plots.kernel_usage({"one": np.ones(3)}, path),
+            r"usage\['one'\] to be a matrix .* got \(3,\)",
+        ),
         (lambda path: plots.kernel_usage({"one": np.full((2, 2), 1.5)}, path), r"in \[0, 1\]"),
         (lambda path: plots.accuracy_against_macs([], path), "at least one point"),
         (lambda path: plots.learning_curves({"run": []}, path), "at least one record"),

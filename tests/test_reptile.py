@@ -154,9 +154,9 @@ def test_minibatches_are_uniform():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inner_batch": 0}, "Reptile: inner_batch must be at least 1"),
-        ({"adapt_batch": 0}, "Reptile: adapt_batch must be at least 1"),
-        ({"optimizer": "lion"}, "Reptile: optimizer must be one of"),
+        ({"inner_batch": 0}, "Reptile: expected inner_batch to be at least 1"),
+        ({"adapt_batch": 0}, "Reptile: expected adapt_batch to be at least 1"),
+        ({"optimizer": "lion"}, "Reptile: expected optimizer to be one of"),
     ],
     ids=["inner_batch", "adapt_batch", "optimizer"],
 )

@@ -202,7 +202,7 @@ def test_nothing_left_to_adapt_is_refused():
     learner.model.requires_grad_(False)
     for make in (learner.start, lambda _: MAML(learner.model)):
         with pytest.raises(
-            ValueError, match="MAML: model must be one with parameters that require"
+            ValueError, match="MAML: expected model to be one with parameters that require"
         ):
             make(1)
 
@@ -238,13 +238,15 @@ class Wrapped(Opaque):
 @pytest.mark.parametrize("kind", [dict, tuple])
 @pytest.mark.parametrize("learner", [MAML, ConvexIMAML])
 def test_outputs_that_are_no_tensor_are_refused(kind, learner):
-    expected = f"expected Wrapped to return its logits, a tensor, got {kind.__name__}"
+    expected = f"expected model to return its logits, a tensor, got {kind.__name__} from Wrapped"
     with pytest.raises(TypeError, match=expected):
         learner(Wrapped(network(), kind)).meta_backward(batch())
 
 
 def test_a_model_without_a_linear_layer_has_no_head():
-    with pytest.raises(ValueError, match=r"must have an nn\.Linear, .*; Sequential has none"):
+    with pytest.raises(
+        ValueError, match=r"expected model to be one with an nn\.Linear, .* Sequential without"
+    ):
         ConvexIMAML(nn.Sequential(nn.Conv2d(CHANNELS, WAYS, SIZE), nn.Flatten()))
 
 

@@ -8,7 +8,7 @@ from support.training_helpers import tiny_config
 from torch import nn
 
 from metasparse_ext.algorithms import MAML
-from metasparse_ext.algorithms.base import AdaptedTasks
+from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples
 from metasparse_ext.nn import FixedMask
 from metasparse_ext.training import build, evaluate, predict
@@ -100,7 +100,7 @@ def test_many_queries_are_folded_in_parts(monkeypatch, config, classes, learner)
     adapted = learner.adapt(batch.support)
     whole = predict(adapted, batch.support, batch.query.images, transductive=False)
     monkeypatch.setattr(AdaptedTasks, "__call__", counted)
-    monkeypatch.setattr("metasparse_ext.training.evaluation._FOLDED_TASKS", 8)
+    monkeypatch.setattr("metasparse_ext.training.scores._FOLDED_TASKS", 8)
     parts = predict(adapted, batch.support, batch.query.images, transductive=False)
     assert calls == [8, 4]
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)

@@ -87,5 +87,7 @@ def test_starting_from_several_initializations_is_refused(tmp_path, tiny_root):
 
 def test_a_rate_for_scores_that_there_are_not_is_refused(tiny_root):
     config = tiny_config(tiny_root, "maml", mask_lr=1e-2)
-    with pytest.raises(ValueError, match="mask_lr: maml has no mask scores to learn"):
+    with pytest.raises(
+        ValueError, match="expected mask_lr to be None, maml has no mask scores to learn, got"
+    ):
         build.optimizer(config, build.learner(config, (1, 16, 16)))

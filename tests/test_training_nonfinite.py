@@ -6,7 +6,15 @@ import pytest
 import torch
 from support.training_helpers import tiny_config
 
-from metasparse_ext.training import Run, Trainer, TrainingError, build, checkpoint, finite, metrics
+from metasparse_ext.training import (
+    Run,
+    Trainer,
+    TrainingError,
+    build,
+    checkpoint,
+    meta_step,
+    metrics,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,14 +182,14 @@ def test_a_large_gradient_can_be_clipped(tmp_path, tiny_root):
 
 def test_the_total_norm_does_not_overflow():
     gradients = [torch.full((4,), 1e30), torch.full((2, 2), -3e30)]
-    assert float(finite.total_norm(gradients)) == pytest.approx(math.sqrt(4 + 36) * 1e30)
+    assert float(meta_step.total_norm(gradients)) == pytest.approx(math.sqrt(4 + 36) * 1e30)
 
 
 def test_tensors_of_several_types_are_looked_at_together():
     wide = torch.tensor([1e300], dtype=torch.float64)
-    assert finite.all_finite([wide, torch.ones(2), torch.tensor(3.0)])
+    assert meta_step.all_finite([wide, torch.ones(2), torch.tensor(3.0)])
     for wrong in (torch.inf, -torch.inf, torch.nan):
-        assert not finite.all_finite([wide, torch.tensor([1.0, wrong])])
+        assert not meta_step.all_finite([wide, torch.tensor([1.0, wrong])])
 
 
 @pytest.mark.parametrize(

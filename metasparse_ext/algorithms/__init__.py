@@ -2,8 +2,9 @@
 
 import importlib
 
+from metasparse_ext._arguments import refuse, require, require_type, shown
 from metasparse_ext.algorithms.anil import ANIL, ConvexMAML
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source, task_call
+from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.bmp import BMP
 from metasparse_ext.algorithms.cavia import CAVIA
 from metasparse_ext.algorithms.convex_imaml import ConvexIMAML
@@ -14,7 +15,9 @@ from metasparse_ext.algorithms.meta_ticket import MetaTicket
 from metasparse_ext.algorithms.metadock import MetaDOCK
 from metasparse_ext.algorithms.mmsup import MMSUP
 from metasparse_ext.algorithms.multi_maml import MultiMAML
+from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.reptile import Reptile
+from metasparse_ext.algorithms.task_networks import AdaptedTasks, task_call
 
 LEARNERS: dict[str, type[MetaLearner]] = {
     "maml": MAML,
@@ -42,15 +45,16 @@ def register(name: str, learner: type[MetaLearner]) -> None:
             where it is from.
 
     Raises:
-        TypeError: if ``learner`` is not a subclass of :class:`MetaLearner`.
+        TypeError: if ``name`` is no text, or ``learner`` not a subclass of :class:`MetaLearner`.
         ValueError: if the name belongs to another learner, or has a colon, which marks a class that
             is to be imported.
     """
-    _require_learner("register: learner", learner)
-    if ":" in name:
-        raise ValueError(f"register: name must not have a colon, got {name!r}")
+    require_type("register", "name", name, str, "text")
+    require(bool(name) and ":" not in name, "register", "name", "a word without a colon", name)
+    _require_learner("register", "learner", learner, shown(learner))
     if LEARNERS.get(name, learner) is not learner:
-        raise ValueError(f"register: name {name!r} belongs to {LEARNERS[name].__name__}")
+        got = f"{name!r}, which belongs to {LEARNERS[name].__name__}"
+        refuse("register", "name", "that of no other learner", got)
     LEARNERS[name] = learner
 
 
@@ -59,24 +63,26 @@ def find(name: str) -> type[MetaLearner]:
 
     Raises:
         ValueError: if there is no such learner.
-        TypeError: if what was imported is no learner.
+        TypeError: if the name is no text, or what was imported is no learner.
     """
+    require_type("find", "name", name, str, "text")
     if name in LEARNERS:
         return LEARNERS[name]
     module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ValueError(f"unknown learner {name!r}; there are {', '.join(LEARNERS)}")
+    wanted = f"package.module:Class or one of {', '.join(LEARNERS)}"
+    require(bool(colon), "find", "name", wanted, name)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"unknown learner {name!r}: {error}") from error
-    _require_learner(f"{name}", found)
+        message = f"find: expected name to be package.module:Class, got {name!r}: {error}"
+        raise ValueError(message) from error
+    _require_learner("find", "name", found, f"{name!r}, {shown(found)}")
     return found
 
 
-def _require_learner(what: str, found: object) -> None:
+def _require_learner(owner: str, name: str, found: object, got: str) -> None:
     if not (isinstance(found, type) and issubclass(found, MetaLearner)):
-        raise TypeError(f"{what} must be a subclass of MetaLearner, got {found!r}")
+        refuse(owner, name, "a subclass of MetaLearner", got, TypeError)
 
 
 __all__ = [

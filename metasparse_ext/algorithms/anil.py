@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import Source, cross_entropy
 from metasparse_ext.algorithms.head_learner import HeadLearner, head_logits
+from metasparse_ext.algorithms.records import Source
 
 
 class ANIL(HeadLearner):
@@ -64,7 +64,7 @@ class ANIL(HeadLearner):
         loss = None
         for _ in range(steps):
             logits = head_logits(features, weight, bias)
-            loss = cross_entropy(logits, labels)
+            loss = self.cross_entropy(logits, labels)
             # The gradient of the mean cross-entropy, written out: one level of autograd less.
             slopes = (logits.softmax(-1) - hot) * (self.inner_lr / samples)
             weight = torch.baddbmm(weight, slopes.mT, features, alpha=-1)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal, Unpack, cast
+from typing import Literal, Unpack, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import Source
+from metasparse_ext._arguments import require, require_choice, require_number, require_size
 from metasparse_ext.algorithms.head_learner import head_name
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions, spread
+from metasparse_ext.algorithms.records import Source
+from metasparse_ext.data import Samples
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn.backbone import Place
 from metasparse_ext.ops import binary_mask
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples
 
 Unit = Literal["tensor", "module"]
 Emphasis = Literal["vector", "batch"]
@@ -85,10 +84,10 @@ class BMP(MAML):
         **maml: Unpack[MAMLOptions],
     ) -> None:
         super().__init__(model, **maml)
-        self._require_choice("unit", Unit, unit)
-        self._require_count("hidden_layers", hidden_layers, least=1)
-        self._require_number("initial_bias", initial_bias)
-        self._require_choice("emphasis", Emphasis, emphasis)
+        require_choice(self.name, "unit", unit, Unit)
+        require_size(self.name, "hidden_layers", hidden_layers)
+        require_number(self.name, "initial_bias", initial_bias)
+        require_choice(self.name, "emphasis", emphasis, Emphasis)
         head = head_name(self, head)
         # A module's own parameters are neighbours in the buffer.
         sizes = dict(zip(self.layout.names, self.layout.sizes, strict=True))
@@ -96,7 +95,8 @@ class BMP(MAML):
         self._sizes = {name: sum(sizes[own] for own in names) for name, names in groups}
         self._gated = [_owner(name) != head and name != head for name in self._sizes]
         self.units = tuple(n for n, gated in zip(self._sizes, self._gated, strict=True) if gated)
-        self._require(len(self.units) > 0, "model", "more than its head", type(model).__name__)
+        wanted = "one with more parameters than those of its head"
+        require(bool(self.units), self.name, "model", wanted, type(model))
         width = 2 * len(self.units)
         place: Place = {"device": self.start(1).device, "dtype": self.start(1).dtype}
         hidden = [
@@ -147,8 +147,8 @@ class BMP(MAML):
         """Of the images: what the first convolution takes."""
         convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d))
         channels = next((conv.in_channels for conv in convolutions), None)
-        kind = type(self.model).__name__
-        self._require(channels is not None, "model", "of convolutions for a batch's emphasis", kind)
+        wanted = "a network of convolutions, for emphasis='batch'"
+        require(channels is not None, self.name, "model", wanted, type(self.model))
         return cast(int, channels)
 
 

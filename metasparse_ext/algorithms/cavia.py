@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import (
-    AdaptedTasks,
-    MetaLearner,
-    Metrics,
-    Source,
-    cross_entropy,
-    mean_gradient,
-)
-from metasparse_ext.algorithms.labels import check_batch, check_samples
+from metasparse_ext._arguments import LARGEST, refuse, require_count, require_flag, require_size
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics, Source
+from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import FiLM
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples, TaskBatch
 
 
 class CAVIA(MetaLearner):
@@ -64,23 +55,21 @@ class CAVIA(MetaLearner):
         block: int = 2,
         first_order: bool = False,
     ) -> None:
-        self._require_count("context", context, least=1)
-        self._require_count("block", block)
-        self._require_flag("first_order", first_order)
+        require_size(self.name, "context", context)
+        require_count(self.name, "block", block, most=LARGEST)
+        require_flag(self.name, "first_order", first_order)
         if isinstance(model, nn.Module) and not _films(model):
             self._modulate(model, block, context)
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         self.first_order = first_order
 
     def adapt(self, support: Samples) -> AdaptedTasks:
-        check_samples(self.name, "support", support)
         phi = self.start(support.images.shape[0])
         for _ in range(self.adapt_steps):
             phi = torch.sub(phi, self.gradient(phi, support)[1], alpha=self.inner_lr)
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
-        check_batch(self.name, batch)
         trace: list[Tensor] = []
         with torch.enable_grad():
             phi = self.start(batch.support.images.shape[0]).clone().requires_grad_()
@@ -90,8 +79,8 @@ class CAVIA(MetaLearner):
                 phi = torch.sub(phi, slope, alpha=self.inner_lr)
                 trace.append(losses.detach())
             logits = self.logits(phi, batch.query.images)
-            losses = cross_entropy(logits, batch.query.labels)
-            gradient = mean_gradient(losses, self)
+            losses = self.cross_entropy(logits, batch.query.labels)
+            gradient = self.mean_gradient(losses)
         trace.append(losses.detach())
         return self.finish(gradient, phi, trace, batch.query, logits.detach())
 
@@ -104,10 +93,8 @@ class CAVIA(MetaLearner):
         found = blocks[block] if block < len(blocks) else None
         modulate = getattr(found, "modulate", None)
         if modulate is None:
-            raise ValueError(
-                f"{self.name}: model has neither a metasparse_ext.nn.FiLM nor a block {block} that "
-                "could be given one"
-            )
+            wanted = f"one with a metasparse_ext.nn.FiLM, or with a block {block} to be given one"
+            refuse(self.name, "model", wanted, type(model).__name__)
         modulate(context)
 
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import Source, cross_entropy
+from metasparse_ext._arguments import FLOATS, require_choice, require_number, require_size
 from metasparse_ext.algorithms.head_learner import HeadLearner, head_logits
+from metasparse_ext.algorithms.records import Source
 from metasparse_ext.implicit import SOLVERS, softmax_head
 
 SolverName = Literal["exact", "newton", "lbfgs", "gd"]
@@ -41,6 +42,7 @@ class ConvexIMAML(HeadLearner):
         exact="the definition: the head's regularized optimum and its implicit gradient",
         reconstructed="lambda, the solver, and the backbone's cross term, which the source omits",
     )
+    dtypes = FLOATS
 
     def __init__(
         self,
@@ -51,10 +53,10 @@ class ConvexIMAML(HeadLearner):
         solver: SolverName = "exact",
         max_iterations: int | None = None,
     ) -> None:
-        self._require_number("lam", lam, above=0)
+        require_number(self.name, "lam", lam, above=0)
         if max_iterations is not None:
-            self._require_count("max_iterations", max_iterations, least=1)
-        self._require_choice("solver", SolverName, solver)
+            require_size(self.name, "max_iterations", max_iterations)
+        require_choice(self.name, "solver", solver, SolverName)
         steps = SOLVERS[solver].max_iterations if max_iterations is None else max_iterations
         # The solvers choose their own step lengths.
         super().__init__(model, head=head, inner_lr=1.0, inner_steps=steps)
@@ -76,7 +78,7 @@ class ConvexIMAML(HeadLearner):
             max_iterations=steps,
         )
         logits = head_logits(features.detach(), solution.weight.detach(), _detached(solution.bias))
-        return solution.weight, solution.bias, cross_entropy(logits, labels)
+        return solution.weight, solution.bias, self.cross_entropy(logits, labels)
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:

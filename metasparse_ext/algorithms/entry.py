@@ -10,24 +10,38 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-METHODS = ("adapt", "meta_backward")
+from metasparse_ext.algorithms.models import check_model
+from metasparse_ext.algorithms.samples import checked_batch, checked_samples
+
+# Each with its argument, and the check of that.
+METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "adapt": ("support", checked_samples),
+    "meta_backward": ("batch", checked_batch),
+}
 
 
 def entry(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a learner that runs under torch's modes and compiler, and checks its model first.
+    """A method of a learner that runs under torch's modes and compiler, on checked arguments.
 
     - In ``torch.inference_mode`` it runs as in ``torch.no_grad``: an inner loop needs gradients,
       which inference mode cannot give.
     - ``torch.compile`` leaves it alone: its gradients are those of ``torch.autograd.grad`` inside.
     - A model that was changed since the learner was made is checked as it was then.
+    - Labels have any integer dtype to the caller, and int64 to the method.
     """
+    argument, check = METHODS[method.__name__]
 
     @functools.wraps(method)
     def entered(self: Any, *args: Any, **keywords: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             why = "a learner takes gradients inside its steps; compile the model instead"
             return torch.compiler.disable(entered, reason=why)(self, *args, **keywords)
-        self._refuse_running_statistics(self.model)
+        check_model(self.name, self.model, self.dtypes)
+        device = next(self.model.parameters()).device
+        if args:
+            args = (check(self.name, argument, args[0], device), *args[1:])
+        elif argument in keywords:
+            keywords[argument] = check(self.name, argument, keywords[argument], device)
         try:
             if torch.is_inference_mode_enabled():
                 with torch.inference_mode(False), torch.no_grad():

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import (
-    AdaptedTasks,
-    MetaLearner,
-    Metrics,
-    cross_entropy,
-    logits_of,
-    mean_gradient,
-)
-from metasparse_ext.algorithms.labels import check_batch, check_classes, check_samples
+from metasparse_ext._arguments import refuse, require_choice
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics
+from metasparse_ext.algorithms.samples import check_classes
+from metasparse_ext.algorithms.task_networks import AdaptedTasks, logits_of
+from metasparse_ext.algorithms.vmapped import over_tasks
+from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import is_task_aware
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples, TaskBatch
 
 
 class HeadLearner(MetaLearner):
@@ -69,7 +64,6 @@ class HeadLearner(MetaLearner):
         raise NotImplementedError
 
     def adapt(self, support: Samples) -> AdaptedTasks:
-        check_samples(self.name, "support", support)
         with torch.no_grad():
             weight, bias, _ = self._fit(support, self.adapt_steps)
         parameters = {f"{self._prefix}weight": weight}
@@ -78,12 +72,11 @@ class HeadLearner(MetaLearner):
         return AdaptedTasks(self.model, parameters)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
-        check_batch(self.name, batch)
         with torch.enable_grad():
             weight, bias, support_loss = self._fit(batch.support, self.inner_steps)
             logits = head_logits(self.features(batch.query.images), weight, bias)
-            losses = cross_entropy(logits, batch.query.labels)
-            gradient = mean_gradient(losses, self)
+            losses = self.cross_entropy(logits, batch.query.labels)
+            gradient = self.mean_gradient(losses)
         trace = [loss.detach() for loss in (support_loss, losses) if loss is not None]
         start = self.start(losses.shape[0])
         return self.finish(gradient, start, trace, batch.query, logits.detach())
@@ -92,7 +85,7 @@ class HeadLearner(MetaLearner):
         """What the head sees: images (T, N, ...) to (T, N, D), batch statistics per task."""
         if is_task_aware(self.model):
             return self._features(images)
-        return torch.func.vmap(self._features, randomness="different")(images)
+        return over_tasks(self.name, self.model, self._features, images)
 
     def _features(self, images: Tensor) -> Tensor:
         seen: list[tuple[Tensor, Tensor]] = []
@@ -105,16 +98,16 @@ class HeadLearner(MetaLearner):
             output = self.model(images)
         finally:
             hook.remove()
-        logits_of(self.model, output)
+        logits_of(self.name, self.model, output)
         if len(seen) != 1 or seen[0][1] is not output:
-            raise ValueError(
-                f"{self.name}: the model's output must be that of its head {self.head!r}, called "
-                f"once; the head was called {len(seen)} times and something may follow it"
-            )
+            wanted = "the layer whose output is the model's, called once"
+            got = f"{self.head!r}, called {len(seen)} times"
+            got += ", whose output is changed afterwards" if len(seen) == 1 else ""
+            refuse(self.name, "head", wanted, f"{got}; head=NAME takes another")
         return seen[0][0]
 
     def _fit(self, support: Samples, steps: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        check_classes(support.labels, self._head.out_features)
+        check_classes(self.name, support.labels, self._head.out_features)
         features = self.features(support.images)
         return self.fit(features, support.labels, self._head.weight, self._head.bias, steps)
 
@@ -131,14 +124,11 @@ def head_name(learner: MetaLearner, head: str | None) -> str:
     """The head of a learner's model: the ``nn.Linear`` of that name, or the last one."""
     linears = [n for n, m in learner.model.named_modules() if isinstance(m, nn.Linear)]
     if not linears:
-        raise ValueError(
-            f"{learner.name}: model must have an nn.Linear, whose output is the model's, as its "
-            f"head; {type(learner.model).__name__} has none"
-        )
-    if head is None and linears:
-        return linears[-1]
-    learner._require(head in linears, "head", f"one of {tuple(linears)}", head)
-    return cast(str, head)
+        wanted = "one with an nn.Linear, whose output is the model's, as its head"
+        refuse(learner.name, "model", wanted, f"{type(learner.model).__name__} without")
+    head = linears[-1] if head is None else head
+    require_choice(learner.name, "head", head, linears)
+    return head
 
 
 def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source, cross_entropy
-from metasparse_ext.algorithms.labels import check_batch, check_samples
+from metasparse_ext._arguments import FLOATS, LARGEST, require_choice, require_count, require_number
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics, Source
+from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import CGStatus, Kind, damped, implicit_solve, linearize
 from metasparse_ext.implicit.linearize import Curvature
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples, TaskBatch
 
 Mode = Literal["official", "paper"]
 
@@ -70,6 +70,7 @@ class IMAML(MetaLearner):
         exact="both the paper's equations and its code's, which differ: mode=paper, mode=official",
         reconstructed="tasks whose operator is not positive definite stop the solve there",
     )
+    dtypes = FLOATS
 
     mode: Mode
     curvature: Curvature
@@ -89,29 +90,27 @@ class IMAML(MetaLearner):
         curvature: Curvature = "hessian",
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
-        self._require_choice("mode", Mode, mode)
-        self._require_number("lam", lam, above=0)
-        self._require_count("cg_steps", cg_steps)
+        require_choice(self.name, "mode", mode, Mode)
+        require_number(self.name, "lam", lam, above=0)
+        require_count(self.name, "cg_steps", cg_steps, most=LARGEST)
         self.mode, self.lam, self.cg_steps = mode, lam, cg_steps
-        self.adapt_lam = adapt_lam
         if adapt_lam is not None:
-            self._require_number("adapt_lam", adapt_lam, least=0)
+            require_number(self.name, "adapt_lam", adapt_lam, least=0)
+        self.adapt_lam = adapt_lam
         self.damping = float(mode == "official") if damping is None else damping
-        self._require_number("damping", self.damping, least=0)
-        self._require_choice("curvature", Curvature, curvature)
+        require_number(self.name, "damping", self.damping, least=0)
+        require_choice(self.name, "curvature", curvature, Curvature)
         self.curvature = curvature
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}, lam={self.lam:g}"
 
     def adapt(self, support: Samples) -> AdaptedTasks:
-        check_samples(self.name, "support", support)
         lam = self._proximal() if self.adapt_lam is None else self.adapt_lam
         phi = self._descend(support, self.adapt_steps, lam, [], self._penalty())
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
-        check_batch(self.name, batch)
         trace: list[Tensor] = []
         penalty = self._penalty()
         phi = self._descend(batch.support, self.inner_steps, self._proximal(), trace, penalty)
@@ -159,7 +158,7 @@ class IMAML(MetaLearner):
         if self.cg_steps <= (1 if self.mode == "official" else 0):
             return gradient, None
         hvp = linearize(
-            lambda logits: cross_entropy(logits, support.labels),
+            lambda logits: self.cross_entropy(logits, support.labels),
             phi,
             model=lambda point: self.logits(point, support.images),
             curvature=self.curvature,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source
-from metasparse_ext.algorithms.labels import check_batch, check_samples
+from metasparse_ext._arguments import LARGEST, require_choice, require_count, require_flag
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics, Source
+from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout, Linearization, linearize
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples, TaskBatch
 
 Rates = Literal["fixed", "layer", "parameter"]
 
@@ -126,11 +126,11 @@ class MAML(MetaLearner):
         first_order_until: int = 0,
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
-        self._require_choice("rates", Rates, rates)
-        self._require_count("multi_step", multi_step)
-        self._require_count("first_order_until", first_order_until)
-        self._require_flag("first_order", first_order)
-        self._require_flag("recompute", recompute)
+        require_choice(self.name, "rates", rates, Rates)
+        require_count(self.name, "multi_step", multi_step, most=LARGEST)
+        require_count(self.name, "first_order_until", first_order_until, most=LARGEST)
+        require_flag(self.name, "first_order", first_order)
+        require_flag(self.name, "recompute", recompute)
         self.first_order, self.recompute = first_order, recompute
         self.multi_step, self.first_order_until = multi_step, first_order_until
         self.learned_rates: LearnedRates | None = None
@@ -150,7 +150,6 @@ class MAML(MetaLearner):
 
     @torch.no_grad()
     def adapt(self, support: Samples) -> AdaptedTasks:
-        check_samples(self.name, "support", support)
         phi = self.theta(support)
         for k in range(self.adapt_steps):
             gradient = self.gradient(phi, support)[1]
@@ -158,7 +157,6 @@ class MAML(MetaLearner):
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
-        check_batch(self.name, batch)
         support, query = batch.support, batch.query
         first_order, weights = self._phase()
         phi, path, trace = self.theta(support), [], []

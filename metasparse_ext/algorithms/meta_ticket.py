@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import (
+    LARGEST,
+    refuse,
+    require,
+    require_choice,
+    require_choices,
+    require_count,
+    require_number,
+    require_size,
+    require_type,
+)
 from metasparse_ext.algorithms import pruning
-from metasparse_ext.algorithms.base import Metrics, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.pruning import Kind, Scope, Signal
+from metasparse_ext.algorithms.records import Metrics, Source
+from metasparse_ext.data import TaskBatch
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import FixedMask, MaskedConv2d, cost
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import TaskBatch
 
 Search = Literal["iterative", "early"]
 
@@ -112,42 +121,31 @@ class MetaTicket(MAML):
         threshold: float = 0.1,
         **maml: Unpack[MAMLOptions],
     ) -> None:
+        require_choice(self.name, "search", search, Search)
+        if density is not None:
+            require_number(self.name, "density", density, above=0, below=1)
+        if rounds is not None:
+            require_size(self.name, "rounds", rounds)
+        given = density is not None or rounds is not None
+        require(given, self.name, "rounds", "given where density is None", rounds)
+        require_number(self.name, "rate", rate, above=0, below=1)
+        require_number(self.name, "search_length", search_length, above=0, most=1)
+        require_choice(self.name, "scope", scope, Scope)
+        require_choices(self.name, "skip", skip, Kind)
+        if rewind is not None:
+            require_count(self.name, "rewind", rewind, most=LARGEST)
+        require_choice(self.name, "early_detection", early_detection, ("mask_stability",))
+        require_choices(self.name, "signals", signals, Signal)
+        require(bool(signals), self.name, "signals", "at least one", signals)
+        require_size(self.name, "check_every", check_every)
+        require_count(self.name, "window", window, least=2, most=LARGEST)
+        require_number(self.name, "threshold", threshold, above=0)
+        require_type(self.name, "model", model, nn.Module, "an nn.Module")
         for layer in _convolutions(model).values():
             layer.masker = FixedMask(torch.ones_like(layer.weight))
         super().__init__(model, **maml)
-        require = self._require
-        self._require_choice("search", Search, search)
-        if density is not None:
-            self._require_number("density", density)
-        require(density is None or 0 < density < 1, "density", "None or in (0, 1)", density)
-        if rounds is not None:
-            self._require_count("rounds", rounds, least=1)
-        require(
-            density is not None or rounds is not None, "rounds", "given without density", rounds
-        )
-        self._require_number("rate", rate)
-        require(0 < rate < 1, "rate", "in (0, 1)", rate)
-        self._require_number("search_length", search_length)
-        require(0 < search_length <= 1, "search_length", "in (0, 1]", search_length)
-        self._require_choice("scope", Scope, scope)
-        kinds, known, signals = get_args(Kind), get_args(Signal), tuple(signals)
-        require(set(skip) <= set(kinds), "skip", f"of {kinds}", skip)
-        if rewind is not None:
-            self._require_count("rewind", rewind)
-        require(
-            early_detection == "mask_stability",
-            "early_detection",
-            "'mask_stability'",
-            early_detection,
-        )
-        require(
-            bool(signals) and set(signals) <= set(known), "signals", f"some of {known}", signals
-        )
-        self._require_count("check_every", check_every, least=1)
-        self._require_count("window", window, least=2)
-        self._require_number("threshold", threshold, above=0)
         self.search, self.scope, self.rewind = search, scope, rewind
-        self.signals, self.check_every = signals, check_every
+        self.signals, self.check_every = tuple(signals), check_every
         self.window, self.threshold = window, threshold
         self.search_length = search_length
         self.densities = pruning.schedule(density, rounds, rate)
@@ -155,8 +153,11 @@ class MetaTicket(MAML):
             self.densities = self.densities[-1:]
         self.stages, self.stage, self.stage_start = 1 + len(self.densities), 0, 0.0
         self.prunable = pruning.prunable(model, self.layout.names, skip)
-        require(bool(self.prunable), "skip", "such that something is left to prune", skip)
         self._convolutions = _convolutions(model)
+        if not self.prunable:
+            wanted = f"one with weights to prune beside skip={tuple(skip)}"
+            without = "" if self._convolutions else " without MaskedConv2d; nn.sparsify makes them"
+            refuse(self.name, "model", wanted, f"{type(model).__name__}{without}")
         masked = {f"{name}.weight" for name in self._convolutions}
         self._holds_others = not masked.issuperset(self.prunable)
         whole = self.start(1)[0]
@@ -279,7 +280,7 @@ class MetaTicket(MAML):
 
     def _require_reached(self, iterations: int) -> None:
         reached = self.rewind is None or self.rewind <= iterations
-        self._require(reached, "rewind", f"at most {iterations}, the training", self.rewind)
+        require(reached, self.name, "rewind", f"at most {iterations}, the training", self.rewind)
 
     def _mark_start(self) -> None:
         """Saves the present weights as those that a training starts from."""
@@ -331,5 +332,5 @@ class MetaTicket(MAML):
 
 
 def _convolutions(model: nn.Module) -> dict[str, MaskedConv2d]:
-    named = model.named_modules() if isinstance(model, nn.Module) else ()
+    named = model.named_modules()
     return {name: module for name, module in named if isinstance(module, MaskedConv2d)}

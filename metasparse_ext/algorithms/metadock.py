@@ -9,8 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import Source
+from metasparse_ext._arguments import (
+    refuse,
+    require_choice,
+    require_number,
+    require_size,
+    require_type,
+)
 from metasparse_ext.algorithms.imaml import IMAML, Mode, Penalty
+from metasparse_ext.algorithms.records import Source
 from metasparse_ext.implicit import Layout
 from metasparse_ext.implicit.linearize import Curvature
 from metasparse_ext.nn import MaskedConv2d, ScoreMask
@@ -84,9 +91,9 @@ class MetaDOCK(IMAML):
         damping: float | None = None,
         curvature: Curvature = "hessian",
     ) -> None:
-        self._require_number("lambda1", lambda1, above=0)
-        if isinstance(model, nn.Module):
-            _make_scores(model)
+        require_number(self.name, "lambda1", lambda1, above=0)
+        require_type(self.name, "model", model, nn.Module, "an nn.Module")
+        _make_scores(self.name, model)
         super().__init__(
             model,
             inner_lr=inner_lr,
@@ -100,13 +107,12 @@ class MetaDOCK(IMAML):
             curvature=curvature,
         )
         self.lambda2 = lambda1 if lambda2 is None else lambda2
-        self._require_number("lambda2", self.lambda2, above=0)
-        self._require_number("budget", budget)
-        self._require(0 <= budget <= 1, "budget", "in [0, 1]", budget)
-        self._require_number("lambda3", lambda3, least=0)
-        self._require_number("lambda4", lambda4, least=0)
-        self._require_count("total_iterations", total_iterations, least=1)
-        self._require_choice("budget_schedule", BudgetSchedule, budget_schedule)
+        require_number(self.name, "lambda2", self.lambda2, above=0)
+        require_number(self.name, "budget", budget, least=0, most=1)
+        require_number(self.name, "lambda3", lambda3, least=0)
+        require_number(self.name, "lambda4", lambda4, least=0)
+        require_size(self.name, "total_iterations", total_iterations)
+        require_choice(self.name, "budget_schedule", budget_schedule, BudgetSchedule)
         self.budget = budget
         self.budget_loss = Budget(budget, lambda3, lambda4, total_iterations, budget_schedule)
         self._count_kernels()
@@ -117,7 +123,8 @@ class MetaDOCK(IMAML):
     def _count_kernels(self) -> None:
         self.kernels = sum(scores.numel() for scores in self._meta_scores().values())
         if self.kernels == 0:
-            raise ValueError("MetaDOCK: no scores to learn: none of the ScoreMasks requires grad")
+            wanted = "one with a ScoreMask whose scores require grad"
+            refuse(self.name, "model", wanted, f"{type(self.model).__name__} without")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, budget={self.budget:g}"
@@ -129,6 +136,7 @@ class MetaDOCK(IMAML):
 
     def budget_met(self, tol: float = 0.02) -> bool:
         """Whether the meta masks keep the budget to within ``tol``: a checkpoint may be chosen."""
+        require_number(self.name, "tol", tol, least=0)
         return abs(float(self.meta_active()) - self.budget) <= tol
 
     def _meta_scores(self) -> dict[str, Tensor]:
@@ -168,14 +176,12 @@ class MetaDOCK(IMAML):
         )
 
 
-def _make_scores(model: nn.Module) -> None:
+def _make_scores(owner: str, model: nn.Module) -> None:
     """Gives every masked convolution that has no learned scores some."""
     layers = [layer for layer in model.modules() if isinstance(layer, MaskedConv2d)]
     if not layers:
-        raise ValueError(
-            "MetaDOCK: model has no MaskedConv2d whose kernels could be scored; "
-            "metasparse_ext.nn.sparsify(model) makes them"
-        )
+        wanted = "one with MaskedConv2d, whose kernels get scores"
+        refuse(owner, "model", wanted, f"{type(model).__name__}; nn.sparsify(model) makes them")
     for layer in layers:
         if not isinstance(layer.masker, ScoreMask):
             layer.masker = ScoreMask.like(layer.weight)

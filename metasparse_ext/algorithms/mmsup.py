@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import (
+    refuse,
+    require_choice,
+    require_flag,
+    require_number,
+    require_type,
+)
 from metasparse_ext._capture import observed
-from metasparse_ext.algorithms.base import AdaptedTasks, Source
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
+from metasparse_ext.algorithms.records import Source
+from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.data import Samples
 from metasparse_ext.implicit import Layout, Linearization
 from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
 from metasparse_ext.nn.learned_topk import DensityGradient
 from metasparse_ext.nn.masks import Granularity
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples
 
 
 class MMSUP(MAML):
@@ -70,20 +76,22 @@ class MMSUP(MAML):
         adapt_density: bool = False,
         **maml: Unpack[MAMLOptions],
     ) -> None:
-        self._require_number("density", density)
-        self._require_flag("signed", signed)
-        self._require_flag("edge_popup", edge_popup)
-        self._require_flag("adapt_density", adapt_density)
-        if isinstance(model, nn.Module):
-            masker = partial(
-                LearnedTopKMask,
-                density,
-                granularity,
-                signed=signed,
-                gradient=sparsity_gradient,
-                edge_popup=edge_popup,
-            )
-            _make_masks(model, masker)
+        require_number(self.name, "density", density, above=0, below=1)
+        require_choice(self.name, "granularity", granularity, Granularity)
+        require_choice(self.name, "sparsity_gradient", sparsity_gradient, DensityGradient)
+        require_flag(self.name, "signed", signed)
+        require_flag(self.name, "edge_popup", edge_popup)
+        require_flag(self.name, "adapt_density", adapt_density)
+        require_type(self.name, "model", model, nn.Module, "an nn.Module")
+        masker = partial(
+            LearnedTopKMask,
+            density,
+            granularity,
+            signed=signed,
+            gradient=sparsity_gradient,
+            edge_popup=edge_popup,
+        )
+        _make_masks(self.name, model, masker)
         super().__init__(model, **maml)
         self.adapt_density = adapt_density
         self.register_buffer("_moves", self.start(1)[0], persistent=False)
@@ -141,14 +149,12 @@ class MMSUP(MAML):
         }
 
 
-def _make_masks(model: nn.Module, masker: Callable[..., LearnedTopKMask]) -> None:
+def _make_masks(owner: str, model: nn.Module, masker: Callable[..., LearnedTopKMask]) -> None:
     """Gives every masked convolution a learned top-k mask, where it has none."""
     layers = [layer for layer in model.modules() if isinstance(layer, MaskedConv2d)]
     if not layers:
-        raise ValueError(
-            "MMSUP: model has no MaskedConv2d whose weights could be ranked; "
-            "metasparse_ext.nn.sparsify(model) makes them"
-        )
+        wanted = "one with MaskedConv2d, whose weights are ranked"
+        refuse(owner, "model", wanted, f"{type(model).__name__}; nn.sparsify(model) makes them")
     for layer in layers:
         if not isinstance(layer.masker, LearnedTopKMask):
             layer.masker = masker(device=layer.weight.device, dtype=layer.weight.dtype)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext.algorithms.base import Source
+from metasparse_ext._arguments import (
+    require,
+    require_count,
+    require_number,
+    require_size,
+    require_type,
+)
+from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.maml import MAML, StepOptions
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples
+from metasparse_ext.algorithms.records import Source
+from metasparse_ext.data import Samples
 
 
 class MultiMAML(MAML):
@@ -53,12 +59,15 @@ class MultiMAML(MAML):
         distributions: int = 1,
         **maml: Unpack[StepOptions],
     ) -> None:
-        self._require_count("distributions", distributions, least=1)
-        each = tuple(inner_lr) if isinstance(inner_lr, Sequence) else (inner_lr,) * distributions
+        require_size(self.name, "distributions", distributions)
+        require_type(self.name, "model", model, nn.Module, "an nn.Module")
+        each: tuple[Any, ...] = (inner_lr,) * distributions
+        if isinstance(inner_lr, Sequence) and not isinstance(inner_lr, (str, bytes)):
+            each = tuple(inner_lr)
         wanted = f"a number above 0, or {distributions} of them"
+        require(len(each) == distributions, self.name, "inner_lr", wanted, inner_lr)
         for rate in each:
-            self._require_number("inner_lr", rate)
-        self._require(len(each) == distributions and min(each) > 0, "inner_lr", wanted, inner_lr)
+            require_number(self.name, "inner_lr", rate, above=0)
         super().__init__(copy.deepcopy(model), inner_lr=each[0], **maml)
         self.inner_lr = inner_lr  # type: ignore[assignment]  # all of them, to be shown
         self.distributions = distributions
@@ -78,6 +87,7 @@ class MultiMAML(MAML):
 
     def network(self, distribution: int) -> nn.Module:
         """A copy of the model at the initialization of a distribution."""
+        require_count(self.name, "distribution", distribution, most=self.distributions - 1)
         net = copy.deepcopy(self.model)
         with torch.no_grad():
             row = self.layout.unflatten(self.initializations[distribution])
@@ -103,9 +113,13 @@ class MultiMAML(MAML):
 
     def _which(self, support: Samples) -> Tensor:
         """(T,) the distribution of each task."""
-        if support.distribution is not None:
-            return support.distribution
-        self._require(
-            self.distributions == 1, "samples.distribution", "given, there are several", None
-        )
-        return torch.zeros_like(support.labels[:, 0])
+        which = support.distribution
+        if which is None:
+            wanted = f"given, there are {self.distributions}"
+            require(self.distributions == 1, self.name, "distribution of support", wanted, None)
+            return torch.zeros_like(support.labels[:, 0])
+        if observed():
+            fits = bool(((which >= 0) & (which < self.distributions)).all())
+            wanted = f"from 0 to {self.distributions - 1}"
+            require(fits, self.name, "distribution of support", wanted, which.tolist())
+        return which

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, Metrics, Source, cross_entropy
-from metasparse_ext.algorithms.labels import check_batch, check_samples
+from metasparse_ext._arguments import require_choice, require_flag, require_size
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.records import Metrics, Source
+from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout
-
-if TYPE_CHECKING:
-    from metasparse_ext.data import Samples, TaskBatch
 
 Optimizer = Literal["adam", "sgd"]
 
@@ -71,10 +71,10 @@ class Reptile(MetaLearner):
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         adapt_batch = inner_batch if adapt_batch is None else adapt_batch
-        self._require_count("inner_batch", inner_batch, least=1)
-        self._require_count("adapt_batch", adapt_batch, least=1)
-        self._require_flag("pooled", pooled)
-        self._require_choice("optimizer", Optimizer, optimizer)
+        require_size(self.name, "inner_batch", inner_batch)
+        require_size(self.name, "adapt_batch", adapt_batch)
+        require_flag(self.name, "pooled", pooled)
+        require_choice(self.name, "optimizer", optimizer, Optimizer)
         self.inner_batch, self.adapt_batch = inner_batch, adapt_batch
         self.optimizer, self.pooled = optimizer, pooled
         self.register_buffer("square", torch.zeros_like(self.start(1)[0]))
@@ -84,19 +84,17 @@ class Reptile(MetaLearner):
         return f"{super().extra_repr()}, inner_batch={self.inner_batch}, {self.optimizer}"
 
     def adapt(self, support: Samples) -> AdaptedTasks:
-        check_samples(self.name, "support", support)
         # A seed that no iteration of training uses.
         order = torch.full_like(self.iteration, -1)
         phi, *_ = self._train(support, self.adapt_steps, self.adapt_batch, order)
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
-        check_batch(self.name, batch)
         images = _pooled(batch) if self.pooled else batch.support
         phi, square, trace = self._train(images, self.inner_steps, self.inner_batch, self.iteration)
         with torch.no_grad():
             logits = self.logits(phi, batch.query.images)
-            trace.append(cross_entropy(logits, batch.query.labels))
+            trace.append(self.cross_entropy(logits, batch.query.labels))
         theta = self.start(phi.shape[0])
         metrics = self.finish(theta - phi, phi, trace, batch.query, logits)
         if self.optimizer == "adam":

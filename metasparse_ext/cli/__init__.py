@@ -7,7 +7,7 @@ import sys
 import click
 
 import metasparse_ext
-from metasparse_ext.cli import catalog, runs, train
+from metasparse_ext.cli import catalog, runs
 from metasparse_ext.cli.messages import OneLineErrors
 
 
@@ -18,8 +18,7 @@ def main() -> None:
 
 
 for _command in (
-    *(train.train, train.demo),
-    *(runs.evaluate, runs.export, runs.plot),
+    *(runs.train, runs.demo, runs.evaluate, runs.export, runs.plot),
     *(catalog.learners, catalog.presets, catalog.info),
 ):
     main.add_command(_command)

@@ -1,18 +1,25 @@
-"""What a user is told: plain lines, and errors as one line on stderr and an exit code."""
+"""What a user is told: plain lines, and errors as one line on stderr and an exit code.
+
+The environment variables of the package are looked at before any command.
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+import torch
 from rich.console import Console
 
-from metasparse_ext.cli import environment
+from metasparse_ext import _library
 from metasparse_ext.data import DataError
-from metasparse_ext.training import CheckpointError, RunInUseError, TrainingError
+from metasparse_ext.ops.backends import VARIABLES, get_backend
+from metasparse_ext.training import CheckpointError, Run, RunInUseError, TrainingError
 
 T = TypeVar("T")
 
@@ -21,11 +28,20 @@ INTERRUPTED = 130
 # So many names are listed in a message.
 _LISTED = 20
 
+_PREFIX = "METASPARSE_"
+_FOLDERS = ("METASPARSE_CACHE", "METASPARSE_DATA")
+_OF_THE_BUILD = ("METASPARSE_FORCE_CUDA",)
+_CHOICES = ("METASPARSE_CPU_ISA", *VARIABLES.values())
+
 
 class UserError(click.ClickException):
     """Something asked for that cannot be done: one line on stderr, exit code 2."""
 
     exit_code = 2
+
+
+class EnvironmentVariableError(Exception):
+    """An environment variable that is unknown, or whose value cannot be used."""
 
 
 class OneLineErrors(click.Group):
@@ -34,16 +50,20 @@ class OneLineErrors(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
         try:
-            environment.check()
+            check_environment()
             code = super().main(args, *rest, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             code = 2
         except click.Abort:
             code = INTERRUPTED
-        except (click.ClickException, DataError, CheckpointError, RunInUseError) as error:
-            code = _report(error, 2)
-        except environment.EnvironmentVariableError as error:
+        except (
+            click.ClickException,
+            DataError,
+            CheckpointError,
+            RunInUseError,
+            EnvironmentVariableError,
+        ) as error:
             code = _report(error, 2)
         except OSError as error:
             code = _report(UserError(_of_system(error)), 2)
@@ -89,6 +109,16 @@ def within(name: str, names: Iterable[str]) -> list[str]:
     return [each for each in names if each.startswith(f"{name}/")]
 
 
+def folder(context: click.Context, option: click.Parameter, given: Any) -> Any:
+    """For click, a callback: the run, or runs, in a folder by a path that can be one."""
+    if isinstance(given, tuple):
+        return tuple(folder(context, option, each) for each in given)
+    try:
+        return None if given is None else Run(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, option) from error
+
+
 def checked(make: Callable[[], T]) -> T:
     """What ``make`` returns; a value it refuses is the user's error, not a crash."""
     try:
@@ -107,3 +137,51 @@ def _report(error: Exception, code: int) -> int:
     message = error.format_message() if isinstance(error, click.ClickException) else str(error)
     click.echo(f"metasparse: {' '.join(message.split())}", err=True)
     return code
+
+
+def check_environment(variables: Mapping[str, str] = os.environ) -> None:
+    """Refuses variables that begin as ours do and are none, and folders that cannot be.
+
+    Raises:
+        EnvironmentVariableError: naming the variable.
+    """
+    known = (*_FOLDERS, *_CHOICES, *_OF_THE_BUILD)
+    for name in variables:
+        if name.startswith(_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise EnvironmentVariableError(f"unknown environment variable {name}: {hint}")
+    for name in _FOLDERS:
+        _check_folder(name, variables.get(name))
+    _check_choices()
+
+
+def _check_choices() -> None:
+    """Has the variables read that are else read when they are first needed."""
+    readers: dict[str, Callable[[], object]] = {
+        VARIABLES["cuda"]: lambda: get_backend("cuda"),
+    }
+    if _library.problem is None:
+        readers |= {
+            "METASPARSE_CPU_ISA": torch.ops.metasparse.build_info,
+            VARIABLES["cpu"]: torch.ops.metasparse.conv_backend,
+        }
+    for name, reader in readers.items():
+        try:
+            reader()
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0].removeprefix(f"{name}: ")
+            raise EnvironmentVariableError(f"{name}: {reason}") from error
+
+
+def _check_folder(name: str, value: str | None) -> None:
+    if not value:
+        return
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:
+        raise EnvironmentVariableError(f"{name}: {value}: there is no home folder") from error
+    if path.exists() and not path.is_dir():
+        raise EnvironmentVariableError(f"{name}: expected a folder, got the file {value}")
+    if name == "METASPARSE_DATA" and not path.exists():
+        raise EnvironmentVariableError(f"{name}: there is no folder {value}")

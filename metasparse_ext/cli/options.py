@@ -162,7 +162,7 @@ def find_learner(name: str) -> type[MetaLearner]:
 def _setting(text: str) -> tuple[str, str]:
     """KEY=VALUE in two; dashes in a key are underscores."""
     key, equals, value = text.partition("=")
-    if not equals:
+    if not (equals and key.strip()):
         raise UserError(f"--set: expected KEY=VALUE, got {text!r}")
     return key.strip().replace("-", "_"), value.strip()
 

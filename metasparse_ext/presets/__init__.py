@@ -16,6 +16,9 @@ from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any
 
+from metasparse_ext._arguments import require_choice
+from metasparse_ext._records import check_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -50,6 +53,9 @@ class Preset:
     clip_value: float | None = None
     note: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def settings(self) -> dict[str, Any]:
         """The fields but the note: keyword arguments of a run's configuration."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -61,10 +67,10 @@ def preset(name: str) -> Preset:
     """Looks a preset up.
 
     Raises:
+        TypeError: if the name is no text.
         ValueError: if there is none of that name; the message lists the names.
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    require_choice("preset", "name", name, PRESETS)
     return PRESETS[name]
 
 

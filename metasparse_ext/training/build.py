@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from metasparse_ext import data
+from metasparse_ext._arguments import refuse, shown
 from metasparse_ext.algorithms import find
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import DataError, ImageClasses, Mixture, TaskBatch
@@ -56,6 +57,19 @@ def require_one_shape(train: ImageClasses | Mixture, held_out: ImageClasses | Mi
     )
 
 
+def require_test_shape(config: RunConfig, train: ImageClasses | Mixture) -> None:
+    """Refuses a test split that the network could not be evaluated on; there may be none.
+
+    Raises:
+        DataError: If its images differ from those of training in size or channels.
+    """
+    try:
+        held_out = images(config, "test")
+    except DataError:
+        return  # what training needs is there; the evaluation will say what is missing
+    require_one_shape(train, held_out)
+
+
 def distributions(classes: ImageClasses | Mixture) -> tuple[str, ...]:
     """The names of the data sets of a mixture; none where there is one."""
     return classes.names if isinstance(classes, Mixture) else ()
@@ -94,7 +108,7 @@ def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4 | Res
     """
     channels, height, width = image_shape
     if height != width:
-        raise ValueError(f"images: expected square ones, got {height}x{width}")
+        refuse("Trainer", "images", "square", f"{height}x{width}")
     torch.manual_seed(config.seed)
     if config.backbone == "resnet12":
         net = ResNet12(channels, height, config.width, config.ways)
@@ -154,7 +168,8 @@ def optimizer(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Opti
     for name, parameter in parameters_of.named_parameters():
         (scores if name.endswith("scores") else weights).append(parameter)
     if config.mask_lr is not None and not scores:
-        raise ValueError(f"mask_lr: {config.learner} has no mask scores to learn")
+        wanted = f"None, {config.learner} has no mask scores to learn"
+        refuse("RunConfig", "mask_lr", wanted, shown(config.mask_lr))
     groups = [{"params": weights, "lr": config.meta_lr}]
     if scores:
         groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
@@ -185,11 +200,12 @@ def _require_device(device: str) -> None:
     try:
         chosen = torch.device(device)
         if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
-            raise ValueError(f"device: expected cpu, cuda or cuda:INDEX, got {device!r}")
+            refuse("RunConfig", "device", "cpu, cuda or cuda:INDEX", repr(device))
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device: cannot use {device!r}: {reason}") from error
+        expected = "RunConfig: expected device to be one that can be used"
+        raise ValueError(f"{expected}, got {device!r}: {reason}") from error
 
 
 def _copy_weights(net: nn.Module, folder: str) -> None:

@@ -19,6 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext._records import check_fields
 
 logger = logging.getLogger("metasparse_ext")
 
@@ -45,7 +46,7 @@ class Checkpoint:
         best: The validation record of the best eligible checkpoint so far, if any.
         random_state: State of torch's generator, for learners that draw numbers.
         elapsed: Seconds of processor time that the training took.
-        skipped: The meta-steps that were left out: the fields of ``finite.Skipped``.
+        skipped: The meta-steps that were left out: the fields of ``meta_step.Skipped``.
         records: How many records of metrics were written before.
         platform: What the numbers depend on beside the configuration, by name.
     """
@@ -61,19 +62,8 @@ class Checkpoint:
     records: int = 0
     platform: dict[str, Any] = field(default_factory=dict)
 
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "config": (dict,),
-    "iteration": (int,),
-    "learner": (dict,),
-    "optimizer": (dict,),
-    "best": (dict, type(None)),
-    "random_state": (Tensor,),
-    "elapsed": (int, float),
-    "skipped": (dict,),
-    "records": (int,),
-    "platform": (dict,),
-}
+    def __post_init__(self) -> None:
+        check_fields(self, {"elapsed": {"least": 0}})
 
 
 def previous(path: Path) -> Path:
@@ -105,9 +95,12 @@ def load(path: Path) -> Checkpoint:
     try:
         return read(path)
     except CheckpointError as error:
-        if not previous(path).is_file():
+        if not previous(path).exists():
             raise
-        older = read(previous(path))
+        try:
+            older = read(previous(path))
+        except CheckpointError as other:
+            raise CheckpointError(f"{error}; {other}") from other
         logger.warning("%s; taking the one before, %s", error, previous(path))
         return older
 
@@ -118,6 +111,8 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If the file is missing, damaged or of another format.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: expected a checkpoint, got a folder")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
@@ -160,13 +155,10 @@ def from_bytes(data: bytes) -> Checkpoint:
     tree = json.loads(metadata["state"])
     if not isinstance(tree, dict):
         raise TypeError(f"expected a JSON object as its state, got {type(tree).__name__}")
-    unknown = sorted(tree.keys() ^ _TYPES.keys())
+    unknown = sorted(tree.keys() ^ {entry.name for entry in fields(Checkpoint)})
     if unknown:
         raise ValueError(f"unknown or missing entry {', '.join(unknown)}")
     state = {name: _unpack(value, tensors) for name, value in tree.items()}
-    for name, kinds in _TYPES.items():
-        if not isinstance(state[name], kinds) or isinstance(state[name], bool):
-            raise TypeError(f"{name}: got {type(state[name]).__name__}")
     return Checkpoint(**state)
 
 

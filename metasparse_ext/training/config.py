@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
+from metasparse_ext._records import check_fields
 
 BACKBONES = ("conv4", "resnet12")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "staircase")
 ON_NONFINITE = ("stop", "skip", "halve")
+SPLITS = ("train", "val", "test")
 
 # What a resumed run may change without changing its numbers.
 _FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers", "capture"}
@@ -22,28 +25,19 @@ _LARGEST_RATE = 1e6
 # torch's generators take no seed from here on.
 _SEEDS = 1 << 63
 
-# By the annotation of a field: what its value may be.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "Mapping[str, Any]": (Mapping,),
+_POSITIVE = {"least": 1, "most": LARGEST}
+_ABOVE_0 = {"above": 0}
+_RATE = {"above": 0, "most": _LARGEST_RATE}
+_NAMED = {"empty": False}
+_LIMITS: dict[str, dict[str, Any]] = {
+    "ways": {"least": 2, "most": LARGEST},
+    "seed": {"least": 0, "most": _SEEDS - 1},
+    "workers": {"least": 0, "most": LARGEST},
+    "adam_eps": {"least": 0},
+    **dict.fromkeys(("clip_norm", "clip_value", "max_seconds"), _ABOVE_0),
+    **dict.fromkeys(("meta_lr", "mask_lr"), _RATE),
+    **dict.fromkeys(("learner", "init_from", "data", "root", "device"), _NAMED),
 }
-
-_POSITIVE = (
-    "ways",
-    "shots",
-    "queries",
-    "tasks",
-    "iterations",
-    "width",
-    "validate_every",
-    "validation_tasks",
-    "evaluation_tasks",
-    "save_every",
-    "log_every",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,41 +120,19 @@ class RunConfig:
     capture: bool = True
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
-        for entry in dataclasses.fields(self):
-            _require_type(entry.name, getattr(self, entry.name), str(entry.type))
-        for name in ("seed", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if self.seed >= _SEEDS:
-            raise ValueError(f"seed: expected at most 2**63 - 1, got {self.seed}")
-        if not 0 <= self.adam_eps < math.inf:
-            raise ValueError(f"adam_eps: expected a number from 0, got {self.adam_eps!r}")
-        held_out = self.evaluation_queries
-        if held_out is not None and held_out < 1:
-            raise ValueError(f"evaluation_queries: expected None or at least 1, got {held_out}")
-        if self.ways < 2:
-            raise ValueError(f"ways: expected at least 2 classes per task, got {self.ways}")
-        _require_choice("backbone", self.backbone, BACKBONES)
-        _require_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _require_choice("schedule", self.schedule, SCHEDULES)
-        _require_choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
-        for name in ("clip_norm", "clip_value", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, got {value!r}")
-        for name in ("meta_lr", "mask_lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= _LARGEST_RATE:
-                raise ValueError(
-                    f"{name}: expected a number above 0 and at most {_LARGEST_RATE:g}, "
-                    f"got {value!r}"
-                )
+        check_fields(self, _LIMITS, integers=_POSITIVE)
+        require_choice("RunConfig", "backbone", self.backbone, BACKBONES)
+        require_choice("RunConfig", "optimizer", self.optimizer, OPTIMIZERS)
+        require_choice("RunConfig", "schedule", self.schedule, SCHEDULES)
+        require_choice("RunConfig", "on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        require_choice("RunConfig", "validation_split", self.validation_split, SPLITS)
         if self.clip_norm is not None and self.clip_value is not None:
-            raise ValueError("clip_norm and clip_value: expected one of them at most, got both")
+            refuse("RunConfig", "clip_norm and clip_value", "one of them at most", "both")
+        for name, value in self._fields().items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                refuse("RunConfig", name, "of values that JSON has", str(error), TypeError)
 
     def replace(self, **changes: Any) -> RunConfig:
         """Returns a copy with some fields changed."""
@@ -172,24 +144,24 @@ class RunConfig:
 
     def to_json(self) -> str:
         """Returns the JSON text that :meth:`from_json` reads."""
-        fields = {**dataclasses.asdict(self), "options": dict(self.options)}
-        return json.dumps(fields, indent=2) + "\n"
+        return json.dumps(self._fields(), indent=2) + "\n"
+
+    def _fields(self) -> dict[str, Any]:
+        return {**vars(self), "options": dict(self.options)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Builds a configuration from JSON values.
 
         Raises:
+            TypeError: If a field has another type.
             ValueError: If a field is unknown, missing or out of range.
         """
-        if not isinstance(values, Mapping):
-            raise ValueError(f"run configuration: expected a JSON object, got {values!r}"[:200])
+        require_mapping("RunConfig", "values", values)
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"run configuration: unknown field {', '.join(unknown)}")
-        if "learner" not in values:
-            raise ValueError("run configuration: no learner is named")
+        require(not unknown, "RunConfig", "values", "of known fields", unknown)
+        require("learner" in values, "RunConfig", "learner", "among the values", sorted(values))
         return cls(**values)
 
     @classmethod
@@ -230,19 +202,6 @@ class RunConfig:
                 raise ValueError(f"{run} was begun with {name} = {was!r}, got {now!r}")
             changes.append((name, was, now))
         return changes
-
-
-def _require_type(name: str, value: Any, annotation: str) -> None:
-    kind = annotation.removesuffix(" | None")
-    if value is None and kind != annotation:
-        return
-    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _KINDS[kind]):
-        raise ValueError(f"{name}: expected {annotation}, got {value!r}"[:200])
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def _mends(name: str, was: Any, now: Any) -> bool:

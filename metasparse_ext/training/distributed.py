@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from metasparse_ext._arguments import require
 from metasparse_ext.data import TaskBatch
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,10 +43,8 @@ class Workers:
 
     def require_shares(self, tasks: int) -> None:
         """Raises a ValueError if so many tasks do not divide evenly."""
-        if tasks % self.size:
-            raise ValueError(
-                f"tasks: {self.size} processes need a multiple of {self.size}, got {tasks}"
-            )
+        wanted = f"a multiple of {self.size}, the processes that share them"
+        require(tasks % self.size == 0, "RunConfig", "tasks", wanted, tasks)
 
     def share(self, batch: TaskBatch) -> TaskBatch:
         """The tasks of a meta-batch that are this process's."""

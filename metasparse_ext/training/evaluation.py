@@ -1,202 +1,42 @@
-"""Evaluation: accuracy on many tasks, with its interval and the size of the networks it took.
-
-:func:`evaluate` does it for a learner, :func:`evaluate_run` for a run, in whose folder it is kept.
-"""
+"""Evaluations of runs: made, kept in their folders, and read again."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext.algorithms.base import AdaptedTasks, MetaLearner, cross_entropy
-from metasparse_ext.data import Samples, TaskBatch
-from metasparse_ext.nn import Cost, cost
-from metasparse_ext.nn.evaluating import evaluating
+from metasparse_ext._arguments import (
+    LARGEST,
+    require,
+    require_choice,
+    require_count,
+    require_flag,
+    require_path,
+    require_size,
+    require_text,
+    require_type,
+)
+from metasparse_ext._records import check_fields
 from metasparse_ext.training import build, metrics
+from metasparse_ext.training.checkpoint import CheckpointError
+from metasparse_ext.training.config import SPLITS, RunConfig
 from metasparse_ext.training.run import Run
+from metasparse_ext.training.scores import Evaluation, evaluate
 
-_FOLDED_TASKS = 64
 _SEED = 2_000_003
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    Attributes:
-        tasks: How many tasks.
-        accuracy: Mean query accuracy, in [0, 1].
-        interval: Half the 95 % confidence interval of that mean, 1.96 std / sqrt(tasks).
-        loss: Mean query cross-entropy.
-        transductive: Whether batch statistics were taken over the whole query set.
-        active: Fraction of the network's kernels in use, mean over the tasks.
-        kernels: Number of kernels of the network.
-        macs, dense_macs: Multiply-accumulates per image: those of active kernels (mean over the
-            tasks), and of the same network without masks.
-        distributions: Of a mixture of data sets, by name: the tasks drawn from it, and accuracy and
-            interval on them.
-        usage: For every masked layer, the fraction of tasks (O, I) in which a kernel is in use.
-    """
-
-    tasks: int
-    accuracy: float
-    interval: float
-    loss: float
-    transductive: bool
-    active: float
-    kernels: int
-    macs: float
-    dense_macs: int
-    distributions: dict[str, dict[str, float]]
-    usage: dict[str, Tensor] = dataclasses.field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the numbers as JSON values, without the kernel usage."""
-        return {key: value for key, value in vars(self).items() if key != "usage"}
-
-
-def evaluate(
-    learner: MetaLearner,
-    batches: Iterable[TaskBatch],
-    *,
-    tasks: int = 600,
-    transductive: bool = True,
-    distributions: Sequence[str] = (),
-) -> Evaluation:
-    """Adapts to the support set of every task and classifies its query set.
-
-    Args:
-        learner: The meta-learner, in evaluation mode meanwhile; its state is left as it is.
-        batches: Meta-batches; as many are drawn as ``tasks`` takes.
-        tasks: How many tasks.
-        transductive: Take batch statistics over the whole query set of a task, as the published
-            codes do. Otherwise each query image is classified in a batch of the task's support
-            images and itself alone.
-        distributions: The names of the data sets of a mixture, to have the accuracy on each.
-
-    Returns:
-        The evaluation. The standard deviation is that of the population, as in the sources.
-
-    Raises:
-        ValueError: If there are fewer than ``tasks`` tasks.
-    """
-    device = next(learner.parameters()).device
-    totals = _Totals(learner.model)
-    with evaluating(learner):
-        for batch in _first_tasks(batches, tasks):
-            support, query = batch.to(device)
-            adapted = learner.adapt(support)
-            with torch.no_grad():
-                logits = predict(adapted, support, query.images, transductive=transductive)
-                totals.add(logits, query, adapted)
-    return totals.evaluation(transductive, distributions)
-
-
-def predict(
-    adapted: AdaptedTasks, support: Samples, images: Tensor, *, transductive: bool = True
-) -> Tensor:
-    """Classifies query images (T, Q, C, H, W) with T adapted networks; returns logits (T, Q, ways).
-
-    Not transductive: the queries are folded into the task axis, so that each has a batch (and batch
-    statistics) made of the task's support images and itself.
-    """
-    if transductive:
-        return adapted(images)
-    chunk = max(1, _FOLDED_TASKS // images.shape[0])
-    return torch.cat(
-        [_beside_support(adapted, support.images, part) for part in images.split(chunk, dim=1)],
-        dim=1,
-    )
-
-
-def _beside_support(adapted: AdaptedTasks, support: Tensor, images: Tensor) -> Tensor:
-    queries = images.shape[1]
-    repeated = support.unsqueeze(1).expand(-1, queries, -1, -1, -1, -1)
-    joined = torch.cat([repeated, images.unsqueeze(2)], dim=2).flatten(0, 1)
-    each = copy.copy(adapted)
-    each.parameters = {n: p.repeat_interleave(queries, 0) for n, p in adapted.parameters.items()}
-    return each(joined)[:, -1].unflatten(0, (-1, queries))
-
-
-class _Totals:
-    """What is gathered over the tasks; it stays on the learner's device until the end."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._accuracy: list[Tensor] = []
-        self._distribution: list[Tensor] = []
-        self._loss: list[Tensor] = []
-        self._active: list[Tensor] = []
-        self._macs: list[Tensor] = []
-        self._used: dict[str, Tensor] = {}
-        self._cost: Cost | None = None
-
-    def add(self, logits: Tensor, query: Samples, adapted: AdaptedTasks) -> None:
-        """Adds T tasks: logits (T, Q, ways) of the query sets by the adapted networks."""
-        labels, tasks = query.labels, len(query.labels)
-        self._accuracy.append((logits.argmax(-1) == labels).double().mean(1))
-        self._loss.append(cross_entropy(logits, labels).double())
-        self._active.append(adapted.active().double())
-        masks = adapted.masks()
-        for name, mask in masks.items():
-            kernels = mask if mask.dim() == 3 else mask.flatten(-2).amax(-1)
-            used = kernels.ne(0).sum(0)
-            self._used[name] = self._used[name] + used if name in self._used else used
-        if query.distribution is not None:
-            self._distribution.append(query.distribution)
-        self._cost = cost(self._model, query.images.shape[2:], masks)
-        self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
-
-    def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:
-        """The means over all tasks added."""
-        accuracy = torch.cat(self._accuracy)
-        tasks = len(accuracy)
-        return Evaluation(
-            **_score(accuracy),
-            loss=float(torch.cat(self._loss).mean()),
-            transductive=transductive,
-            active=float(torch.cat(self._active).mean()),
-            kernels=self._cost.kernels,
-            macs=float(torch.cat(self._macs).mean()),
-            dense_macs=self._cost.macs,
-            distributions={
-                name: _score(accuracy[torch.cat(self._distribution) == number])
-                for number, name in enumerate(distributions[:tasks])
-            },
-            usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
-        )
-
-
-def _score(accuracy: Tensor) -> dict[str, float]:
-    """How many tasks (T,), their mean accuracy, and its interval."""
-    interval = 1.96 * float(accuracy.std(correction=0)) / math.sqrt(len(accuracy))
-    return {"tasks": len(accuracy), "accuracy": float(accuracy.mean()), "interval": interval}
-
-
-def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch]:
-    """Meta-batches with ``tasks`` tasks in all; the last one may be cut."""
-    left = tasks
-    for batch in batches:
-        part = batch.tasks(slice(left))
-        yield part
-        left -= part.support.labels.shape[0]
-        if left == 0:
-            return
-    raise ValueError(f"evaluate: expected {tasks} tasks, got {tasks - left}")
 
 
 @dataclass(frozen=True)
@@ -220,6 +60,13 @@ class RunEvaluation:
     budget: float | None
     seconds: float | None
     numbers: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        wanted = {entry.name for entry in dataclasses.fields(Evaluation)} - {"usage"}
+        fits = {*self.numbers, "distributions"} == wanted
+        require(fits, "RunEvaluation", "numbers", "those of an Evaluation", sorted(self.numbers))
+        Evaluation(**{"distributions": {}, **self.numbers, "usage": {}})
 
 
 def evaluate_run(run: Run, *, split: str = "test", **options: Any) -> RunEvaluation:
@@ -259,8 +106,16 @@ def evaluate_best(
         CheckpointError: If the folder holds no run.
         DataError: If the data cannot be had.
     """
-    config = run.config()
-    config = config.replace(root=root or config.root, device=device or config.device)
+    owner = "evaluate_run"
+    require_type(owner, "run", run, Run, "a Run")
+    require_choice(owner, "split", split, SPLITS)
+    if tasks is not None:
+        require_size(owner, "tasks", tasks)
+    if adapt_steps is not None:
+        require_count(owner, "adapt_steps", adapt_steps, most=LARGEST)
+    if transductive is not None:
+        require_flag(owner, "transductive", transductive)
+    config = _moved(owner, run, root=root, device=device)
     classes = build.images(config, split)
     learner = build.trained(run, config, classes.shape)
     if adapt_steps is not None:
@@ -268,7 +123,7 @@ def evaluate_best(
     found = evaluate(
         learner,
         build.held_out_episodes(config, classes, seed=_SEED),
-        tasks=tasks or config.evaluation_tasks,
+        tasks=config.evaluation_tasks if tasks is None else tasks,
         transductive=config.transductive if transductive is None else transductive,
         distributions=build.distributions(classes),
     )
@@ -295,7 +150,7 @@ def keep(run: Run, split: str, evaluation: RunEvaluation, found: Evaluation) -> 
 
 
 def export_masks(
-    run: Run, path: Path, *, root: str | None = None
+    run: Run, path: str | Path, *, root: str | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Writes the masks of a run's best meta-parameters to an ``.npz`` file, as bytes 0 and 1.
 
@@ -313,8 +168,9 @@ def export_masks(
         CheckpointError: If the folder holds no run.
         DataError: If the data cannot be had.
     """
-    config = run.config()
-    config = config.replace(root=root or config.root, device="cpu")
+    require_type("export_masks", "run", run, Run, "a Run")
+    path = require_path("export_masks", "path", path)
+    config = _moved("export_masks", run, root=root, device="cpu")
     shape = build.images(config, "test").shape
     masks = build.trained(run, config, shape).masks()
     arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
@@ -324,18 +180,48 @@ def export_masks(
 
 
 def kept(run: Run, split: str = "test") -> RunEvaluation | None:
-    """Reads the evaluation that :func:`evaluate_run` kept, if there is one."""
+    """Reads the evaluation that :func:`evaluate_run` kept, if there is one.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
     path = run.evaluation_path(split)
-    return RunEvaluation(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.exists():
+        return None
+    with _reading(path, "evaluation"):
+        return RunEvaluation(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def usage(run: Run, split: str = "test") -> dict[str, NDArray[np.float64]] | None:
-    """Reads the fraction of evaluated tasks that used each kernel, (O, I) by layer."""
+    """Reads the fraction of evaluated tasks that used each kernel, (O, I) by layer.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
     path = run.usage_path(split)
-    if not path.is_file():
+    if not path.exists():
         return None
-    with np.load(path) as arrays:
+    with _reading(path, "kernel usage"), np.load(path) as arrays:
         return dict(arrays)
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: not a whole file of {what} ({reason})") from error
+
+
+def _moved(owner: str, run: Run, *, root: str | None, device: str | None) -> RunConfig:
+    """The configuration of a run whose data, or whose device, is another."""
+    given = {
+        name: value for name, value in (("root", root), ("device", device)) if value is not None
+    }
+    for name, value in given.items():
+        require_text(owner, name, value, empty=False)
+    return run.config().replace(**given)
 
 
 def _seconds(run: Run) -> float | None:

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext.algorithms.base import Metrics
+from metasparse_ext._records import check_record
+from metasparse_ext.algorithms.records import Metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
 
@@ -53,6 +54,7 @@ def means(sums: dict[str, Tensor]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value == value}
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Is told what happens during training."""
 
@@ -147,4 +149,8 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise CheckpointError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}, line {number}: expected a JSON object, got {line[:40]!r}")
+    try:
+        check_record("a record", record)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}, line {number}: {error}") from error
     return record

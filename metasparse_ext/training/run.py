@@ -10,6 +10,7 @@ import torch
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext import _library
+from metasparse_ext._arguments import require_path
 from metasparse_ext.ops import get_backend
 from metasparse_ext.training import checkpoint
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
@@ -31,7 +32,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = require_path("Run", "folder", folder)
         self.config_path = self.folder / "config.json"
         self.metrics_path = self.folder / "metrics.jsonl"
         self.last_path = self.folder / "last.safetensors"

@@ -1,0 +1,101 @@
+"""The samples and labels that learners accept."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
+from metasparse_ext._capture import observed
+from metasparse_ext.data import Samples, TaskBatch
+
+# Labels that were found to be classes, with their version and the number of classes then.
+_passed: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
+
+INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
+
+
+def checked_batch(owner: str, name: str, batch: TaskBatch, device: torch.device) -> TaskBatch:
+    """:func:`checked_samples` of both sets of a meta-batch; they must hold as many tasks.
+
+    Raises:
+        TypeError: as there, or if it is no meta-batch.
+        ValueError: as there, or for another number of tasks.
+    """
+    require_type(owner, name, batch, TaskBatch, "a TaskBatch of support and query samples")
+    support = checked_samples(owner, f"{name}.support", batch.support, device)
+    query = checked_samples(owner, f"{name}.query", batch.query, device)
+    tasks, got = len(support.labels), len(query.labels)
+    wanted = f"of T = {tasks} tasks like the support set"
+    require(got == tasks, owner, f"{name}.query", wanted, got)
+    return TaskBatch(support, query)
+
+
+def checked_samples(owner: str, name: str, samples: Samples, device: torch.device) -> Samples:
+    """The samples with labels in int64, if there is a class for every image.
+
+    Values are looked at where the host may (:func:`observed`). That none is below 0 is seen here,
+    before the network has said how many classes there are; :func:`check_classes` sees the rest.
+
+    Raises:
+        TypeError: if a part is no tensor, or the labels or the distribution are no integers.
+        ValueError: if the labels have another shape than the images, one is below 0, or a part is
+            not on the device of the learner.
+    """
+    require_type(owner, name, samples, Samples, "Samples of images and labels")
+    for part, got in zip(samples._fields, samples, strict=True):
+        if part != "distribution" or got is not None:
+            _check_part(owner, f"{name}.{part}", got, device, integers=part != "images")
+    images, labels, distribution = samples
+    lead = tuple(images.shape[:2])
+    require(len(lead) == 2 and min(lead) > 0, owner, f"{name}.images", "(T, N, ...)", lead)
+    wanted = f"(T, N) = {lead} like the images"
+    require(labels.shape == lead, owner, f"{name}.labels", wanted, tuple(labels.shape))
+    if distribution is not None:
+        shape, wanted = tuple(distribution.shape), f"(T,) = {lead[:1]}, one for each task"
+        require(shape == lead[:1], owner, f"{name}.distribution", wanted, shape)
+        distribution = distribution.long()
+    labels = labels.long()
+    _refuse_where(labels < 0, labels, owner, f"{name}.labels", "at least 0")
+    return Samples(images, labels, distribution)
+
+
+def _check_part(owner: str, name: str, got: Any, device: torch.device, *, integers: bool) -> None:
+    require_tensor(owner, name, got)
+    require(got.device == device, owner, name, f"on {device} like the model", str(got.device))
+    if integers and got.dtype not in INTEGERS:
+        refuse(owner, name, "integers", shown(got.dtype), TypeError)
+
+
+def check_classes(owner: str, labels: Tensor, ways: int) -> None:
+    """Whether labels (T, N) are classes of a network with so many outputs, where the host may look.
+
+    A tensor that has passed is not looked at again until it is written to: an inner loop asks at
+    every step.
+
+    Raises:
+        ValueError: if one is outside 0 to ways - 1.
+    """
+    if not observed():
+        return
+    state = None if labels.is_inference() else (labels._version, ways)
+    if state is not None and _passed.get(labels) == state:
+        return
+    given, labels = labels, labels.long()
+    wrong = (labels < 0) | (labels >= ways)
+    _refuse_where(wrong, labels, owner, "labels", f"classes from 0 to {ways - 1}")
+    if state is not None:
+        _passed[given] = state
+
+
+def _refuse_where(wrong: Tensor, labels: Tensor, owner: str, name: str, expected: str) -> None:
+    if observed() and bool(wrong.any()):
+        task, image = wrong.nonzero()[0].tolist()
+        refuse(owner, name, expected, f"{labels[task, image].item()} in task {task}")

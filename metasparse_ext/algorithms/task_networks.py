@@ -1,0 +1,179 @@
+"""T task networks: one model, and for each task parameters of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
+from metasparse_ext.algorithms.samples import INTEGERS, check_classes
+from metasparse_ext.algorithms.vmapped import over_tasks
+from metasparse_ext.nn import MaskedConv2d, is_task_aware
+
+
+class AdaptedTasks:
+    """T task networks: a model and its adapted parameters.
+
+    Calling it with images (T, N, C, H, W) returns the logits (T, N, ways); each task's images pass
+    through its own network, with batch statistics over the N images of that task.
+
+    Attributes:
+        model: The network. ``parameters`` take the place of its own.
+        parameters: Name to tensor (T, ...), without a graph.
+
+    Raises:
+        TypeError, ValueError: As :func:`task_call`.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        _check_parameters("AdaptedTasks", model, parameters)
+        self.model = model
+        self.parameters = dict(parameters)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        _check_images("AdaptedTasks", images, self.tasks)
+        return run_tasks("AdaptedTasks", self.model, self.parameters, images)
+
+    @property
+    def tasks(self) -> int:
+        return next(iter(self.parameters.values())).shape[0]
+
+    @torch.no_grad()
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by layer name: (T, O, I), or (T, O, I, kh, kw) with one entry a weight."""
+        return task_masks(self.model, self.parameters, self.tasks)
+
+    def active(self) -> Tensor:
+        """(T,) fraction of all masked convolutions' kernels in use; 1 where there are none."""
+        masks = self.masks()
+        if masks:
+            return active_fraction(masks)
+        parameter = next(iter(self.parameters.values()))
+        return parameter.new_ones(self.tasks)
+
+
+def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Runs T task networks, each with its own parameters on its own images.
+
+    A model that understands the task axis runs once on everything; any other runs through
+    ``torch.func.vmap`` over T.
+
+    Args:
+        model: From images to logits.
+        parameters: Name to (T, ...). Parameters and buffers that are not named are the model's own,
+            shared.
+        images: (T, N, C, H, W), or (T, N, ...) for a model that takes other inputs.
+
+    Returns:
+        (T, N, ways).
+
+    Raises:
+        TypeError: if an argument has another type, or the model does not return a tensor.
+        ValueError: if a name is none of the model's, or the images or a parameter are those of
+            another number of tasks.
+        NotImplementedError: if the model cannot run through ``torch.func.vmap``.
+    """
+    _check_parameters("task_call", model, parameters)
+    _check_images("task_call", images, next(iter(parameters.values())).shape[0])
+    return run_tasks("task_call", model, parameters, images)
+
+
+def run_tasks(
+    owner: str, model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
+) -> Tensor:
+    """What :func:`task_call` computes of arguments that are known to be right."""
+    if is_task_aware(model):
+        return logits_of(owner, model, functional_call(model, dict(parameters), (images,)))
+
+    def one_task(own: dict[str, Tensor], x: Tensor) -> Tensor:
+        return logits_of(owner, model, functional_call(model, own, (x,)))
+
+    return over_tasks(owner, model, one_task, dict(parameters), images)
+
+
+def logits_of(owner: str, model: nn.Module, output: object) -> Tensor:
+    """What a model returned, if that is a tensor.
+
+    Raises:
+        TypeError: if it is a dict, a tuple or anything else.
+    """
+    if isinstance(output, Tensor):
+        return output
+    raise TypeError(
+        f"{owner}: expected model to return its logits, a tensor, got {type(output).__name__} from "
+        f"{type(model).__name__}; wrap it in a module that returns them alone"
+    )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, owner: str = "cross_entropy") -> Tensor:
+    """(T,): mean cross-entropy of each task, for logits (T, N, ways) and labels (T, N).
+
+    Args:
+        logits: Of a floating-point dtype.
+        labels: Integers of any dtype.
+        owner: Who asks, which errors begin with.
+
+    Raises:
+        TypeError: if either is no tensor, or has another dtype.
+        ValueError: if the labels have another shape, or one is no class of the logits.
+    """
+    require_tensor(owner, "logits", logits)
+    require_tensor(owner, "labels", labels)
+    if not logits.is_floating_point():
+        refuse(owner, "logits", "of a floating-point dtype", shown(logits.dtype), TypeError)
+    if labels.dtype not in INTEGERS:
+        refuse(owner, "labels", "integers", shown(labels.dtype), TypeError)
+    require(logits.dim() == 3, owner, "logits", "(T, N, ways)", tuple(logits.shape))
+    wanted = f"(T, N) = {tuple(logits.shape[:-1])} like the logits"
+    require(labels.shape == logits.shape[:-1], owner, "labels", wanted, tuple(labels.shape))
+    check_classes(owner, labels, logits.shape[-1])
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
+    return losses.unflatten(0, labels.shape).mean(1)
+
+
+def task_masks(model: nn.Module, parameters: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
+    """The mask of every masked convolution, with a task axis, by the name of its layer."""
+    masks = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, MaskedConv2d):
+            prefix = f"{name}." if name else ""
+            weight = parameters.get(f"{prefix}weight", layer.weight)
+            own = {
+                key.removeprefix(f"{prefix}masker."): value
+                for key, value in parameters.items()
+                if key.startswith(f"{prefix}masker.")
+            }
+            mask = functional_call(layer.masker, own, (weight,))
+            shared = mask.dim() in (2, 4)
+            masks[name] = mask.expand(tasks, *mask.shape) if shared else mask
+    return masks
+
+
+def active_fraction(masks: Mapping[str, Tensor]) -> Tensor:
+    """(T,) fraction of kernels in use, those with at least one active weight, over all layers."""
+    kernels = [(m if m.dim() == 3 else m.flatten(-2).amax(-1)).flatten(1) for m in masks.values()]
+    return torch.cat(kernels, 1).ne(0).float().mean(1)
+
+
+def _check_parameters(owner: str, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    require_type(owner, "model", model, nn.Module, "an nn.Module")
+    require_type(owner, "parameters", parameters, Mapping, "a mapping from names to tensors")
+    require(bool(parameters), owner, "parameters", "at least one tensor by its name", parameters)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, value in parameters.items():
+        require(name in own, owner, "parameters", f"of {type(model).__name__}", name)
+        require_tensor(owner, f"parameters[{name!r}]", value)
+        require(value.dim() > 0, owner, f"parameters[{name!r}]", "(T, ...)", value)
+    counts = {name: len(value) for name, value in parameters.items()}
+    require(len(set(counts.values())) == 1, owner, "parameters", "those of T tasks each", counts)
+
+
+def _check_images(owner: str, images: Tensor, tasks: int) -> None:
+    require_tensor(owner, "images", images)
+    wanted = f"(T, N, ...) with T = {tasks} like the parameters"
+    fits = images.dim() > 1 and images.shape[0] == tasks
+    require(fits, owner, "images", wanted, tuple(images.shape))

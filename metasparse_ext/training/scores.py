@@ -1,0 +1,238 @@
+"""How well a learner does: accuracy on many tasks, its interval, and the size of the networks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metasparse_ext._arguments import (
+    refuse,
+    require,
+    require_flag,
+    require_size,
+    require_tensor,
+    require_text,
+    require_type,
+    shown,
+)
+from metasparse_ext._records import check_fields
+from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
+from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.nn import Cost, cost
+from metasparse_ext.nn.evaluating import evaluating
+
+_FOLDED_TASKS = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        tasks: How many tasks.
+        accuracy: Mean query accuracy, in [0, 1].
+        interval: Half the 95 % confidence interval of that mean, 1.96 std / sqrt(tasks).
+        loss: Mean query cross-entropy.
+        transductive: Whether batch statistics were taken over the whole query set.
+        active: Fraction of the network's kernels in use, mean over the tasks.
+        kernels: Number of kernels of the network.
+        macs, dense_macs: Multiply-accumulates per image: those of active kernels (mean over the
+            tasks), and of the same network without masks.
+        distributions: Of a mixture of data sets, by name: the tasks drawn from it, and accuracy and
+            interval on them.
+        usage: For every masked layer, the fraction of tasks (O, I) in which a kernel is in use.
+    """
+
+    tasks: int
+    accuracy: float
+    interval: float
+    loss: float
+    transductive: bool
+    active: float
+    kernels: int
+    macs: float
+    dense_macs: int
+    distributions: dict[str, dict[str, float]]
+    usage: dict[str, Tensor] = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"loss": {"finite": False}})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the numbers as JSON values, without the kernel usage."""
+        return {key: value for key, value in vars(self).items() if key != "usage"}
+
+
+def evaluate(
+    learner: MetaLearner,
+    batches: Iterable[TaskBatch],
+    *,
+    tasks: int = 600,
+    transductive: bool = True,
+    distributions: Sequence[str] = (),
+) -> Evaluation:
+    """Adapts to the support set of every task and classifies its query set.
+
+    Args:
+        learner: The meta-learner, in evaluation mode meanwhile; its state is left as it is.
+        batches: Meta-batches; as many are drawn as ``tasks`` takes.
+        tasks: How many tasks.
+        transductive: Take batch statistics over the whole query set of a task, as the published
+            codes do. Otherwise each query image is classified in a batch of the task's support
+            images and itself alone.
+        distributions: The names of the data sets of a mixture, to have the accuracy on each.
+
+    Returns:
+        The evaluation. The standard deviation is that of the population, as in the sources.
+
+    Raises:
+        TypeError: If an argument has another type.
+        ValueError: If there are fewer than ``tasks`` tasks, or one is of a distribution without a
+            name.
+    """
+    require_type("evaluate", "learner", learner, MetaLearner, "a MetaLearner")
+    require_size("evaluate", "tasks", tasks)
+    require_flag("evaluate", "transductive", transductive)
+    require_type("evaluate", "distributions", distributions, (tuple, list), "names")
+    for name in distributions:
+        require_text("evaluate", "each of distributions", name, empty=False)
+    device = next(learner.parameters()).device
+    totals = _Totals(learner.model)
+    with evaluating(learner):
+        for batch in _first_tasks(batches, tasks):
+            support, query = batch.to(device)
+            adapted = learner.adapt(support)
+            with torch.no_grad():
+                logits = predict(adapted, support, query.images, transductive=transductive)
+                totals.add(logits, query, adapted)
+    return totals.evaluation(transductive, distributions)
+
+
+def predict(
+    adapted: AdaptedTasks, support: Samples, images: Tensor, *, transductive: bool = True
+) -> Tensor:
+    """Classifies query images (T, Q, C, H, W) with T adapted networks; returns logits (T, Q, ways).
+
+    Not transductive: the queries are folded into the task axis, so that each has a batch (and batch
+    statistics) made of the task's support images and itself.
+
+    Raises:
+        TypeError: If an argument has another type.
+        ValueError: If images or support set are not those of as many tasks as were adapted to.
+    """
+    require_type("predict", "adapted", adapted, AdaptedTasks, "AdaptedTasks")
+    require_type("predict", "support", support, Samples, "Samples of images and labels")
+    require_tensor("predict", "images", images)
+    require_flag("predict", "transductive", transductive)
+    for name, got in (("images", images), ("support.images", support.images)):
+        wanted = f"(T, N, ...) with T = {adapted.tasks} like the adapted tasks"
+        fits = got.dim() > 2 and len(got) == adapted.tasks
+        require(fits, "predict", name, wanted, tuple(got.shape))
+    if transductive:
+        return adapted(images)
+    chunk = max(1, _FOLDED_TASKS // images.shape[0])
+    return torch.cat(
+        [_beside_support(adapted, support.images, part) for part in images.split(chunk, dim=1)],
+        dim=1,
+    )
+
+
+def _beside_support(adapted: AdaptedTasks, support: Tensor, images: Tensor) -> Tensor:
+    queries = images.shape[1]
+    repeated = support.unsqueeze(1).expand(-1, queries, -1, -1, -1, -1)
+    joined = torch.cat([repeated, images.unsqueeze(2)], dim=2).flatten(0, 1)
+    each = copy.copy(adapted)
+    each.parameters = {n: p.repeat_interleave(queries, 0) for n, p in adapted.parameters.items()}
+    return each(joined)[:, -1].unflatten(0, (-1, queries))
+
+
+class _Totals:
+    """What is gathered over the tasks; it stays on the learner's device until the end."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._accuracy: list[Tensor] = []
+        self._distribution: list[Tensor] = []
+        self._loss: list[Tensor] = []
+        self._active: list[Tensor] = []
+        self._macs: list[Tensor] = []
+        self._used: dict[str, Tensor] = {}
+        self._cost: Cost | None = None
+
+    def add(self, logits: Tensor, query: Samples, adapted: AdaptedTasks) -> None:
+        """Adds T tasks: logits (T, Q, ways) of the query sets by the adapted networks."""
+        labels, tasks = query.labels, len(query.labels)
+        self._accuracy.append((logits.argmax(-1) == labels).double().mean(1))
+        self._loss.append(cross_entropy(logits, labels).double())
+        self._active.append(adapted.active().double())
+        masks = adapted.masks()
+        for name, mask in masks.items():
+            kernels = mask if mask.dim() == 3 else mask.flatten(-2).amax(-1)
+            used = kernels.ne(0).sum(0)
+            self._used[name] = self._used[name] + used if name in self._used else used
+        if query.distribution is not None:
+            self._distribution.append(query.distribution)
+        self._cost = cost(self._model, query.images.shape[2:], masks)
+        self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
+
+    def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:
+        """The means over all tasks added."""
+        accuracy = torch.cat(self._accuracy)
+        tasks = len(accuracy)
+        return Evaluation(
+            **_score(accuracy),
+            loss=float(torch.cat(self._loss).mean()),
+            transductive=transductive,
+            active=float(torch.cat(self._active).mean()),
+            kernels=self._cost.kernels,
+            macs=float(torch.cat(self._macs).mean()),
+            dense_macs=self._cost.macs,
+            distributions=self._by_distribution(accuracy, distributions),
+            usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
+        )
+
+    def _by_distribution(
+        self, accuracy: Tensor, names: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """The score on each data set of which there were tasks."""
+        if not names:
+            return {}
+        which = torch.cat(self._distribution) if self._distribution else accuracy.new_empty(0)
+        given = len(which) == len(accuracy) and bool(((which >= 0) & (which < len(names))).all())
+        wanted = "the names of the distributions that the tasks have"
+        require(given, "evaluate", "distributions", wanted, tuple(names))
+        scores = {name: accuracy[which == number] for number, name in enumerate(names)}
+        return {name: _score(found) for name, found in scores.items() if len(found)}
+
+
+def _score(accuracy: Tensor) -> dict[str, float]:
+    """How many tasks (T,), their mean accuracy, and its interval."""
+    interval = 1.96 * float(accuracy.std(correction=0)) / math.sqrt(len(accuracy))
+    return {"tasks": len(accuracy), "accuracy": float(accuracy.mean()), "interval": interval}
+
+
+def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch]:
+    """Meta-batches with ``tasks`` tasks in all; the last one may be cut."""
+    left = tasks
+    try:
+        drawn = iter(batches)
+    except TypeError:
+        refuse(
+            "evaluate", "batches", "meta-batches, one after the other", shown(batches), TypeError
+        )
+    for batch in drawn:
+        require_type("evaluate", "each of batches", batch, TaskBatch, "a TaskBatch")
+        part = batch.tasks(slice(left))
+        yield part
+        left -= part.support.labels.shape[0]
+        if left == 0:
+            return
+    refuse("evaluate", "batches", f"those of {tasks} tasks", f"{tasks - left}")

@@ -1,0 +1,200 @@
+"""What a training is made of, and how it begins, is saved, and goes on from what was saved."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metasparse_ext import _atomic as atomic
+from metasparse_ext._arguments import refuse, require_type
+from metasparse_ext.data import TaskBatch, on_device
+from metasparse_ext.training import build, checkpoint, metrics
+from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
+from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.distributed import ALONE, Workers
+from metasparse_ext.training.meta_step import MetaStep, Skipped
+from metasparse_ext.training.metrics import Reporter
+from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
+from metasparse_ext.training.stages import length, stages_of
+
+logger = logging.getLogger("metasparse_ext")
+
+_VALIDATION_SEED = 1_000_003
+
+
+class Session:
+    """A training that has been built, and begun or resumed: what the loop of a trainer runs on.
+
+    The arguments are those of :class:`~metasparse_ext.training.Trainer`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Run,
+        *,
+        reporter: Reporter | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
+        require_type("Trainer", "config", config, RunConfig, "a RunConfig")
+        require_type("Trainer", "run", run, Run, "a Run")
+        wanted = "None or a Reporter (start, step, validation)"
+        require_type("Trainer", "reporter", reporter, (Reporter, type(None)), wanted)
+        require_type("Trainer", "workers", workers, Workers, "Workers")
+        self.config = build.resolved(config)
+        self.run = run
+        self.reporter = reporter
+        self.workers = workers
+        self.iteration = self.records = 0
+        self._spent: list[float] = []  # seconds of the meta-iterations since the last record
+        self.elapsed = 0.0
+        self.best: Mapping[str, Any] | None = None
+        self.skipped = Skipped()
+        self.log: metrics.MetricsFile | None = None
+        self._lock = RunLock(run.lock_path)
+        try:
+            self._prepare()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _prepare(self) -> None:
+        """Builds what the configuration names, and restores or begins the run."""
+        config, run, workers = self.config, self.run, self.workers
+        workers.require_shares(config.tasks)
+        self.classes = build.images(config, "train")
+        self.validation_classes = build.images(config, config.validation_split)
+        build.require_one_shape(self.classes, self.validation_classes)
+        build.require_test_shape(config, self.classes)
+        self.distributions = build.distributions(self.classes)
+        # One answer for all, and before the first of them makes the folder.
+        resuming = workers.any(run.started)
+        if resuming:
+            self._take_lock()
+        start = config.replace(init_from=None) if resuming else config
+        self.learner = build.learner(start, self.classes.shape)
+        self.stages = stages_of(self.learner)
+        if config.max_seconds is None:
+            self.stages.plan(config.iterations)
+        self.meta_step = MetaStep(config, self.learner, workers, self.distributions)
+        self._validation_batches()
+        if resuming:
+            self._restore()
+        drawn = build.episodes(
+            config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
+        )
+        self.batches = on_device(map(workers.share, drawn), config.device)
+        if not resuming:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Makes the run folder and its first checkpoint."""
+        run, first = self.run, self.workers.first
+        if first:
+            atomic.make_folder(run.folder)
+        self._take_lock()
+        if self.workers.any(run.started):
+            raise RunInUseError(f"{run}: another process has begun a run in this folder")
+        if first:
+            run.create(self.config)
+        self._save(run.last_path)
+
+    def _take_lock(self) -> None:
+        """Refuses to train where another process does."""
+        taken = not self.workers.first or self._lock.acquire()
+        if self.workers.any(not taken):
+            raise RunInUseError(f"{self.run}: another process is training in this folder")
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The outer optimizer; every stage has its own."""
+        return self.meta_step.optimizer
+
+    @property
+    def _position(self) -> float:
+        return self.iteration if self.config.max_seconds is None else self.elapsed
+
+    def _validation_batches(self) -> Iterator[TaskBatch]:
+        """The fixed tasks of every validation."""
+        return build.held_out_episodes(self.config, self.validation_classes, seed=_VALIDATION_SEED)
+
+    def _save(self, path: Path) -> None:
+        """Writes a checkpoint, once the metrics that it counts on are on the disk."""
+        if not self.workers.first:
+            return
+        if self.log is not None:
+            self.log.flush()
+        checkpoint.save(
+            Checkpoint(
+                config=self.config.to_dict(),
+                iteration=self.iteration,
+                learner=self.learner.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                best=self.best,
+                random_state=torch.get_rng_state(),
+                elapsed=self.elapsed,
+                skipped=vars(self.skipped),
+                records=self.records,
+                platform=machine(self.config),
+            ),
+            path,
+        )
+
+    def _restore(self) -> None:
+        saved = checkpoint.load(self.run.last_path)
+        begun = self.run.begun_with(saved)
+        mending = self.config.mending_changes(begun, str(self.run))
+        for name, was, now in mending if self.workers.first else ():
+            logger.warning("%s goes on with %s = %r, it was %r", self.run, name, now, was)
+        build.load_state(self.learner, saved.learner, str(self.run.last_path))
+        try:
+            self.meta_step.load_optimizer(saved.optimizer)
+            self.skipped = Skipped(**saved.skipped)
+            torch.set_rng_state(saved.random_state)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{self.run.last_path}: {error}") from error
+        self.iteration, self.elapsed = saved.iteration, saved.elapsed
+        self._require_not_shorter(begun)
+        self.best, self.records = saved.best, saved.records
+        self._restore_best()
+        if not self.workers.first:
+            return
+        for change in changes(saved.platform, machine(self.config)):
+            logger.warning(
+                "%s goes on with another %s; its numbers are not those of a run never stopped",
+                self.run,
+                change,
+            )
+        self.run.clean()
+        metrics.truncate(self.run.metrics_path, self.records)
+        atomic.replace_text(self.run.config_path, self.config.to_json())
+
+    def _require_not_shorter(self, begun: RunConfig) -> None:
+        """Refuses a stage, or a training of so many seconds, that would have ended before now."""
+        name = "iterations" if self.config.max_seconds is None else "max_seconds"
+        was, now = getattr(begun, name), getattr(self.config, name)
+        done = self._position - self.stages.stage_start
+        if was == now or done <= length(self.stages, self.config):
+            return
+        if name == "iterations":
+            reached = f"{done:.0f} iterations"
+        else:
+            reached = f"{self.elapsed:.3g} seconds"
+        wanted = f"no less than what {self.run} has done already, {reached}"
+        refuse("RunConfig", name, wanted, repr(now))
+
+    def _restore_best(self) -> None:
+        """Holds on to the best checkpoint, or chooses it anew where its file is lost."""
+        iteration = None if self.best is None else self.best["iteration"]
+        kept = not self.workers.first or self.run.restore_best(iteration)
+        if self.workers.any(not kept):
+            self.best = None
+            logger.warning(
+                "%s: the best checkpoint, of iteration %d, is lost: from now on it is chosen anew",
+                self.run.best_path,
+                iteration,
+            )
