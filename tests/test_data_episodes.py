@@ -152,9 +152,9 @@ def test_too_few(data, change, message):
     "argument", ["ways", "shots", "queries", "tasks", "seed", "workers", "start"]
 )
 def test_numbers_out_of_range(data, argument):
-    with pytest.raises(ValueError, match=f"{argument}: expected at least ., got -1"):
+    with pytest.raises(ValueError, match=f"episodes: expected {argument} to be at least ., got -1"):
         episodes(data, **TASK | {argument: -1})
-    with pytest.raises(TypeError, match=f"{argument}: expected an integer, got 2.5"):
+    with pytest.raises(TypeError, match=f"expected {argument} to be an integer, got float 2.5"):
         episodes(data, **TASK | {argument: 2.5})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import metasparse_ext
-from metasparse_ext.cli import catalog, runs, train
+from metasparse_ext.cli import catalog, data, runs, train
 from metasparse_ext.cli.messages import OneLineErrors
 
 
@@ -18,6 +18,7 @@ def main() -> None:
 for _command in (
     *(train.train, train.demo),
     *(runs.evaluate, runs.export, runs.plot),
+    data.data,
     *(catalog.learners, catalog.presets, catalog.info),
 ):
     main.add_command(_command)
