@@ -142,7 +142,7 @@ def _layouts(dataset: str, pattern: str, *inside: str) -> tuple[Layout, ...]:
     return (
         Layout(pattern.format("SPLIT"), _pickles(pattern, *inside)),
         Layout(archive, _archive(dataset), takes=("splits",)),
-        split_folders("folders SPLIT/CLASS", *inside),
+        split_folders("folders SPLIT/CLASS", dataset, *inside),
         class_folders("folders CLASS", dataset, *inside, "data", "cifar100/data"),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.leaks import require_disjoint_files, require_disjoint_names
 from metasparse_ext.data.listing import SPLIT_NAMES, Layout, Listing, Request, split_folder
 from metasparse_ext.data.picture import Picture, file_picture, suffixes
-from metasparse_ext.data.splits import SplitList, split_list
+from metasparse_ext.data.splits import SplitList, published, split_list
 from metasparse_ext.data.walk import image_files
 
 Paths = Mapping[str, Sequence[Path]]
@@ -152,16 +153,37 @@ def require_all(request: Request, missing: Sequence[str], lists: SplitList, wher
         )
 
 
-def split_folders(text: str, *inside: str) -> Layout:
-    """The layout ``ROOT/SPLIT/CLASS/*``, in the root or in a folder of it."""
+def split_folders(text: str, dataset: str, *inside: str) -> Layout:
+    """The layout ``ROOT/SPLIT/CLASS/*`` of a published list, in the root or in a folder of it.
+
+    A folder ``train`` with classes that the list has in other splits is of another layout, such as
+    that of ImageNet itself. Where the list has none of the names, the folders are taken at theirs.
+    """
 
     def find_split(request: Request) -> Listing | None:
         for place in (request.root, *(request.root / name for name in inside)):
-            if (found := in_split_folders(request, place)) is not None:
-                return found
+            folder = split_folder(place, request.split)
+            if folder is not None and _is_published(request, dataset, folder):
+                return in_split_folders(request, place)
         return None
 
     return Layout(text, find_split)
+
+
+def _is_published(request: Request, dataset: str, folder: Path) -> bool:
+    """Whether the classes in the folder are those of the split, or are not of the list at all."""
+    (chosen,) = published(dataset)
+    plain = replace(request, options=replace(request.options, splits=chosen))
+    lists = split_list(plain, dataset)
+    there = {path.name for path in folder.iterdir() if path.is_dir()}
+    listed_there = there & {name for names in lists.classes.values() for name in names}
+    if not listed_there:
+        return True
+    wanted = set(lists.of(request.split))
+    if listed_there - wanted:
+        return False
+    require_all(request, sorted(wanted - there), lists, str(folder))
+    return True
 
 
 def class_folders(text: str, dataset: str, *inside: str) -> Layout:

@@ -116,6 +116,6 @@ LAYOUTS = (
     Layout("mini-imagenet-cache-SPLIT.pkl", _pickles),
     Layout("SPLIT.csv and the folder images", _tables),
     Layout("the folder images of files named CLASS...", _names, takes=("splits",)),
-    split_folders("folders SPLIT/CLASS", *_INSIDE),
+    split_folders("folders SPLIT/CLASS", "mini-imagenet", *_INSIDE),
     class_folders("folders CLASS", "mini-imagenet", *_INSIDE),
 )

@@ -79,6 +79,6 @@ def _arrays(path: Path, owner: str) -> list[Picture]:
 LAYOUTS = (
     Layout("SPLIT_images_png.pkl and SPLIT_labels.pkl", _of_files("{}_images_png.pkl", _encoded)),
     Layout("SPLIT_images.npz and SPLIT_labels.pkl", _of_files("{}_images.npz", _arrays)),
-    split_folders("folders SPLIT/CLASS", *_INSIDE),
+    split_folders("folders SPLIT/CLASS", "tiered-imagenet", *_INSIDE),
     class_folders("folders CLASS", "tiered-imagenet", *_INSIDE, "train"),
 )
