@@ -10,7 +10,8 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -47,13 +48,13 @@ class Picture:
 
     Attributes:
         name: as messages show it.
-        open: gives the Pillow image, its pixels not decoded yet; safe to call from any thread.
+        open: opens the Pillow image, its pixels not decoded yet; safe to call from any thread.
         box: (left, top, right, bottom), the part to keep, or None for all of it.
         inverted: whether dark becomes bright.
     """
 
     name: str
-    open: Callable[[], Image.Image]
+    open: Callable[[], AbstractContextManager[Image.Image]]
     box: Box | None = None
     inverted: bool = False
 
@@ -79,10 +80,13 @@ def array_picture(name: str, pixels: np.ndarray) -> Picture:
     return Picture(name, partial(Image.fromarray, pixels))
 
 
-def _open_file(path: Path) -> Image.Image:
+@contextmanager
+def _open_file(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():  # To open a pipe would wait for its other end.
         raise UnreadableError("not a regular file")
-    return Image.open(path)
+    # Of a path Pillow maps plain TIFF files into memory, and mixes up their rows if they lie.
+    with open(path, "rb") as file, Image.open(file) as image:
+        yield image
 
 
 def _open_member(archive: zipfile.ZipFile, member: str) -> Image.Image:

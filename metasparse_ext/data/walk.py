@@ -28,8 +28,14 @@ def image_files(folder: Path, owner: str) -> tuple[dict[str, list[Path]], list[P
     """
     images: dict[str, list[Path]] = {}
     strays: list[Path] = []
-    _enter(folder, folder, frozenset(), images, strays, owner)
+    above = frozenset(map(_identity, folder.resolve().parents))
+    _enter(folder, folder, above, images, strays, owner)
     return dict(sorted(images.items())), strays
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    seen = folder.stat()
+    return seen.st_dev, seen.st_ino
 
 
 def _enter(
@@ -41,8 +47,7 @@ def _enter(
     owner: str,
 ) -> None:
     try:
-        seen = folder.stat()
-        here = seen.st_dev, seen.st_ino
+        here = _identity(folder)
         if here in above:
             return  # A link to a folder that this one is in.
         with os.scandir(folder) as entries:
