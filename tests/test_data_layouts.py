@@ -133,6 +133,12 @@ def test_the_readme_lists_these_layouts():
         assert data == ROWS[on_disk].data.replace("{root}", "DIR"), on_disk
 
 
+def test_the_train_folder_of_imagenet_is_not_the_training_split(copies):
+    root = copies("`train/n01530575/*.JPEG`, as ImageNet")
+    with pytest.raises(DataNotFoundError, match="mini-imagenet: no file"):
+        load("mini-imagenet", root)
+
+
 @pytest.mark.parametrize("name", ["omniglot", "mini-imagenet", "cub", "aircraft"])
 def test_the_root_may_be_the_folder_around_it(name, copies, tmp_path):
     row = next(row for row in ROWS if ROWS[row].data == name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -157,7 +158,7 @@ def augmented(
     """
     require_type("augmented", "batches", batches, Iterable, "batches to iterate over")
     require_type("augmented", "augment", augment, Augment, "an Augment")
-    require_count("augmented", "seed", seed, most=(1 << 31) - 1)
+    require_count("augmented", "seed", seed)
     require_count("augmented", "start", start, most=(1 << 31) - 1)
     return _augmented(batches, augment, seed, start)
 
@@ -167,7 +168,9 @@ def _augmented(
 ) -> Iterator[TaskBatch]:
     for number, batch in enumerate(batches, start):
         generator = torch.Generator(batch.support.images.device)
-        yield augment(batch, generator.manual_seed(seed << 32 | number))
+        # The generator of the CPU takes 32 bits of a seed: both numbers are mixed into them.
+        mixed = np.random.SeedSequence([seed, number]).generate_state(1)
+        yield augment(batch, generator.manual_seed(int(mixed[0])))
 
 
 def _require_batch(owner: str, batch: object) -> None:

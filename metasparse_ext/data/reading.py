@@ -240,8 +240,8 @@ class _Reading:
             first = next(iter(classes[name])).name
             raise DataError(
                 f"{self.owner}: expected several classes in split {self.listing.split}, got one, "
-                f"{name!r}, of {first} and others; a class is a folder of images, and the folders "
-                "of all classes of a split lie side by side"
+                f"{name!r}, of {first} and others; where a class is a folder of images, those of "
+                "all classes of a split lie side by side"
             )
 
     def _drop_small_classes(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.listing import Classes, Layout, Listing, Request, places
 from metasparse_ext.data.picture import Box
-from metasparse_ext.data.readers.folder import listed
+from metasparse_ext.data.readers.folder import listed, mostly_there
 from metasparse_ext.data.readers.tables import rows
 from metasparse_ext.data.splits import split_list
 
@@ -20,7 +20,7 @@ _BOXES = "bounding_boxes.txt"
 def _images(request: Request) -> Listing | None:
     for place in places(request.root, "CUB_200_2011", "cub"):
         lists = split_list(request, "cub")
-        if not any((place / "images" / name).is_dir() for name in lists.of(request.split)):
+        if not mostly_there(place / "images", lists.of(request.split)):
             continue
         found = listed(request, [place / "images"], lists)
         if not request.options.bounding_boxes:

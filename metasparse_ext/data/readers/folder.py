@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,8 +156,8 @@ def require_all(request: Request, missing: Sequence[str], lists: SplitList, wher
 def split_folders(text: str, dataset: str, *inside: str) -> Layout:
     """The layout ``ROOT/SPLIT/CLASS/*`` of a published list, in the root or in a folder of it.
 
-    A folder ``train`` with classes that the list has in other splits is of another layout, such as
-    that of ImageNet itself. Where the list has none of the names, the folders are taken at theirs.
+    A folder ``train`` with other classes than the list has in its split is of another layout, such
+    as that of ImageNet itself.
     """
 
     def find_split(request: Request) -> Listing | None:
@@ -171,16 +171,13 @@ def split_folders(text: str, dataset: str, *inside: str) -> Layout:
 
 
 def _is_published(request: Request, dataset: str, folder: Path) -> bool:
-    """Whether the classes in the folder are those of the split, or are not of the list at all."""
+    """Whether the folders are classes of the split and no others; an error if some are missing."""
     (chosen,) = published(dataset)
     plain = replace(request, options=replace(request.options, splits=chosen))
     lists = split_list(plain, dataset)
-    there = {path.name for path in folder.iterdir() if path.is_dir()}
-    listed_there = there & {name for names in lists.classes.values() for name in names}
-    if not listed_there:
-        return True
+    there = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
     wanted = set(lists.of(request.split))
-    if listed_there - wanted:
+    if not there <= wanted or not mostly_there(folder, wanted):
         return False
     require_all(request, sorted(wanted - there), lists, str(folder))
     return True
@@ -192,11 +189,19 @@ def class_folders(text: str, dataset: str, *inside: str) -> Layout:
     def find_classes(request: Request) -> Listing | None:
         lists = split_list(request, dataset)
         for place in (request.root, *(request.root / name for name in inside)):
-            if any((place / name).is_dir() for name in lists.of(request.split)):
+            if mostly_there(place, lists.of(request.split)):
                 return listed(request, [place], lists)
         return None
 
     return Layout(text, find_classes, takes=("splits",))
+
+
+def mostly_there(folder: Path, names: Collection[str]) -> bool:
+    """Whether a folder has a folder of more than half of the names: one may be there by chance.
+
+    CIFAR-100 has a class ``train``.
+    """
+    return 2 * sum((folder / name).is_dir() for name in names) > len(names)
 
 
 def _name(request: Request, root: Path) -> str:
