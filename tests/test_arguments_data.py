@@ -50,12 +50,12 @@ CALLS = {
         data.load,
         lambda: {"name": "glyphs"},
         {
+            **ANY_TEXT,
             "root": tuple(VALUES),  # Glyphs have none; a folder's is tested below.
             "image_size": ("none",),
             "channels": ("none",),
             "splits": ("none", "text"),
             "bounding_boxes": ("none", "flag"),
-            "min_images": ("huge",),  # No class has so many, as the message says.
             "skip_unreadable": ("flag",),
             "allow_overlap": ("flag",),
             "rotated_classes": ("flag",),
@@ -69,7 +69,7 @@ CALLS = {
         {
             **COUNTS,
             "data": TEXTS,
-            "root": PATHS,
+            "root": (*PATHS, "empty text"),
             "split": ("none",),
             "rotations": ("flag",),
         },
@@ -215,7 +215,9 @@ def test_every_public_name_is_called():
     assert functions <= known
 
 
-@pytest.mark.parametrize("root", [value for name, value in VALUES.items() if name not in PATHS])
+@pytest.mark.parametrize(
+    "root", [value for name, value in VALUES.items() if name not in (*PATHS, "empty text")]
+)
 def test_the_root_of_a_folder(root):
     with pytest.raises((TypeError, ValueError), match=r"load: expected root to be a path, got"):
         data.load("folder", root)

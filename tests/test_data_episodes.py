@@ -167,7 +167,7 @@ def test_rotations_need_square_images():
 
 
 def test_split_of_given_classes_is_checked(data):
-    with pytest.raises(DataError, match="expected classes of split 'test', got coded/train"):
+    with pytest.raises(DataError, match="expected data to be of split 'test', got coded/train"):
         episodes(data, split="test", **TASK)
 
 

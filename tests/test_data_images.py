@@ -78,7 +78,7 @@ def test_class_without_images():
         ("images", np.zeros((4, 1, 3, 3), np.float32), "type uint8"),
         ("images", np.zeros((4, 2, 3, 3), np.uint8), r"1 or 3, H, W"),
         ("images", np.zeros((5, 1, 3, 3), np.uint8), "from 0 to 5, got 0 to 4"),
-        ("offsets", np.array([0, 4]), "expected 3 offsets"),
+        ("offsets", np.array([0, 4]), "expected offsets to be 3 integers"),
     ],
 )
 def test_arrays_that_do_not_fit(field, value, message):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metasparse_ext._arguments import (
     refuse,
-    require_choice,
+    require,
     require_count,
     require_type,
     shown,
@@ -20,7 +20,7 @@ from metasparse_ext._arguments import (
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses, require_texts
 from metasparse_ext.data.listing import Listing
-from metasparse_ext.data.options import FITS, ReadOptions
+from metasparse_ext.data.options import FITS, GROUNDS, LARGEST_SIDE, ReadOptions, require_name
 from metasparse_ext.data.picture import Picture, array_picture, pixels
 
 _LAYOUTS = ("NHWC", "NCHW")
@@ -62,16 +62,21 @@ def from_arrays(
         DataError: a ValueError; images of another shape or range, labels that do not fit.
         TypeError: an argument of another type.
     """
-    pixels = _bytes("from_arrays", _as_array("from_arrays", "images", images))
+    array = _as_array("from_arrays", "images", images)
+    if array.ndim not in (3, 4):
+        refuse("from_arrays", "images", _ARRAY, f"the shape {array.shape}", DataError)
+    pixels = _bytes("from_arrays", array)
     numbers = _labels("from_arrays", labels, len(pixels))
     for argument, value in (("name", name), ("split", split)):
         require_type("from_arrays", argument, value, str, "a text")
     if layout is not None:
-        require_choice("from_arrays", "layout", layout, _LAYOUTS)
+        require_name("from_arrays", "layout", layout, _LAYOUTS)
     if class_names is None:
         values, numbers = np.unique(numbers, return_inverse=True)
         class_names = [str(value) for value in values.tolist()]
     require_texts("from_arrays", "class_names", class_names)
+    expected = "a name for each class"
+    require(len(class_names) > 0, "from_arrays", "class_names", expected, class_names)
     return ImageClasses.from_labels(
         _channels_last("from_arrays", pixels, layout), numbers, class_names, name=name, split=split
     )
@@ -105,15 +110,18 @@ def from_dataset(
         DataError: a ValueError; no images, an image of another form, sizes that differ.
         TypeError: an argument of another type.
     """
-    for method in ("__len__", "__getitem__"):
-        if isinstance(dataset, (type, str, bytes)) or not hasattr(dataset, method):
-            expected = "a dataset with a length and items (image, label)"
-            refuse("from_dataset", "dataset", expected, shown(dataset), TypeError)
+    expected = "a dataset with a length and items (image, label)"
+    methods = all(hasattr(dataset, method) for method in ("__len__", "__getitem__"))
+    if not methods or isinstance(dataset, (type, str, bytes, dict, np.ndarray, Tensor)):
+        refuse("from_dataset", "dataset", expected, shown(dataset), TypeError)
+    if not len(dataset):
+        refuse("from_dataset", "dataset", expected, "one that is empty, with no images", DataError)
     for argument, value in (("name", name), ("split", split)):
         require_type("from_dataset", argument, value, str, "a text")
     if image_size is not None:
-        require_count("from_dataset", "image_size", image_size, least=1)
-    require_choice("from_dataset", "fit", fit, FITS)
+        require_count("from_dataset", "image_size", image_size, least=1, most=LARGEST_SIDE)
+    require_name("from_dataset", "fit", fit, FITS)
+    require_name("from_dataset", "ground", ground, GROUNDS)
     options = ReadOptions(image_size=image_size, fit=fit, ground=ground, cache=False)
     return Listing(name, split, (), lambda: _classes(dataset, options)).read(options)
 

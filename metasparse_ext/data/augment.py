@@ -21,6 +21,7 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext.data.batch import TaskBatch
 from metasparse_ext.data.errors import DataError
+from metasparse_ext.data.options import MOST
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
@@ -159,7 +160,7 @@ def augmented(
     require_type("augmented", "batches", batches, Iterable, "batches to iterate over")
     require_type("augmented", "augment", augment, Augment, "an Augment")
     require_count("augmented", "seed", seed)
-    require_count("augmented", "start", start, most=(1 << 31) - 1)
+    require_count("augmented", "start", start, most=MOST)
     return _augmented(batches, augment, seed, start)
 
 

@@ -10,9 +10,10 @@ from metasparse_ext.data.batch import TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses
 from metasparse_ext.data.mixture import Mixture, MixtureSampler
+from metasparse_ext.data.options import MOST
 from metasparse_ext.data.prefetch import prefetch
 from metasparse_ext.data.registry import load
-from metasparse_ext.data.sampler import MOST, EpisodeSampler, check_task
+from metasparse_ext.data.sampler import EpisodeSampler, check_task
 
 _MOST_WORKERS = 1024
 
@@ -73,7 +74,7 @@ def episodes(
     if isinstance(data, str):
         data = load(data, root, split or "train")
     elif split not in (None, data.split):
-        raise DataError(f"expected classes of split {split!r}, got {data}")
+        raise DataError(f"episodes: expected data to be of split {split!r}, got {data}")
     kind = MixtureSampler if isinstance(data, Mixture) else EpisodeSampler
     sampler = kind(
         data,

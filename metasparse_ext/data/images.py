@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from metasparse_ext._arguments import require_choice, require_count, require_type
+from metasparse_ext._arguments import require, require_choice, require_count, require_type
 from metasparse_ext.data.errors import DataError
-from metasparse_ext.data.options import FITS
+from metasparse_ext.data.options import FITS, LARGEST_SIDE, MOST, require_name
 from metasparse_ext.data.picture import fitted
 
 _NAMED = 3  # of what was left out, so many are named
@@ -54,13 +54,13 @@ class ImageClasses:
             require_type("ImageClasses", name, getattr(self, name), str, "a text")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise DataError(
-                f"{self}: expected images of shape (n, 1 or 3, H, W) and type uint8, "
-                f"got {images.shape} and {images.dtype}"
+                "ImageClasses: expected images to be of shape (n, 1 or 3, H, W) and type uint8, "
+                f"got {images.shape} and {images.dtype} in {self}"
             )
         if offsets.shape != (len(self.class_names) + 1,):
             raise DataError(
-                f"{self}: expected {len(self.class_names) + 1} offsets for "
-                f"{len(self.class_names)} class names, got shape {offsets.shape}"
+                f"ImageClasses: expected offsets to be {len(self.class_names) + 1} integers for "
+                f"{len(self.class_names)} class_names, got shape {offsets.shape} in {self}"
             )
         if twice := duplicate(self.class_names):
             raise DataError(f"{self}: class_names: expected different names, got {twice!r} twice")
@@ -102,7 +102,10 @@ class ImageClasses:
         require_texts(owner, "class_names", class_names)
         for argument, value in (("name", name), ("split", split)):
             require_type(owner, argument, value, str, "a text")
-        _check_labels(f"{name}/{split}", images, labels, len(class_names))
+        fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+        expected = "of shape (n, H, W) or (n, H, W, 1 or 3)"
+        require(fits, owner, "images", expected, images.shape)
+        _check_labels(f"{owner}: {name}/{split}", images, labels, len(class_names))
         channels_last = images if images.ndim == 4 else images[..., np.newaxis]
         order = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels, minlength=len(class_names))
@@ -169,8 +172,9 @@ class ImageClasses:
             fit: ``"squash"`` does not keep the aspect ratio of images that are not square;
                 ``"crop"`` keeps the largest square in their middle.
         """
-        require_count("ImageClasses.resized", "image_size", image_size, least=1)
-        require_choice("ImageClasses.resized", "fit", fit, FITS)
+        owner = "ImageClasses.resized"
+        require_count(owner, "image_size", image_size, least=1, most=LARGEST_SIDE)
+        require_name(owner, "fit", fit, FITS)
         if self.shape[1:] == (image_size, image_size):
             return self
         shape = (*self.images.shape[:2], image_size, image_size)
@@ -228,7 +232,7 @@ class ImageClasses:
         Raises:
             DataError: none has.
         """
-        require_count("ImageClasses.with_at_least", "min_images", min_images, least=1)
+        require_count("ImageClasses.with_at_least", "min_images", min_images, least=1, most=MOST)
         kept = np.flatnonzero(self.sizes >= min_images)
         if len(kept) == len(self):
             return self
@@ -287,12 +291,12 @@ def require_memory(owner: str, shape: tuple[int, ...]) -> None:
 def _check_labels(owner: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{owner}: expected an integer label for each of {len(images)} images, "
+            f"{owner}: expected labels to be an integer for each of {len(images)} images, "
             f"got shape {labels.shape} and type {labels.dtype}"
         )
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         raise DataError(
-            f"{owner}: expected labels from 0 to {classes - 1}, the class names, "
+            f"{owner}: expected labels to be from 0 to {classes - 1}, as class_names are, "
             f"got {labels[wrong[0]]} for image {wrong[0]}"
         )

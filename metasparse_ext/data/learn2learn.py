@@ -11,6 +11,7 @@ from torch import Tensor
 from metasparse_ext._arguments import refuse, require_count, shown
 from metasparse_ext.data.batch import Samples, TaskBatch
 from metasparse_ext.data.errors import DataError
+from metasparse_ext.data.options import MOST
 
 
 class Taskset(Protocol):
@@ -47,7 +48,7 @@ def from_learn2learn(taskset: Taskset, *, shots: int, tasks: int) -> Iterator[Ta
         expected = "a learn2learn Taskset, which has a method sample"
         refuse("from_learn2learn", "taskset", expected, shown(taskset), TypeError)
     for argument, value in (("shots", shots), ("tasks", tasks)):
-        require_count("from_learn2learn", argument, value, least=1, most=(1 << 31) - 1)
+        require_count("from_learn2learn", argument, value, least=1, most=MOST)
     return _batches(taskset, shots, tasks)
 
 

@@ -13,7 +13,8 @@ from metasparse_ext._arguments import require_choice, require_count, require_typ
 from metasparse_ext.data.batch import Samples, TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses
-from metasparse_ext.data.sampler import MOST, EpisodeSampler, finite
+from metasparse_ext.data.options import LARGEST_SIDE, MOST
+from metasparse_ext.data.sampler import EpisodeSampler, finite
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,9 +35,11 @@ class Mixture:
         for part in self.parts:
             require_type("Mixture", "parts", part, ImageClasses, "several ImageClasses")
         if len(self.parts) < 2:
-            raise DataError(f"a mixture takes two data sets or more, got {len(self.parts)}")
+            count = len(self.parts)
+            raise DataError(f"Mixture: expected parts to be two data sets or more, got {count}")
         if len(set(self.names)) < len(self.names):
-            raise DataError(f"a mixture takes different data sets, got {', '.join(self.names)}")
+            names = ", ".join(self.names)
+            raise DataError(f"Mixture: expected parts to be different data sets, got {names}")
         for part in self.parts:
             if (part.split, part.shape) != (self.split, self.shape):
                 raise DataError(
@@ -56,8 +59,10 @@ class Mixture:
         require_type("Mixture.of", "parts", parts, (list, tuple), "several ImageClasses")
         for part in parts:
             require_type("Mixture.of", "parts", part, ImageClasses, "several ImageClasses")
+        if not parts:
+            raise DataError("Mixture.of: expected parts to be two data sets or more, got none")
         if image_size is not None:
-            require_count("Mixture.of", "image_size", image_size, least=1)
+            require_count("Mixture.of", "image_size", image_size, least=1, most=LARGEST_SIDE)
         if channels is not None:
             require_count("Mixture.of", "channels", channels)
             require_choice("Mixture.of", "channels", channels, (1, 3))

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metasparse_ext._arguments import require, require_choice, require_count, require_flag
+from metasparse_ext._arguments import (
+    require,
+    require_choice,
+    require_count,
+    require_flag,
+    require_type,
+)
 from metasparse_ext.data.errors import DataError
 
 FITS = ("squash", "crop")
 GROUNDS = ("white", "black")
+# No image has a longer side.
+LARGEST_SIDE = 1 << 20
+# So many batches, or images of a class, are never there; a larger number is a slip.
+MOST = (1 << 31) - 1
+
+
+def require_name(owner: str, argument: str, value: object, names: Sequence[str]) -> None:
+    """Refuses what is not one of some names, arrays among it, which compare by element."""
+    require_type(owner, argument, value, str, f"one of {', '.join(map(repr, names))}")
+    require_choice(owner, argument, value, names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +54,20 @@ class ReadOptions:
 
     def _check(self) -> None:
         if self.image_size is not None:
-            require_count("load", "image_size", self.image_size, least=1)
+            require_count("load", "image_size", self.image_size, least=1, most=LARGEST_SIDE)
         if self.channels is not None:
             require_count("load", "channels", self.channels)
             require_choice("load", "channels", self.channels, (1, 3))
-        require_choice("load", "fit", self.fit, FITS)
-        require_choice("load", "ground", self.ground, GROUNDS)
-        require_count("load", "min_images", self.min_images, least=1)
+        require_name("load", "fit", self.fit, FITS)
+        require_name("load", "ground", self.ground, GROUNDS)
+        require_count("load", "min_images", self.min_images, least=1, most=MOST)
         if self.bounding_boxes is not None:
             require_flag("load", "bounding_boxes", self.bounding_boxes)
         for name in ("skip_unreadable", "allow_overlap", "rotated_classes", "cache"):
             require_flag("load", name, getattr(self, name))
         if self.splits is not None:
             expected = "the name of a split list or the path of a file"
-            if not isinstance(self.splits, (str, os.PathLike)):
-                raise TypeError(f"load: expected splits to be {expected}, got {self.splits!r:.120}")
+            require_type("load", "splits", self.splits, (str, os.PathLike), expected)
             require(bool(os.fspath(self.splits)), "load", "splits", expected, self.splits)
 
 

@@ -199,9 +199,9 @@ class _Glyphs:
 
 
 def _root(name: str, root: str | os.PathLike[str] | None) -> Path:
-    chosen = root if root is not None else os.environ.get("METASPARSE_DATA")
     if root is not None:
         require_type("load", "root", root, (str, os.PathLike), "a path")
+    chosen = root if root is not None else os.environ.get("METASPARSE_DATA")
     if not chosen:
         raise DataNotFoundError(
             f"{name}: no folder to read from; pass root or set METASPARSE_DATA to it"

@@ -11,9 +11,7 @@ from metasparse_ext._arguments import require_count, require_flag, require_type
 from metasparse_ext.data.batch import Samples, TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses
-
-# So many batches, or tasks of one, are never reached; a larger number is a slip.
-MOST = (1 << 31) - 1
+from metasparse_ext.data.options import MOST
 
 
 class EpisodeSampler:

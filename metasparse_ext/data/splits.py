@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from metasparse_ext._arguments import require_type
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.listing import SPLIT_NAMES, Request, split_file
 
@@ -49,7 +50,8 @@ class SplitList:
 
 
 def published(dataset: str) -> tuple[str, ...]:
-    """The names of the lists that ship for a data set, the default first."""
+    """The names of the lists that ship for a data set, such as ``"cub"``, the default first."""
+    require_type("published", "dataset", dataset, str, "the name of a data set")
     folder = files("metasparse_ext.data") / "split_lists"
     names = [
         file.name.removeprefix(f"{dataset}.").removesuffix(".json")
