@@ -96,6 +96,18 @@ def test_convert_writes_a_file_that_is_read_by_its_path(root, tmp_path):
     assert f"{out}: an .npz file" in run("info", out).stdout
 
 
+def test_training_on_folders_with_a_list_of_ones_own(tmp_path):
+    replicas.own_list(tmp_path)
+    command = f"train maml --data folder,splits={tmp_path}/splits.json --root {tmp_path}"
+    task = "--ways 2 --shots 1 --queries 1 --tasks 1 --width 4 --image-size 16"
+    short = "--iterations 1 --validation-tasks 1"
+    out = f"--out {tmp_path}/run"
+    result = CliRunner().invoke(main, f"{command} {task} {short} {out}".split())
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(main, f"evaluate {tmp_path}/run --tasks 1".split())
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("command", ["info", "check", "convert"])
 def test_what_is_not_there_or_unknown(command, tmp_path):
     result = run(command, "mnist")

@@ -282,6 +282,14 @@ class TestCache:
             data = load("folder", root)
         np.testing.assert_array_equal(data.images, load("folder", root, cache=False).images)
 
+    def test_no_home_folder(self, root, monkeypatch):
+        def nowhere():
+            raise DataError("there is no home folder")
+
+        monkeypatch.setattr(pixel_cache, "cache_folder", nowhere)
+        with pytest.warns(UserWarning, match="cannot be kept.*there is no home folder"):
+            assert len(load("folder", root)) == 2
+
     def test_a_full_disk(self, root, monkeypatch, tmp_path):
         monkeypatch.setattr(pixel_cache, "cache_folder", lambda: tmp_path / "kept")
         usage = type("Usage", (), {"free": 10})

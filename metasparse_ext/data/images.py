@@ -240,7 +240,7 @@ class ImageClasses:
             raise DataError(
                 f"{self}: no class has {min_images} images, the largest has {self.sizes.max()}"
             )
-        dropped = [name for i, name in enumerate(self.class_names) if i not in set(kept.tolist())]
+        dropped = [self.class_names[i] for i in np.flatnonzero(self.sizes < min_images)]
         note = f"classes with fewer than {min_images} images"
         return replace(
             self,

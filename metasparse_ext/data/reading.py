@@ -54,7 +54,10 @@ def read_pictures(listing: Listing, options: ReadOptions) -> ImageClasses:
     """
     if not options.cache:
         return _warned(_in_memory(listing, options))
-    path = pixel_cache.path_of(listing, options)
+    try:
+        path = pixel_cache.path_of(listing, options)
+    except DataError as error:  # There is no home folder.
+        return _not_kept(listing, options, error)
     kept = pixel_cache.opened(path, listing.name, listing.split)
     if kept is not None:
         return _warned(kept)
@@ -65,16 +68,20 @@ def read_pictures(listing: Listing, options: ReadOptions) -> ImageClasses:
         with atomic_write(path) as file:
             reading.write(file)
     except OSError as error:
-        warnings.warn(
-            f"{listing.name}/{listing.split}: decoded images cannot be kept, and will be decoded "
-            f"again next time: {error}; METASPARSE_CACHE names another folder",
-            stacklevel=2,
-        )
-        return _warned(_in_memory(listing, options))
+        return _not_kept(listing, options, error)
     written = pixel_cache.opened(path, listing.name, listing.split)
     if written is None:
         raise DataError(f"{listing.name}: {path} was changed while it was written")
     return _warned(written)
+
+
+def _not_kept(listing: Listing, options: ReadOptions, error: Exception) -> ImageClasses:
+    warnings.warn(
+        f"{listing.name}/{listing.split}: decoded images cannot be kept, and will be decoded "
+        f"again next time: {error}; METASPARSE_CACHE names another folder",
+        stacklevel=4,
+    )
+    return _warned(_in_memory(listing, options))
 
 
 def examined(
