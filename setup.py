@@ -164,6 +164,11 @@ else:
 setup(
     version=VERSION,
     packages=find_packages(include=["metasparse_ext", "metasparse_ext.*"]),
-    package_data={"metasparse_ext": ["py.typed", RECORD, "ops/*.json", "presets/*.toml"]},
+    package_data={
+        "metasparse_ext": [
+            *("py.typed", RECORD, "ops/*.json", "presets/*.toml"),
+            "data/split_lists/*.json",
+        ]
+    },
     **build,
 )

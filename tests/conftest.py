@@ -6,6 +6,7 @@ from support.host import FakeGraph
 from support.training_helpers import write_tiny_sets
 
 from metasparse_ext import _capture
+from metasparse_ext.data import pixel_cache
 
 # cuBLAS reads it when it starts: with it, a product of matrices is the same every time.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -20,6 +21,15 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _decoded_images(tmp_path_factory):
+    """What tests decode is kept in a folder of their own, not in that of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("decoded")
+        patch.setattr(pixel_cache, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture

@@ -152,9 +152,9 @@ def test_too_few(data, change, message):
     "argument", ["ways", "shots", "queries", "tasks", "seed", "workers", "start"]
 )
 def test_numbers_out_of_range(data, argument):
-    with pytest.raises(ValueError, match=f"{argument}: expected at least ., got -1"):
+    with pytest.raises(ValueError, match=f"episodes: expected {argument} to be at least ., got -1"):
         episodes(data, **TASK | {argument: -1})
-    with pytest.raises(TypeError, match=f"{argument}: expected an integer, got 2.5"):
+    with pytest.raises(TypeError, match=f"expected {argument} to be an integer, got float 2.5"):
         episodes(data, **TASK | {argument: 2.5})
 
 
@@ -167,7 +167,7 @@ def test_rotations_need_square_images():
 
 
 def test_split_of_given_classes_is_checked(data):
-    with pytest.raises(DataError, match="expected classes of split 'test', got coded/train"):
+    with pytest.raises(DataError, match="expected data to be of split 'test', got coded/train"):
         episodes(data, split="test", **TASK)
 
 

@@ -78,7 +78,7 @@ def test_class_without_images():
         ("images", np.zeros((4, 1, 3, 3), np.float32), "type uint8"),
         ("images", np.zeros((4, 2, 3, 3), np.uint8), r"1 or 3, H, W"),
         ("images", np.zeros((5, 1, 3, 3), np.uint8), "from 0 to 5, got 0 to 4"),
-        ("offsets", np.array([0, 4]), "expected 3 offsets"),
+        ("offsets", np.array([0, 4]), "expected offsets to be 3 integers"),
     ],
 )
 def test_arrays_that_do_not_fit(field, value, message):
@@ -107,7 +107,7 @@ def test_resized_keeps_the_picture(channels, size):
 def test_resized_to_its_own_size_is_itself():
     data = coded_classes([2, 2])
     assert data.resized(3) is data
-    with pytest.raises(DataError, match="image_size: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="expected image_size to be at least 1, got 0"):
         data.resized(0)
 
 
@@ -126,5 +126,5 @@ def test_rgb_to_grey_is_luma():
         images.reshape(4, 1, 1, 3), np.zeros(4, int), ["a"], name="x", split="train"
     )
     assert data.with_channels(1).images.ravel().tolist() == [76, 150, 29, 255]
-    with pytest.raises(DataError, match="channels: expected 1"):
+    with pytest.raises(ValueError, match="expected channels to be one of 1, 3, got 4"):
         data.with_channels(4)

@@ -202,7 +202,7 @@ def test_pipes_are_refused_unopened(tmp_path, folder):
     with pytest.raises(DataError, match=r"omniglot.npz is not a regular file"):
         load("omniglot", tmp_path)
     os.mkfifo(folder / "train" / "Latin" / "2.png")
-    with pytest.raises(DataError, match=r"2.png is not a regular file"):
+    with pytest.raises(DataError, match=r"2.png: not a regular file"):
         load("folder", folder)
 
 
@@ -256,7 +256,9 @@ def test_folder_image_modes(folder, mode):
 
 def test_folder_of_many_sizes(folder):
     Image.new("L", (8, 4), 99).save(folder / "train" / "Latin" / "2.png")
-    with pytest.raises(DataError, match=r"such as \(4, 8\) and \(6, 6\); image_size brings"):
+    with pytest.raises(
+        DataError, match=r"such as \(4, 8\) of .*2\.png and \(6, 6\) of .*; image_size brings"
+    ):
         load("folder", folder)
     data = load("folder", folder, image_size=5)
     assert data.shape == (1, 5, 5)
@@ -264,7 +266,7 @@ def test_folder_of_many_sizes(folder):
 
 
 def test_folder_image_size_out_of_range(folder):
-    with pytest.raises(DataError, match="image_size: expected at least 1, got 0"):
+    with pytest.raises(DataError, match="expected image_size to be at least 1, got 0"):
         load("folder", folder, image_size=0)
 
 

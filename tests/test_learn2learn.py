@@ -236,5 +236,5 @@ def test_tasks_that_do_not_fit_are_explained(labels, shots, message):
 
 @pytest.mark.parametrize("argument", ["shots", "tasks"])
 def test_numbers_out_of_range(argument):
-    with pytest.raises(ValueError, match=f"{argument}: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"expected {argument} to be at least 1, got 0"):
         from_learn2learn(Fixed(None, None), **{"shots": 1, "tasks": 1, argument: 0})

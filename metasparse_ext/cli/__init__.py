@@ -7,7 +7,7 @@ import sys
 import click
 
 import metasparse_ext
-from metasparse_ext.cli import catalog, runs
+from metasparse_ext.cli import catalog, data, runs
 from metasparse_ext.cli.messages import OneLineErrors
 
 
@@ -19,6 +19,7 @@ def main() -> None:
 
 for _command in (
     *(runs.train, runs.demo, runs.evaluate, runs.export, runs.plot),
+    data.data,
     *(catalog.learners, catalog.presets, catalog.info),
 ):
     main.add_command(_command)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 
 class Samples(NamedTuple):
@@ -61,3 +62,17 @@ class TaskBatch(NamedTuple):
     def tasks(self, chosen: slice | Tensor) -> TaskBatch:
         """Some of the tasks, by a slice or an index (K,)."""
         return TaskBatch(*(samples.tasks(chosen) for samples in self))
+
+
+def _collate(parts: Sequence[Samples], *, collate_fn_map: object = None) -> Samples:
+    """Joins the tasks of several batches, for ``torch.utils.data.DataLoader``."""
+    distributions = [part.distribution for part in parts if part.distribution is not None]
+    return Samples(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat(distributions) if distributions else None,
+    )
+
+
+# torch's way to say how a type is collated: its own would stack the batches in a new axis.
+default_collate_fn_map[Samples] = _collate

@@ -1,4 +1,4 @@
-"""The folder where generated data is kept between runs."""
+"""The folder where drawn and decoded images are kept between runs."""
 
 from __future__ import annotations
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from metasparse_ext._arguments import require_count, require_type
 from metasparse_ext.data.batch import TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses
 from metasparse_ext.data.mixture import Mixture, MixtureSampler
+from metasparse_ext.data.options import MOST
 from metasparse_ext.data.prefetch import prefetch
 from metasparse_ext.data.registry import load
-from metasparse_ext.data.sampler import EpisodeSampler, check_at_least
+from metasparse_ext.data.sampler import EpisodeSampler, check_task
+
+_MOST_WORKERS = 1024
 
 
 def episodes(
@@ -58,12 +62,19 @@ def episodes(
         ValueError: a number is too small.
         TypeError: a number is not an integer.
     """
+    expected = "classes, a mixture of them, or the name of a data set"
+    require_type("episodes", "data", data, (ImageClasses, Mixture, str), expected)
+    if split is not None:
+        require_type("episodes", "split", split, str, "the name of a split")
+    if root is not None:
+        require_type("episodes", "root", root, (str, os.PathLike), "a path")
+    check_task("episodes", ways, shots, queries, tasks, seed, rotations)
+    require_count("episodes", "workers", workers, most=_MOST_WORKERS)
+    require_count("episodes", "start", start, most=MOST)
     if isinstance(data, str):
         data = load(data, root, split or "train")
     elif split not in (None, data.split):
-        raise DataError(f"expected classes of split {split!r}, got {data}")
-    check_at_least("workers", workers, 0)
-    check_at_least("start", start, 0)
+        raise DataError(f"episodes: expected data to be of split {split!r}, got {data}")
     kind = MixtureSampler if isinstance(data, Mixture) else EpisodeSampler
     sampler = kind(
         data,

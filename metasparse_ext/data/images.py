@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from metasparse_ext._arguments import require, require_choice, require_count, require_type
 from metasparse_ext.data.errors import DataError
+from metasparse_ext.data.options import FITS, LARGEST_SIDE, MOST, require_name
+from metasparse_ext.data.picture import fitted
 
-
-def check_image_size(image_size: int) -> None:
-    """Raises a DataError for a side that no image can have."""
-    if image_size < 1:
-        raise DataError(f"image_size: expected at least 1, got {image_size}")
+_NAMED = 3  # of what was left out, so many are named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +31,7 @@ class ImageClasses:
         class_names: one name per class.
         name: the data set, such as ``"omniglot"``.
         split: ``"train"``, ``"val"`` or ``"test"``.
+        notes: what was left out when they were read, in a sentence each.
 
     Raises:
         DataError: the arrays do not fit together, a class has no images, or two have one name.
@@ -42,18 +42,25 @@ class ImageClasses:
     class_names: tuple[str, ...]
     name: str
     split: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, offsets = self.images, self.offsets
+        for name in ("images", "offsets"):
+            require_type("ImageClasses", name, getattr(self, name), np.ndarray, "an array")
+        for name in ("class_names", "notes"):
+            require_texts("ImageClasses", name, getattr(self, name))
+        for name in ("name", "split"):
+            require_type("ImageClasses", name, getattr(self, name), str, "a text")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise DataError(
-                f"{self}: expected images of shape (n, 1 or 3, H, W) and type uint8, "
-                f"got {images.shape} and {images.dtype}"
+                "ImageClasses: expected images to be of shape (n, 1 or 3, H, W) and type uint8, "
+                f"got {images.shape} and {images.dtype} in {self}"
             )
         if offsets.shape != (len(self.class_names) + 1,):
             raise DataError(
-                f"{self}: expected {len(self.class_names) + 1} offsets for "
-                f"{len(self.class_names)} class names, got shape {offsets.shape}"
+                f"ImageClasses: expected offsets to be {len(self.class_names) + 1} integers for "
+                f"{len(self.class_names)} class_names, got shape {offsets.shape} in {self}"
             )
         if twice := duplicate(self.class_names):
             raise DataError(f"{self}: class_names: expected different names, got {twice!r} twice")
@@ -89,7 +96,16 @@ class ImageClasses:
             DataError: labels are not one integer an image, or not indices into ``class_names``,
                 which differ.
         """
-        _check_labels(f"{name}/{split}", images, labels, len(class_names))
+        owner = "ImageClasses.from_labels"
+        require_type(owner, "images", images, np.ndarray, "an array")
+        require_type(owner, "labels", labels, np.ndarray, "an array of integers")
+        require_texts(owner, "class_names", class_names)
+        for argument, value in (("name", name), ("split", split)):
+            require_type(owner, argument, value, str, "a text")
+        fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+        expected = "of shape (n, H, W) or (n, H, W, 1 or 3)"
+        require(fits, owner, "images", expected, images.shape)
+        _check_labels(f"{owner}: {name}/{split}", images, labels, len(class_names))
         channels_last = images if images.ndim == 4 else images[..., np.newaxis]
         order = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels, minlength=len(class_names))
@@ -131,13 +147,34 @@ class ImageClasses:
         """(classes,) number of images of each class."""
         return np.diff(self.offsets)
 
-    def resized(self, image_size: int) -> ImageClasses:
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and the standard deviation of each channel, of pixels in [0, 1]: (C,) each.
+
+        Those of the training classes are what :class:`~metasparse_ext.data.Normalize` takes.
+        """
+        values = np.arange(256) / 255
+        counts = np.zeros((self.shape[0], 256))
+        for images in (self[index] for index in range(len(self))):
+            for channel, count in enumerate(counts):
+                count += np.bincount(images[:, channel].ravel(), minlength=256)
+        weights = counts / counts.sum(axis=1, keepdims=True)
+        mean = weights @ values
+        variance = (weights * (values - mean[:, np.newaxis]) ** 2).sum(axis=1)
+        return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+    def resized(self, image_size: int, fit: str = "squash") -> ImageClasses:
         """Returns the same classes with square images of ``image_size`` pixels a side.
 
-        Filtered over the area that a new pixel covers (Pillow's bicubic); the aspect ratio of
-        images that are not square is not kept.
+        Filtered over the area that a new pixel covers (Pillow's bicubic).
+
+        Args:
+            image_size: at least 1.
+            fit: ``"squash"`` does not keep the aspect ratio of images that are not square;
+                ``"crop"`` keeps the largest square in their middle.
         """
-        check_image_size(image_size)
+        owner = "ImageClasses.resized"
+        require_count(owner, "image_size", image_size, least=1, most=LARGEST_SIDE)
+        require_name(owner, "fit", fit, FITS)
         if self.shape[1:] == (image_size, image_size):
             return self
         shape = (*self.images.shape[:2], image_size, image_size)
@@ -145,9 +182,7 @@ class ImageClasses:
         resized = np.empty(shape, np.uint8)
         for source, target in zip(self.images, resized, strict=True):
             for channel, plane in enumerate(source):
-                target[channel] = Image.fromarray(plane).resize(
-                    (image_size, image_size), Image.Resampling.BICUBIC
-                )
+                target[channel] = fitted(Image.fromarray(plane), image_size, fit)
         return replace(self, images=resized)
 
     def with_channels(self, channels: int) -> ImageClasses:
@@ -155,16 +190,79 @@ class ImageClasses:
 
         Grey becomes three equal channels; RGB becomes its ITU-R 601 luma.
         """
-        if channels not in (1, 3):
-            raise DataError(f"channels: expected 1 (grey) or 3 (RGB), got {channels}")
+        require_count("ImageClasses.with_channels", "channels", channels)
+        require_choice("ImageClasses.with_channels", "channels", channels, (1, 3))
         if self.shape[0] == channels:
             return self
         if channels == 3:
             return replace(self, images=np.repeat(self.images, 3, axis=1))
-        luma = np.zeros(self.images[:, :1].shape, np.uint32)
-        for channel, weight in enumerate((299, 587, 114)):
-            luma[:, 0] += weight * self.images[:, channel].astype(np.uint32)
-        return replace(self, images=((luma + 500) // 1000).astype(np.uint8))
+        luma = np.empty(self.images[:, :1].shape, np.uint8)
+        for source, target in zip(self.images, luma, strict=True):
+            red, green, blue = source.astype(np.uint32)
+            target[0] = (299 * red + 587 * green + 114 * blue + 500) // 1000
+        return replace(self, images=luma)
+
+    def with_rotations(self) -> ImageClasses:
+        """Returns four classes for each: its images turned by 0, 90, 180 and 270 degrees.
+
+        So 1,200 characters of Omniglot become 4,800 classes (Santoro et al., 2016). The turned
+        classes are named ``NAME/rot090`` and so on.
+
+        Raises:
+            DataError: the images are not square.
+        """
+        if self.shape[1] != self.shape[2]:
+            raise DataError(
+                f"{self}: rotations need square images, these are "
+                f"{self.shape[1]}x{self.shape[2]}; image_size makes them square"
+            )
+        images = np.empty((4 * len(self.images), *self.shape), np.uint8)
+        names, sizes = [], np.repeat(self.sizes, 4)
+        offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        for turned in range(4 * len(self)):
+            index, quarters = divmod(turned, 4)
+            names.append(self.class_names[index] + (f"/rot{90 * quarters:03}" if quarters else ""))
+            part = images[offsets[turned] : offsets[turned + 1]]
+            part[...] = np.rot90(self[index], quarters, axes=(-2, -1))
+        return replace(self, images=images, offsets=offsets, class_names=tuple(names))
+
+    def with_at_least(self, min_images: int) -> ImageClasses:
+        """Returns the classes that have so many images; ``notes`` says how many have not.
+
+        Raises:
+            DataError: none has.
+        """
+        require_count("ImageClasses.with_at_least", "min_images", min_images, least=1, most=MOST)
+        kept = np.flatnonzero(self.sizes >= min_images)
+        if len(kept) == len(self):
+            return self
+        if not len(kept):
+            raise DataError(
+                f"{self}: no class has {min_images} images, the largest has {self.sizes.max()}"
+            )
+        dropped = [self.class_names[i] for i in np.flatnonzero(self.sizes < min_images)]
+        note = f"classes with fewer than {min_images} images"
+        return replace(
+            self,
+            images=np.concatenate([self[index] for index in kept]),
+            offsets=np.concatenate(([0], np.cumsum(self.sizes[kept], dtype=np.int64))),
+            class_names=tuple(self.class_names[index] for index in kept),
+            notes=(*self.notes, left_out(dropped, note)),
+        )
+
+
+def left_out(names: Sequence[str], what: str) -> str:
+    """A note of what was left out: how many, and the names of the first."""
+    shown = ", ".join(names[:_NAMED])
+    return f"left out {len(names)} {what}: {shown}{', ...' if len(names) > _NAMED else ''}"
+
+
+def require_texts(owner: str, argument: str, values: object) -> None:
+    """Refuses what is not a sequence of texts, such as one text: its letters would be taken."""
+    expected = "a sequence of texts"
+    require_type(owner, argument, values, (list, tuple), expected)
+    for value in values:  # type: ignore[attr-defined]
+        require_type(owner, argument, value, str, expected)
 
 
 def duplicate(names: Sequence[str]) -> str | None:
@@ -193,12 +291,12 @@ def require_memory(owner: str, shape: tuple[int, ...]) -> None:
 def _check_labels(owner: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{owner}: expected an integer label for each of {len(images)} images, "
+            f"{owner}: expected labels to be an integer for each of {len(images)} images, "
             f"got shape {labels.shape} and type {labels.dtype}"
         )
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         raise DataError(
-            f"{owner}: expected labels from 0 to {classes - 1}, the class names, "
+            f"{owner}: expected labels to be from 0 to {classes - 1}, as class_names are, "
             f"got {labels[wrong[0]]} for image {wrong[0]}"
         )

@@ -8,8 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from metasparse_ext._arguments import refuse, require_count, shown
 from metasparse_ext.data.batch import Samples, TaskBatch
 from metasparse_ext.data.errors import DataError
+from metasparse_ext.data.options import MOST
 
 
 class Taskset(Protocol):
@@ -42,9 +44,11 @@ def from_learn2learn(taskset: Taskset, *, shots: int, tasks: int) -> Iterator[Ta
             few samples; tasks of one batch differ in shape.
         ValueError: shots or tasks is below 1.
     """
+    if isinstance(taskset, type) or not callable(getattr(taskset, "sample", None)):
+        expected = "a learn2learn Taskset, which has a method sample"
+        refuse("from_learn2learn", "taskset", expected, shown(taskset), TypeError)
     for argument, value in (("shots", shots), ("tasks", tasks)):
-        if value < 1:
-            raise ValueError(f"from_learn2learn: {argument}: expected at least 1, got {value}")
+        require_count("from_learn2learn", argument, value, least=1, most=MOST)
     return _batches(taskset, shots, tasks)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metasparse_ext._arguments import require_choice, require_count, require_type
 from metasparse_ext.data.batch import Samples, TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses
-from metasparse_ext.data.sampler import EpisodeSampler
+from metasparse_ext.data.options import LARGEST_SIDE, MOST
+from metasparse_ext.data.sampler import EpisodeSampler, finite
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,10 +31,15 @@ class Mixture:
     parts: tuple[ImageClasses, ...]
 
     def __post_init__(self) -> None:
+        require_type("Mixture", "parts", self.parts, (list, tuple), "several ImageClasses")
+        for part in self.parts:
+            require_type("Mixture", "parts", part, ImageClasses, "several ImageClasses")
         if len(self.parts) < 2:
-            raise DataError(f"a mixture takes two data sets or more, got {len(self.parts)}")
+            count = len(self.parts)
+            raise DataError(f"Mixture: expected parts to be two data sets or more, got {count}")
         if len(set(self.names)) < len(self.names):
-            raise DataError(f"a mixture takes different data sets, got {', '.join(self.names)}")
+            names = ", ".join(self.names)
+            raise DataError(f"Mixture: expected parts to be different data sets, got {names}")
         for part in self.parts:
             if (part.split, part.shape) != (self.split, self.shape):
                 raise DataError(
@@ -49,6 +56,16 @@ class Mixture:
         channels: int | None = None,
     ) -> Mixture:
         """Brings data sets to one shape: by default to the largest side and the most channels."""
+        require_type("Mixture.of", "parts", parts, (list, tuple), "several ImageClasses")
+        for part in parts:
+            require_type("Mixture.of", "parts", part, ImageClasses, "several ImageClasses")
+        if not parts:
+            raise DataError("Mixture.of: expected parts to be two data sets or more, got none")
+        if image_size is not None:
+            require_count("Mixture.of", "image_size", image_size, least=1, most=LARGEST_SIDE)
+        if channels is not None:
+            require_count("Mixture.of", "channels", channels)
+            require_choice("Mixture.of", "channels", channels, (1, 3))
         shapes = {part.shape for part in parts}
         if image_size is None and len({shape[1:] for shape in shapes}) > 1:
             image_size = max(side for shape in shapes for side in shape[1:])
@@ -95,16 +112,29 @@ class MixtureSampler:
     Args:
         data: the data sets.
         tasks: T, tasks per batch.
+        length: how many batches there are; without end if None.
         task: the other arguments of :class:`~metasparse_ext.data.EpisodeSampler`; ``rotations``
             turn the images of all data sets.
     """
 
-    def __init__(self, data: Mixture, *, tasks: int, **task: int | bool) -> None:
-        self.tasks = tasks
+    def __init__(
+        self, data: Mixture, *, tasks: int, length: int | None = None, **task: int | bool
+    ) -> None:
+        require_type("MixtureSampler", "data", data, Mixture, "a Mixture")
+        require_count("MixtureSampler", "tasks", tasks, least=1, most=MOST)
+        if length is not None:
+            require_count("MixtureSampler", "length", length, most=MOST)
+        self.tasks, self.length = tasks, length
         self.samplers = [EpisodeSampler(part, tasks=tasks, **task) for part in data.parts]
 
+    def __len__(self) -> int:
+        """The number of batches; a TypeError where there is no end."""
+        return finite(self.length)
+
     def __getitem__(self, index: int) -> TaskBatch:
-        """Draws batch ``index``, at least 0."""
+        """Draws batch ``index``, at least 0; an IndexError past the last one."""
+        if self.length is not None and index >= self.length:
+            raise IndexError(f"MixtureSampler: batch {index} of {self.length}")
         numbers = self.samplers[0].numbers(index)
         sources = numbers % len(self.samplers)
         by_source = np.argsort(sources, kind="stable")

@@ -13,12 +13,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.images import ImageClasses, duplicate
+from metasparse_ext.data.listing import Layout, Request
+from metasparse_ext.data.options import ReadOptions
 
 _ARRAYS = frozenset({"images", "labels", "class_names", "split"})
 # Characters of what numpy says of a damaged file: it quotes the whole header of an array.
@@ -29,6 +32,19 @@ _UNREADABLE = (
     *(MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     struct.error,
 )
+
+
+@dataclass(frozen=True)
+class NpzSource:
+    """One split of files of this format, as a source."""
+
+    paths: Sequence[Path]
+    name: str
+    split: str
+
+    def read(self, options: ReadOptions) -> ImageClasses:
+        """Reads the files; what the options ask for is done to the result."""
+        return read_npz(self.paths, self.name, self.split)
 
 
 class _Arrays(Mapping[str, np.ndarray]):
@@ -56,18 +72,39 @@ class _Arrays(Mapping[str, np.ndarray]):
         return len(self._file)
 
 
-def find_npz(folder: Path, pattern: str, name: str) -> list[Path]:
-    """The files of a data set in a folder, sorted by name.
+def npz_layout(dataset: str) -> Layout:
+    """The layout of files of this format: ``cifar-fs`` is in ``cifar-fs*.npz``, ``cifar_fs*.npz``.
+
+    All files that match are joined.
+    """
+    pattern = f"{dataset.replace('-', '[-_]')}*.npz"
+
+    def find(request: Request) -> NpzSource | None:
+        paths = sorted(request.root.glob(pattern))
+        return NpzSource(paths, request.name, request.split) if paths else None
+
+    return Layout(f"{dataset.replace('-', '_')}*.npz", find)
+
+
+def npz_file(request: Request) -> NpzSource:
+    """The file that the request's root is.
 
     Raises:
-        DataNotFoundError: the folder is missing, or nothing in it matches.
+        DataNotFoundError: there is no such file.
     """
-    if not folder.is_dir():
-        raise DataNotFoundError(f"{name}: no folder {folder} (looked for {pattern} in it)")
-    paths = sorted(folder.glob(pattern))
-    if not paths:
-        raise DataNotFoundError(f"{name}: no file {pattern} in {folder}")
-    return paths
+    if not request.root.exists():
+        raise DataNotFoundError(f"{request.name}: no file {request.root}")
+    return NpzSource([request.root], request.name, request.split)
+
+
+def read_array(path: Path, owner: str, name: str) -> np.ndarray:
+    """One array of an ``.npz`` file of any format.
+
+    Raises:
+        DataError: the file is damaged, or has no such array.
+    """
+    with _opened(path, owner, frozenset({name})) as arrays:
+        return arrays[name]
 
 
 def read_npz(paths: Sequence[Path], name: str, split: str) -> ImageClasses:
@@ -102,7 +139,9 @@ def classes_from_arrays(arrays: Mapping[str, np.ndarray], name: str, split: str)
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[Mapping[str, np.ndarray]]:
+def _opened(
+    path: Path, name: str, needed: frozenset[str] = _ARRAYS
+) -> Iterator[Mapping[str, np.ndarray]]:
     """Reads a file; whatever a damaged one makes numpy or zipfile raise becomes a DataError."""
     if not path.is_file():  # To open a pipe would wait for its other end.
         raise DataError(f"{name}: {path} is not a regular file")
@@ -111,7 +150,7 @@ def _opened(path: Path, name: str) -> Iterator[Mapping[str, np.ndarray]]:
             if not zipfile.is_zipfile(file):
                 raise DataError(f"{name}: {path} is not an .npz file, or is cut short")
         with np.load(path, allow_pickle=False) as arrays:
-            if missing := _ARRAYS - arrays.keys():
+            if missing := needed - arrays.keys():
                 raise DataError(f"{name}: {path} lacks the arrays {', '.join(sorted(missing))}")
             yield _Arrays(arrays, path, name)
     except DataError:

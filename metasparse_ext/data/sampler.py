@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from numbers import Integral
 
 import numpy as np
 import torch
 
+from metasparse_ext._arguments import require_count, require_flag, require_type
 from metasparse_ext.data.batch import Samples, TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.options import MOST
 
 
 class EpisodeSampler:
@@ -34,6 +35,9 @@ class EpisodeSampler:
         rotations: turn the images of each class of each task by one random multiple of 90
             degrees, which makes four classes of every character (Santoro et al., 2016; usual
             for training on Omniglot).
+        length: how many batches there are; without end if None. ``torch.utils.data.DataLoader``
+            needs one: ``DataLoader(sampler, batch_size=None, num_workers=2, pin_memory=True)``
+            gives the batches in order, and ``batch_size=B`` joins the tasks of B of them.
 
     Raises:
         DataError: the data have too few classes, or a class too few images; images that are not
@@ -52,12 +56,13 @@ class EpisodeSampler:
         tasks: int,
         seed: int = 0,
         rotations: bool = False,
+        length: int | None = None,
     ) -> None:
-        numbers = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
-        for argument, value in numbers.items():
-            check_at_least(argument, value, 1)
-        check_at_least("seed", seed, 0)
-        self.data = data
+        require_type("EpisodeSampler", "data", data, ImageClasses, "an ImageClasses")
+        check_task("EpisodeSampler", ways, shots, queries, tasks, seed, rotations)
+        if length is not None:
+            require_count("EpisodeSampler", "length", length, most=MOST)
+        self.data, self.length = data, length
         self.ways, self.shots, self.queries, self.tasks = ways, shots, queries, tasks
         self.rotations = rotations
         self._check_enough()
@@ -82,13 +87,27 @@ class EpisodeSampler:
                 f"{data.shape[1]}x{data.shape[2]}; image_size makes them square"
             )
 
+    def __len__(self) -> int:
+        """The number of batches.
+
+        Raises:
+            TypeError: there is no end.
+        """
+        return finite(self.length)
+
     def __getitem__(self, index: int) -> TaskBatch:
-        """Draws batch ``index``, at least 0."""
+        """Draws batch ``index``, at least 0.
+
+        Raises:
+            IndexError: past the last one.
+        """
         return self.draw(self.numbers(index))
 
     def numbers(self, index: int) -> np.ndarray:
         """(T,) the numbers of the tasks of batch ``index``."""
-        check_at_least("index", index, 0)
+        require_count("EpisodeSampler", "index", index, most=MOST)
+        if self.length is not None and index >= self.length:
+            raise IndexError(f"EpisodeSampler: batch {index} of {self.length}")
         return np.arange(index * self.tasks, (index + 1) * self.tasks)
 
     def draw(self, numbers: np.ndarray) -> TaskBatch:
@@ -122,10 +141,29 @@ class EpisodeSampler:
         """Images (T, ways, K, C, H, W) uint8 as samples (T, ways * K, ...)."""
         tasks, ways, each = images.shape[:3]
         pixels = np.divide(images, np.float32(255), dtype=np.float32)
-        labels = torch.arange(ways).repeat_interleave(each).repeat(tasks, 1)
+        # Pixels come from NumPy: the labels lie beside them, whatever torch's default device is.
+        labels = torch.arange(ways, device="cpu").repeat_interleave(each).repeat(tasks, 1)
         return Samples(
             torch.from_numpy(pixels.reshape(tasks, ways * each, *images.shape[3:])), labels
         )
+
+
+def check_task(
+    owner: str, ways: int, shots: int, queries: int, tasks: int, seed: int, rotations: bool
+) -> None:
+    """Refuses numbers that no task can have."""
+    numbers = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
+    for argument, value in numbers.items():
+        require_count(owner, argument, value, least=1, most=MOST)
+    require_count(owner, "seed", seed)
+    require_flag(owner, "rotations", rotations)
+
+
+def finite(length: int | None) -> int:
+    """The length of a sequence of batches, if it ends."""
+    if length is None:
+        raise TypeError("EpisodeSampler: it has no end; expected length to be a number for a len()")
+    return length
 
 
 def _smallest(values: np.ndarray, count: int) -> np.ndarray:
@@ -136,11 +174,3 @@ def _smallest(values: np.ndarray, count: int) -> np.ndarray:
     found = np.argpartition(values, count - 1, axis=-1)[..., :count]
     order = np.argsort(np.take_along_axis(values, found, axis=-1), axis=-1)
     return np.take_along_axis(found, order, axis=-1)
-
-
-def check_at_least(argument: str, value: int, least: int) -> None:
-    """Raises a TypeError for what is no integer, and a ValueError for one that is too small."""
-    if not isinstance(value, Integral):
-        raise TypeError(f"episodes: {argument}: expected an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"episodes: {argument}: expected at least {least}, got {value}")

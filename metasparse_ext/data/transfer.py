@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from metasparse_ext._arguments import require_type
 from metasparse_ext.data.batch import TaskBatch
 
 
@@ -20,7 +21,13 @@ def on_device(batches: Iterable[TaskBatch], device: torch.device | str) -> Itera
         batches: Meta-batches in host memory.
         device: Where they are wanted.
     """
-    device = torch.device(device)
+    require_type("on_device", "batches", batches, Iterable, "batches to iterate over")
+    expected = "a torch device"
+    require_type("on_device", "device", device, (torch.device, str), expected)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"on_device: expected device to be {expected}, got {device!r}") from error
     if device.type != "cuda":
         return (batch.to(device) for batch in batches)
     return _overlapped(batches, device)
