@@ -64,7 +64,7 @@ class ANIL(HeadLearner):
         loss = None
         for _ in range(steps):
             logits = head_logits(features, weight, bias)
-            loss = self.cross_entropy(logits, labels)
+            loss = self.task_losses(logits, labels)
             # The gradient of the mean cross-entropy, written out: one level of autograd less.
             slopes = (logits.softmax(-1) - hot) * (self.inner_lr / samples)
             weight = torch.baddbmm(weight, slopes.mT, features, alpha=-1)

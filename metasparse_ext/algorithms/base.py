@@ -28,11 +28,17 @@ from metasparse_ext.algorithms.models import check_model
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.signatures import spelled_out
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy, run_tasks
+from metasparse_ext.algorithms.tasks import (
+    TakesTaskOptions,
+    TaskFunction,
+    check_task_options,
+    each_task,
+)
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout
 
 
-class MetaLearner(nn.Module):
+class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
     """A meta-learner: its parameters are the meta-parameters, its state dict is its whole state.
 
     A new learner overrides :meth:`adapt` and :meth:`meta_backward`. Stepping the optimizer is left
@@ -52,9 +58,13 @@ class MetaLearner(nn.Module):
         inner_lr: Learning rate of the inner loop.
         inner_steps: Gradient steps of the inner loop.
         adapt_steps: Steps that :meth:`adapt` takes; as many as ``inner_steps`` by default.
+        loss, metric, task_chunk: Of the tasks; every learner has these options
+            (:class:`~metasparse_ext.algorithms.tasks.TakesTaskOptions`).
 
     Attributes:
         source: Class attribute: where the learner is from.
+        own_loss: Class attribute: why the learner takes no other loss, or empty.
+        tasks_together: Why the learner cannot take its tasks in chunks, or empty.
         dtypes: Class attribute: those that the adapted parameters may have.
         iteration: Buffer that counts the calls of :meth:`meta_backward`.
         nonfinite: Buffer (), bool: whether a loss or the meta-gradient was not finite in a captured
@@ -71,8 +81,16 @@ class MetaLearner(nn.Module):
     source: ClassVar[Source] = Source(paper="", exact="")
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (*FLOATS, torch.bfloat16, torch.float16)
 
+    own_loss: ClassVar[str] = ""
+    tasks_together = ""
+
     iteration: Tensor
     nonfinite: Tensor
+    loss: TaskFunction | None = None
+    metric: TaskFunction | None = None
+    task_chunk: int | None = None
+    # In a meta-step in chunks: the sum of the meta-gradients so far, and the present one's share.
+    collecting: tuple[dict[str, Tensor], float] | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Prepares a learner's class.
@@ -106,6 +124,17 @@ class MetaLearner(nn.Module):
         self.layout = self._layout_of(self._adapted_parameters())
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
+
+    def set_task_options(
+        self, loss: TaskFunction | None, metric: TaskFunction | None, task_chunk: int | None
+    ) -> None:
+        """Sets the options that every learner's constructor takes.
+
+        Raises:
+            TypeError, ValueError: As :func:`~metasparse_ext.algorithms.tasks.check_task_options`.
+        """
+        check_task_options(self, loss, metric, task_chunk)
+        self.loss, self.metric, self.task_chunk = loss, metric, task_chunk
 
     def adapt(self, support: Samples) -> AdaptedTasks:
         """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state.
@@ -169,19 +198,29 @@ class MetaLearner(nn.Module):
         return run_tasks(self.name, self.model, self.layout.unflatten(phi), images)
 
     def losses(self, phi: Tensor, samples: Samples) -> Tensor:
-        """(T,): each task's mean cross-entropy at row t of phi (T, P)."""
-        return self.cross_entropy(self.logits(phi, samples.images), samples.labels)
+        """(T,): each task's loss at row t of phi (T, P)."""
+        return self.task_losses(self.logits(phi, samples.images), samples.labels)
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(T,): each task's mean cross-entropy, for logits (T, N, ways) and labels (T, N)."""
-        return cross_entropy(logits, labels, owner=self.name)
+    def task_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(T,): each task's loss; that of logits (T, N, ways) and labels (T, N) by default."""
+        if self.loss is not None:
+            return each_task(self.name, "loss", self.loss, outputs, targets)
+        return cross_entropy(outputs, targets, owner=self.name)
+
+    def task_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(T,): each task's metric, by default its accuracy in [0, 1]."""
+        if self.metric is not None:
+            return each_task(self.name, "metric", self.metric, outputs, targets)
+        if self.loss is not None:
+            return outputs.new_full(outputs.shape[:1], torch.nan)
+        return (outputs.argmax(-1) == targets).to(outputs.dtype).mean(-1)
 
     def gradient(self, phi: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,), each task's own gradient (T, P), and the logits (T, N, ways); no graph."""
         with torch.enable_grad():
             phi = phi.detach().requires_grad_()
             logits = self.logits(phi, samples.images)
-            losses = self.cross_entropy(logits, samples.labels)
+            losses = self.task_losses(logits, samples.labels)
             (gradient,) = torch.autograd.grad(losses, phi, torch.ones_like(losses))
         return losses.detach(), gradient, logits.detach()
 
@@ -222,14 +261,25 @@ class MetaLearner(nn.Module):
         """
         mean = self.by_parameter(gradient) if isinstance(gradient, Tensor) else gradient
         self._require_finite(torch.stack(trace), mean, solved)
-        self._accumulate(mean)
-        self.iteration += ~self.nonfinite
+        if self.collecting is None:
+            self.end_step(mean)
+        else:
+            sums, share = self.collecting
+            for name, part in mean.items():
+                sums[name] = part * share + sums[name] if name in sums else part * share
+        with torch.no_grad():
+            scores = self.task_scores(logits, query.labels)
         return Metrics(
             loss=trace[-1],
-            accuracy=(logits.argmax(-1) == query.labels).to(logits.dtype).mean(-1),
+            accuracy=scores,
             active=self.adapted(phi).active(),
             support_loss=trace[-2] if len(trace) > 1 else torch.full_like(trace[-1], torch.nan),
         )
+
+    def end_step(self, gradient: Mapping[str, Tensor]) -> None:
+        """Adds the meta-gradient, by the name of the learner's parameter, to ``.grad``; counts."""
+        self._accumulate(gradient)
+        self.iteration += ~self.nonfinite
 
     def _follow_frozen(self, parameters: Mapping[str, Tensor]) -> None:
         """Lays the buffer out anew if parameters were frozen, or thawed, since it was laid out."""

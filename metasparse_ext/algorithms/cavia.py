@@ -79,7 +79,7 @@ class CAVIA(MetaLearner):
                 phi = torch.sub(phi, slope, alpha=self.inner_lr)
                 trace.append(losses.detach())
             logits = self.logits(phi, batch.query.images)
-            losses = self.cross_entropy(logits, batch.query.labels)
+            losses = self.task_losses(logits, batch.query.labels)
             gradient = self.mean_gradient(losses)
         trace.append(losses.detach())
         return self.finish(gradient, phi, trace, batch.query, logits.detach())

@@ -78,7 +78,7 @@ class ConvexIMAML(HeadLearner):
             max_iterations=steps,
         )
         logits = head_logits(features.detach(), solution.weight.detach(), _detached(solution.bias))
-        return solution.weight, solution.bias, self.cross_entropy(logits, labels)
+        return solution.weight, solution.bias, self.task_losses(logits, labels)
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from metasparse_ext.algorithms.models import check_model
 from metasparse_ext.algorithms.samples import checked_batch, checked_samples
+from metasparse_ext.algorithms.tasks import in_chunks
 
 # Each with its argument, and the check of that.
 METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -28,6 +29,7 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
     - ``torch.compile`` leaves it alone: its gradients are those of ``torch.autograd.grad`` inside.
     - A model that was changed since the learner was made is checked as it was then.
     - Labels have any integer dtype to the caller, and int64 to the method.
+    - A meta-step takes its tasks in chunks, if the learner was told so.
     """
     argument, check = METHODS[method.__name__]
 
@@ -38,15 +40,19 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
             return torch.compiler.disable(entered, reason=why)(self, *args, **keywords)
         check_model(self.name, self.model, self.dtypes)
         device = next(self.model.parameters()).device
+        classes = self.loss is None
         if args:
-            args = (check(self.name, argument, args[0], device), *args[1:])
+            args = (check(self.name, argument, args[0], device, classes), *args[1:])
         elif argument in keywords:
-            keywords[argument] = check(self.name, argument, keywords[argument], device)
+            given = keywords[argument]
+            keywords[argument] = check(self.name, argument, given, device, classes)
         try:
             if torch.is_inference_mode_enabled():
                 with torch.inference_mode(False), torch.no_grad():
                     args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))
                     return method(self, *args, **keywords)
+            if argument == "batch" and self.task_chunk is not None and self.collecting is None:
+                return in_chunks(self, method, *args, *keywords.values(), size=self.task_chunk)
             return method(self, *args, **keywords)
         except RuntimeError as error:
             _explain_attention(self.name, error)

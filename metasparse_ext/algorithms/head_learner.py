@@ -35,6 +35,8 @@ class HeadLearner(MetaLearner):
         ValueError: if the model has no ``nn.Linear`` of that name.
     """
 
+    own_loss = "the inner problem is a softmax regression"
+
     def __init__(
         self,
         model: nn.Module,
@@ -75,7 +77,7 @@ class HeadLearner(MetaLearner):
         with torch.enable_grad():
             weight, bias, support_loss = self._fit(batch.support, self.inner_steps)
             logits = head_logits(self.features(batch.query.images), weight, bias)
-            losses = self.cross_entropy(logits, batch.query.labels)
+            losses = self.task_losses(logits, batch.query.labels)
             gradient = self.mean_gradient(losses)
         trace = [loss.detach() for loss in (support_loss, losses) if loss is not None]
         start = self.start(losses.shape[0])

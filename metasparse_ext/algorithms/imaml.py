@@ -158,7 +158,7 @@ class IMAML(MetaLearner):
         if self.cg_steps <= (1 if self.mode == "official" else 0):
             return gradient, None
         hvp = linearize(
-            lambda logits: self.cross_entropy(logits, support.labels),
+            lambda logits: self.task_losses(logits, support.labels),
             phi,
             model=lambda point: self.logits(point, support.images),
             curvature=self.curvature,

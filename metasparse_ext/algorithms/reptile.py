@@ -77,6 +77,8 @@ class Reptile(MetaLearner):
         require_choice(self.name, "optimizer", optimizer, Optimizer)
         self.inner_batch, self.adapt_batch = inner_batch, adapt_batch
         self.optimizer, self.pooled = optimizer, pooled
+        if optimizer == "adam":
+            self.tasks_together = "the moments of its Adam are means over all tasks"
         self.register_buffer("square", torch.zeros_like(self.start(1)[0]))
         self.register_buffer("updates", torch.zeros_like(self.iteration))
 
@@ -94,7 +96,7 @@ class Reptile(MetaLearner):
         phi, square, trace = self._train(images, self.inner_steps, self.inner_batch, self.iteration)
         with torch.no_grad():
             logits = self.logits(phi, batch.query.images)
-            trace.append(self.cross_entropy(logits, batch.query.labels))
+            trace.append(self.task_losses(logits, batch.query.labels))
         theta = self.start(phi.shape[0])
         metrics = self.finish(theta - phi, phi, trace, batch.query, logits)
         if self.optimizer == "adam":
@@ -113,7 +115,7 @@ class Reptile(MetaLearner):
         self, samples: Samples, steps: int, size: int, seed: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Parameters and squares (T, P) after so many minibatches, and the losses (T,) of each."""
-        tasks, count = samples.labels.shape
+        tasks, count = samples.labels.shape[:2]
         phi, trace = self.start(tasks).clone(), []
         square, first = self.square.repeat(tasks, 1), torch.zeros_like(phi)
         updates = self.updates.float()

@@ -22,7 +22,9 @@ INTEGERS = (
 )
 
 
-def checked_batch(owner: str, name: str, batch: TaskBatch, device: torch.device) -> TaskBatch:
+def checked_batch(
+    owner: str, name: str, batch: TaskBatch, device: torch.device, classes: bool = True
+) -> TaskBatch:
     """:func:`checked_samples` of both sets of a meta-batch; they must hold as many tasks.
 
     Raises:
@@ -30,16 +32,20 @@ def checked_batch(owner: str, name: str, batch: TaskBatch, device: torch.device)
         ValueError: as there, or for another number of tasks.
     """
     require_type(owner, name, batch, TaskBatch, "a TaskBatch of support and query samples")
-    support = checked_samples(owner, f"{name}.support", batch.support, device)
-    query = checked_samples(owner, f"{name}.query", batch.query, device)
+    support = checked_samples(owner, f"{name}.support", batch.support, device, classes)
+    query = checked_samples(owner, f"{name}.query", batch.query, device, classes)
     tasks, got = len(support.labels), len(query.labels)
     wanted = f"of T = {tasks} tasks like the support set"
     require(got == tasks, owner, f"{name}.query", wanted, got)
     return TaskBatch(support, query)
 
 
-def checked_samples(owner: str, name: str, samples: Samples, device: torch.device) -> Samples:
+def checked_samples(
+    owner: str, name: str, samples: Samples, device: torch.device, classes: bool = True
+) -> Samples:
     """The samples with labels in int64, if there is a class for every image.
+
+    Without ``classes`` the labels are targets (T, N, ...) of any dtype, and stay as they are.
 
     Values are looked at where the host may (:func:`observed`). That none is below 0 is seen here,
     before the network has said how many classes there are; :func:`check_classes` sees the rest.
@@ -52,18 +58,21 @@ def checked_samples(owner: str, name: str, samples: Samples, device: torch.devic
     require_type(owner, name, samples, Samples, "Samples of images and labels")
     for part, got in zip(samples._fields, samples, strict=True):
         if part != "distribution" or got is not None:
-            _check_part(owner, f"{name}.{part}", got, device, integers=part != "images")
+            integers = part == "distribution" or (part == "labels" and classes)
+            _check_part(owner, f"{name}.{part}", got, device, integers=integers)
     images, labels, distribution = samples
     lead = tuple(images.shape[:2])
     require(len(lead) == 2 and min(lead) > 0, owner, f"{name}.images", "(T, N, ...)", lead)
-    wanted = f"(T, N) = {lead} like the images"
-    require(labels.shape == lead, owner, f"{name}.labels", wanted, tuple(labels.shape))
+    wanted = f"(T, N{'' if classes else ', ...'}) = {lead} like the images"
+    shape = labels.shape if classes else labels.shape[:2]
+    require(shape == lead, owner, f"{name}.labels", wanted, tuple(labels.shape))
     if distribution is not None:
         shape, wanted = tuple(distribution.shape), f"(T,) = {lead[:1]}, one for each task"
         require(shape == lead[:1], owner, f"{name}.distribution", wanted, shape)
         distribution = distribution.long()
-    labels = labels.long()
-    _refuse_where(labels < 0, labels, owner, f"{name}.labels", "at least 0")
+    if classes:
+        labels = labels.long()
+        _refuse_where(labels < 0, labels, owner, f"{name}.labels", "at least 0")
     return Samples(images, labels, distribution)
 
 

@@ -12,16 +12,22 @@ def spelled_out(kind: type) -> Signature:
 
     A constructor that ends in ``**options`` hands them on to that of the class above. Its signature
     then has the keyword arguments of both, those from above first; one that both name has the
-    annotation and the default of the class's own.
+    annotation and the default of the class's own. Last come the options of its tasks, which every
+    learner has.
     """
+    _, *tasks, _ = (
+        p for p in _evaluated(type(kind).__call__).parameters.values() if p.name != "args"
+    )
     _, *parameters = _evaluated(vars(kind)["__init__"]).parameters.values()
     if not parameters or parameters[-1].kind is not Parameter.VAR_KEYWORD:
-        return Signature(parameters)
+        return Signature([*parameters, *tasks])
     own = {p.name: p for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
     above = inspect.signature(kind.__mro__[1]).parameters.values()
     handed_on = {p.name: p for p in above if p.kind is Parameter.KEYWORD_ONLY}
     positional = [p for p in parameters[:-1] if p.name not in own]
-    return Signature([*positional, *(handed_on | own).values()])
+    common = {p.name: p for p in tasks}
+    options = [p for name, p in (handed_on | own).items() if name not in common]
+    return Signature([*positional, *options, *tasks])
 
 
 def _evaluated(constructor: Any) -> Signature:

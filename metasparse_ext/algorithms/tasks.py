@@ -1,0 +1,121 @@
+"""What every learner can be told of its tasks: their loss, their metric, and how many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from metasparse_ext._arguments import refuse, require_callable, require_size, shown
+from metasparse_ext.algorithms.records import Metrics
+from metasparse_ext.data import Samples, TaskBatch
+
+if TYPE_CHECKING:
+    from metasparse_ext.algorithms.base import MetaLearner
+
+# From the outputs and the targets of one task, (N, ...) each, to a number.
+TaskFunction = Callable[[Tensor, Tensor], Tensor]
+
+Learner = TypeVar("Learner")
+
+
+class TakesTaskOptions(type):
+    """The type of learners' classes, whose constructors all take three options more.
+
+    A learner's own constructor knows nothing of them:
+
+    - ``loss``: What a task minimizes, in the inner loop and as a query loss, in place of the mean
+      cross-entropy: a differentiable function of a task's outputs (N, ...) and targets (N, ...),
+      such as ``torch.nn.functional.mse_loss``. The ``labels`` of samples are then targets (T, N,
+      ...) of any dtype.
+    - ``metric``: What ``Metrics.accuracy`` holds, a function like the loss; with a loss and no
+      metric it is NaN.
+    - ``task_chunk``: The most tasks that a meta-step computes at a time. The meta-gradient is that
+      of all tasks, the memory that of so many.
+    """
+
+    def __call__(
+        cls: type[Learner],
+        *args: Any,
+        loss: TaskFunction | None = None,
+        metric: TaskFunction | None = None,
+        task_chunk: int | None = None,
+        **options: Any,
+    ) -> Learner:
+        learner: Any = type.__call__(cls, *args, **options)
+        learner.set_task_options(loss, metric, task_chunk)
+        return learner
+
+
+def check_task_options(
+    learner: MetaLearner,
+    loss: TaskFunction | None,
+    metric: TaskFunction | None,
+    task_chunk: int | None,
+) -> None:
+    """Refuses options of another type, or that a learner cannot follow.
+
+    Raises:
+        TypeError: if an option is of another type.
+        ValueError: if the learner has a loss of its own, or cannot take its tasks one by one.
+    """
+    function = "a function of the outputs and targets of a task, or None"
+    for name, given in {"loss": loss, "metric": metric}.items():
+        if given is not None:
+            require_callable(learner.name, name, given, function)
+    if task_chunk is not None:
+        require_size(learner.name, "task_chunk", task_chunk)
+    if loss is not None and learner.own_loss:
+        refuse(learner.name, "loss", f"None: {learner.own_loss}", shown(loss))
+    if task_chunk is not None and learner.tasks_together:
+        refuse(learner.name, "task_chunk", f"None: {learner.tasks_together}", shown(task_chunk))
+
+
+def each_task(
+    owner: str, name: str, function: TaskFunction, outputs: Tensor, targets: Tensor
+) -> Tensor:
+    """(T,): a loss or metric of each task, of outputs (T, N, ...) and targets (T, N, ...).
+
+    Raises:
+        ValueError: if the function does not return one number.
+    """
+    values = torch.func.vmap(function)(outputs, targets)
+    if not isinstance(values, Tensor) or values.shape != outputs.shape[:1]:
+        got = (
+            f"a tensor of shape {tuple(values.shape[1:])}"
+            if isinstance(values, Tensor)
+            else type(values).__name__
+        )
+        refuse(owner, name, "a function to one number for each task", got)
+    return values
+
+
+def in_chunks(
+    learner: MetaLearner, step: Callable[[Any, TaskBatch], Metrics], batch: TaskBatch, size: int
+) -> Metrics:
+    """A meta-step on chunks of so many tasks; its meta-gradient is the mean over all tasks.
+
+    Nothing is accumulated, and no iteration counted, before the last chunk is done.
+    """
+    tasks = len(batch.support.labels)
+    sums: dict[str, Tensor] = {}
+    found = []
+    for first in range(0, tasks, size):
+        chunk = TaskBatch(*(_some(samples, first, size) for samples in batch))
+        learner.collecting = sums, len(chunk.support.labels) / tasks
+        try:
+            found.append(step(learner, chunk))
+        finally:
+            learner.collecting = None
+    learner.end_step(sums)
+    fields = ("loss", "accuracy", "active", "support_loss")
+    return Metrics(**{name: torch.cat([getattr(m, name) for m in found]) for name in fields})
+
+
+def _some(samples: Samples, first: int, size: int) -> Samples:
+    chosen = slice(first, first + size)
+    images, labels, distribution = samples
+    some = None if distribution is None else distribution[chosen]
+    return Samples(images[chosen], labels[chosen], some)
