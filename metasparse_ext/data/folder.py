@@ -98,12 +98,14 @@ def _read(path: Path, image_size: int | None) -> np.ndarray:
         raise DataError(f"folder: {path} is not a regular file")
     try:
         with Image.open(path) as image:
+            image.verify()  # the checksums of a PNG file, which decoding its pixels leaves out
+        with Image.open(path) as image:
             if image.mode not in _GREY_MODES | _COLOUR_MODES:
                 raise DataError(f"folder: {path}: expected 8-bit images, got mode {image.mode!r}")
             image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files make Pillow raise errors of many kinds
         raise DataError(f"folder: cannot read {path}: {error}") from error
     if image_size is not None:
         image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)

@@ -20,6 +20,7 @@ TESTS = Path(__file__).resolve().parent.parent
 INSTRUCTION_SETS = tuple(supported())
 THREADS = (1, 2, 3, 8)
 PATIENCE = 120  # seconds until a draw counts as hanging
+START = 600  # seconds for a process to import PyTorch, on a machine that is busy
 
 
 @contextlib.contextmanager
@@ -57,19 +58,27 @@ class Worker:
 
     def check(self, draw) -> str | None:
         """What is wrong with a draw, or None."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "support.machine"],
-                env=environment(self._isa),
-                cwd=TESTS.parent,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
+        if self._process is None and (problem := self._start()) is not None:
+            return problem
         pickle.dump(draw, self._process.stdin)
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+        return self._answer(PATIENCE)
+
+    def _start(self) -> str | None:
+        """Why there is no process that is ready, or None."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.machine"],
+            env=environment(self._isa),
+            cwd=TESTS.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        return self._answer(START)
+
+    def _answer(self, patience: float) -> str | None:
+        if not select.select([self._process.stdout], [], [], patience)[0]:
             self.close()
-            return f"no result after {PATIENCE} s"
+            return f"no result after {patience} s"
         try:
             return pickle.load(self._process.stdout)
         except EOFError:
@@ -121,13 +130,15 @@ def _serve() -> None:
     """Checks the draws that arrive on standard input; what they print goes to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    result = None  # the first one says that this process is ready
     while True:
+        pickle.dump(result, answers)
+        answers.flush()
         try:
             draw = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(outcome(draw), answers)
-        answers.flush()
+        result = outcome(draw)
 
 
 if __name__ == "__main__":
