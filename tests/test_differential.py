@@ -7,13 +7,14 @@ import ctypes
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import strategies as st
-from support import attacks, masked_conv
+from support import attacks, machine, masked_conv
 from support.differential import STRATEGIES
 from support.machine import INSTRUCTION_SETS, Workers
 from support.operands import LAYOUTS, place
@@ -84,6 +85,7 @@ class Planted(NamedTuple):
     value: int
     crashes: bool = False
     once: str = ""  # a file: where it is, all is well
+    sleeps: float = 0
     isa: str = INSTRUCTION_SETS[0]
 
     def check(self) -> str | None:
@@ -93,6 +95,7 @@ class Planted(NamedTuple):
         if self.once and not Path(self.once).exists():
             Path(self.once).touch()
             return "wrong the first time"
+        time.sleep(self.sleeps)
         return "too large" if self.value >= 30 else None
 
 
@@ -101,6 +104,13 @@ def test_the_smallest_failing_draw_is_reported(workers):
     assert failure.startswith("too large")
     assert "Planted(value=30, crashes=False" in failure
     assert "METASPARSE_CPU_ISA=" in failure
+
+
+def test_a_draw_without_a_result_is_a_failure(workers, monkeypatch):
+    monkeypatch.setattr(machine, "PATIENCE", 1)
+    assert workers.check(Planted(0, sleeps=600)) == "no result after 1 s"
+    monkeypatch.undo()
+    assert workers.check(Planted(0)) is None
 
 
 def test_what_fails_at_times_is_reported(workers, tmp_path):
@@ -166,7 +176,7 @@ def test_stress_counts_and_reports(monkeypatch, capsys, tmp_path):
     assert seen == [(5_000_000, 7)]
 
 
-def test_a_stopped_stress_leaves_the_table_of_what_it_did(monkeypatch, tmp_path):
+def test_a_stopped_stress_leaves_a_table_and_goes_on_from_it(monkeypatch, tmp_path):
     def stops(seed: int, draws: int) -> attacks.Result:
         if seed > 0:
             raise KeyboardInterrupt
@@ -177,6 +187,14 @@ def test_a_stopped_stress_leaves_the_table_of_what_it_did(monkeypatch, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         stressed(monkeypatch, stops, 2, *options, "--attack", "planted")
     assert "| all | 2 | 0 | 0 |" in out.read_text()
+
+    def goes_on(seed: int, draws: int) -> attacks.Result:
+        assert seed in (2, 4)
+        return attacks.Result(draws, ["wrong"])
+
+    resumed = [*options[2:], "--attack", "planted", "--resume"]
+    assert stressed(monkeypatch, goes_on, 2, *resumed) == 1
+    assert "| planted | 6 | 2 | 0 |" in out.read_text()
 
 
 def test_stress_begins_nothing_after_its_time(monkeypatch, capsys):

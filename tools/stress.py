@@ -1,11 +1,11 @@
 """Many more random cases than the tests run, of everything that can be attacked that way.
 
     python tools/stress.py [--draws 20000] [--seed N] [--attack PATTERN ...] [--jobs N]
-                           [--minutes N] [--out table.md]
+                           [--minutes N] [--out table.md [--resume]]
 
 Prints a table of attacks, cases and failures, and a command for each failure that shows it alone.
-The attacks take turns, and the table is written anew after each, so that a program that is stopped
-leaves a table of what it did. The exit status is 1 if anything failed.
+The attacks take turns, and the table is written anew after each: a program that was stopped left
+a table of what it did, from which --resume goes on. The exit status is 1 if anything failed.
 """
 
 import argparse
@@ -31,6 +31,13 @@ from metasparse_ext import _atomic  # noqa: E402
 HEADER = ("attack", "cases", "failures", "seed")
 
 
+class Tally(NamedTuple):
+    """What was tried of an attack."""
+
+    cases: int = 0
+    failures: int = 0
+
+
 class Round(NamedTuple):
     """Some cases of an attack, which one process tries."""
 
@@ -49,7 +56,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--minutes", type=float, help="begin no more cases after so long")
     parser.add_argument("--out", type=Path, help="where to write the table, as Markdown")
+    parser.add_argument("--resume", action="store_true", help="go on from the table, its seed too")
     given = parser.parse_args()
+    if given.resume and (given.out is None or given.seed is not None):
+        parser.error("argument --resume: expected --out, and no --seed")
     for name in ("draws", "jobs"):
         if getattr(given, name) < 1:
             parser.error(f"argument --{name}: expected at least 1, got {getattr(given, name)}")
@@ -63,16 +73,16 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def rounds(names: list[str], seed: int, draws: int) -> Iterator[Round]:
-    """Every attack in rounds of its own size, in turn; no two rounds of an attack are alike."""
+def rounds(found: dict[str, Tally], seed: int, draws: int) -> Iterator[Round]:
+    """What is left of every attack, in rounds of its size, in turn; none of them are alike."""
 
     def of(name: str) -> Iterator[Round]:
         size = attacks()[name].round or draws
-        for start in range(0, draws, size):
+        for start in range(found[name].cases, draws, size):
             yield Round(name, seed * 10**6 + start, min(size, draws - start))
 
-    turns = itertools.zip_longest(*map(of, names))
-    return (found for turn in turns for found in turn if found is not None)
+    turns = itertools.zip_longest(*map(of, found))
+    return (work for turn in turns for work in turn if work is not None)
 
 
 def run(work: Round) -> tuple[Round, Result]:
@@ -96,30 +106,43 @@ def results(work: Iterator[Round], jobs: int, end: float) -> Iterator[tuple[Roun
                 yield finished.result()
 
 
-def table(found: dict[str, Result], seed: int) -> str:
+def table(found: dict[str, Tally], seed: int) -> str:
     """Markdown."""
-    rows = [(name, r.cases, len(r.failures)) for name, r in found.items()]
-    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    lines = [f"| {name} | {cases:,} | {failures} | {seed} |" for name, cases, failures in rows]
+    rows = list(found.items())
+    rows.append(("all", Tally(*map(sum, zip(*found.values(), strict=True)))))
+    lines = [f"| {name} | {cases:,} | {failures} | {seed} |" for name, (cases, failures) in rows]
     return "\n".join([f"| {' | '.join(HEADER)} |", "|---|---:|---:|---:|", *lines]) + "\n"
+
+
+def read_table(text: str) -> tuple[dict[str, Tally], int]:
+    """What :func:`table` was made of."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines()[2:-1]]
+    seed = int(lines[0][3])
+    return {name: Tally(int(n.replace(",", "")), int(wrong)) for name, n, wrong, _ in lines}, seed
 
 
 def main() -> int:
     given = arguments()
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
+    before = {}
+    if given.resume:
+        before, seed = read_table(given.out.read_text())
     print(f"seed {seed}", flush=True)
     end = float("inf") if given.minutes is None else time.monotonic() + 60 * given.minutes
-    found = {name: Result(0, []) for name in given.names}
-    for work, result in results(rounds(given.names, seed, given.draws), given.jobs, end):
+    found = {**before, **{name: before.get(name, Tally()) for name in given.names}}
+    left = {name: found[name] for name in given.names}
+    for work, result in results(rounds(left, seed, given.draws), given.jobs, end):
         so_far = found[work.attack]
-        found[work.attack] = Result(so_far.cases + result.cases, so_far.failures + result.failures)
+        found[work.attack] = Tally(
+            so_far.cases + result.cases, so_far.failures + len(result.failures)
+        )
         print(f"{work.attack}: {found[work.attack].cases} cases", flush=True)
         for failure in result.failures:
             print(f"- {failure}", flush=True)
         if given.out is not None:
             _atomic.replace_text(given.out, table(found, seed))
     print(table(found, seed), end="")
-    return 1 if any(r.failures for r in found.values()) else 0
+    return int(any(tally.failures for tally in found.values()))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,11 +77,18 @@ class Worker:
         return self._answer(START)
 
     def _answer(self, patience: float) -> str | None:
-        if not select.select([self._process.stdout], [], [], patience)[0]:
-            self.close()
-            return f"no result after {patience} s"
+        """What the process says; time that it had to wait for a core does not count."""
+        process = self._process
+        start, waited = time.monotonic(), _kept_waiting(process.pid)
+        left = patience
+        while not select.select([process.stdout], [], [], left)[0]:
+            excused = max(0.0, _kept_waiting(process.pid) - waited)
+            left = patience + excused - (time.monotonic() - start)
+            if left <= 0:
+                self.close()
+                return f"no result after {patience} s"
         try:
-            return pickle.load(self._process.stdout)
+            return pickle.load(process.stdout)
         except EOFError:
             return self._epitaph()
 
@@ -95,6 +103,15 @@ class Worker:
         self.close()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         return f"the process ended {how}"
+
+
+def _kept_waiting(process: int) -> float:
+    """Seconds that some thread of a process was ready and had no core, as far as Linux tells."""
+    longest = 0
+    for file in Path(f"/proc/{process}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            longest = max(longest, int(file.read_text().split()[1]))
+    return longest / 1e9
 
 
 class Workers:
