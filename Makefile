@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml $(shell find build_backend csrc -type f)
 # Where make gpu leaves its logs, raw numbers and tables.
 GPU_OUT ?= benchmarks/results
 
-# How many random cases make stress tries.
+# How many random cases make stress tries in each attack.
 DRAWS ?= 20000
 
 .PHONY: demo test bench gpu sanitize check-aarch64 stress clean
@@ -34,14 +34,14 @@ gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmark,
 	$(PYTHON) tools/gpu.py --out $(GPU_OUT)
 
 sanitize:  ## the CPU kernels under AddressSanitizer and UBSan, then threads under ThreadSanitizer
-	$(PYTHON) tools/check_cpu_kernels.py
-	$(PYTHON) tools/check_cpu_kernels.py --sanitize thread
+	$(PYTHON) tools/check_cpu_kernels.py --sanitize address --sanitize thread \
+		--out benchmarks/results/sanitize.md
 
 check-aarch64:  ## the portable CPU kernels, compiled for 64-bit ARM and run in an emulator
 	$(PYTHON) tools/check_cpu_kernels.py --target aarch64
 
-stress: $(INSTALLED)  ## random attacks on ops, checkpoints and long runs, 20,000 of them
-	OMP_NUM_THREADS=1 $(BIN)/python tools/stress.py --draws $(DRAWS)
+stress: $(INSTALLED)  ## random attacks on ops, files and long runs, 20,000 cases of each: hours
+	OMP_NUM_THREADS=1 $(BIN)/python tools/stress.py --draws $(DRAWS) --out benchmarks/results/stress.md
 
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -120,7 +120,10 @@ def test_damaged_file(omniglot, damage, message):
         ({"labels": np.zeros(9, int)}, "class 'a' has no images"),
         ({"labels": np.full(9, 2)}, "has no images"),
         ({"images": np.zeros((9, 4, 4))}, "type uint8, got .* float64"),
-        ({"images": np.zeros((9, 4, 4, 2), np.uint8)}, "expected images of shape"),
+        (
+            {"images": np.zeros((9, 4, 4, 2), np.uint8)},
+            "expected images to be of shape .* in omniglot/train",
+        ),
         ({"class_names": np.array([{}, {}, {}], dtype=object)}, "cannot read .*omniglot28.npz"),
         ({"class_names": np.zeros(3, "i4,f8")}, r"28.npz: array class_names: expected text .*i4"),
         ({"class_names": np.array(["a", "b", "a"])}, "class_names: .* got 'a' twice"),

@@ -5,12 +5,16 @@
 
 import ctypes
 import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import strategies as st
-from support import attacks, masked_conv
+from support import attacks, machine, masked_conv
 from support.differential import STRATEGIES
 from support.machine import INSTRUCTION_SETS, Workers
 from support.operands import LAYOUTS, place
@@ -80,12 +84,18 @@ class Planted(NamedTuple):
 
     value: int
     crashes: bool = False
+    once: str = ""  # a file: where it is, all is well
+    sleeps: float = 0
     isa: str = INSTRUCTION_SETS[0]
 
     def check(self) -> str | None:
         if self.crashes:
             values = place((3,), "before guard", torch.ones)
             ctypes.string_at(values.data_ptr() + values.nbytes, 1)
+        if self.once and not Path(self.once).exists():
+            Path(self.once).touch()
+            return "wrong the first time"
+        time.sleep(self.sleeps)
         return "too large" if self.value >= 30 else None
 
 
@@ -94,6 +104,19 @@ def test_the_smallest_failing_draw_is_reported(workers):
     assert failure.startswith("too large")
     assert "Planted(value=30, crashes=False" in failure
     assert "METASPARSE_CPU_ISA=" in failure
+
+
+def test_a_draw_without_a_result_is_a_failure(workers, monkeypatch):
+    monkeypatch.setattr(machine, "PATIENCE", 1)
+    assert workers.check(Planted(0, sleeps=600)) == "no result after 1 s"
+    monkeypatch.undo()
+    assert workers.check(Planted(0)) is None
+
+
+def test_what_fails_at_times_is_reported(workers, tmp_path):
+    draws = st.builds(Planted, st.just(0), st.just(False), st.just(str(tmp_path / "there")))
+    failure = search(draws, workers, 0, draws=10)
+    assert failure.startswith("at times, wrong the first time")
 
 
 def test_a_crash_is_a_failure_and_draws_go_on(workers):
@@ -122,25 +145,84 @@ def test_a_wrong_result_is_found(monkeypatch):
     assert "elements differ by more than" in draw.check()
 
 
+def stressed(monkeypatch, attack: attacks.Tries, round: int | None, *options: str) -> int:
+    """The exit status of the stress program with one more attack than it has."""
+    planted = {"planted": attacks.Attack(attack, round), **attacks.attacks()}
+    monkeypatch.setattr(stress, "attacks", lambda: planted)
+    monkeypatch.setattr("sys.argv", ["stress", *options])
+    return stress.main()
+
+
 def test_stress_counts_and_reports(monkeypatch, capsys, tmp_path):
+    """Of every attack all draws, in rounds of different seeds."""
+    seen = []
+
     def fails(seed: int, draws: int) -> attacks.Result:
+        seen.append((seed, draws))
         return attacks.Result(draws, [f"seed {seed} fails"])
 
-    def passes(seed: int, draws: int) -> attacks.Result:
-        return attacks.Result(draws, [])
-
-    monkeypatch.setattr(stress, "attacks", lambda: {"one": fails, "other": passes})
     out = tmp_path / "stress.md"
-    monkeypatch.setattr("sys.argv", ["stress", "--draws", "7", "--seed", "5", "--out", str(out)])
-    assert stress.main() == 1
-    assert "- seed 5 fails" in capsys.readouterr().out
-    rows = ["| one | 4 | 1 |", "| other | 3 | 0 |", "| all | 7 | 1 |"]
+    options = ["--draws", "7", "--seed", "5", "--jobs", "1", "--out", str(out)]
+    checkpoints = "checkpoint, one bit flipped"
+    wanted = ["--attack", "plan*", "--attack", checkpoints]
+    assert stressed(monkeypatch, fails, 3, *options, *wanted) == 1
+    assert seen == [(5_000_000, 3), (5_000_003, 3), (5_000_006, 1)]
+    assert "- seed 5000003 fails" in capsys.readouterr().out
+    rows = ["| planted | 7 | 3 | 5 |", f"| {checkpoints} | 7 | 0 | 5 |", "| all | 14 | 3 | 5 |"]
     assert out.read_text().splitlines()[2:] == rows
 
-    monkeypatch.setattr("sys.argv", ["stress", "--draws", "7", "--attack", "other"])
-    assert stress.main() == 0
+    seen.clear()
+    stressed(monkeypatch, fails, None, *options, "--attack", "planted")
+    assert seen == [(5_000_000, 7)]
+
+
+def test_a_stopped_stress_leaves_a_table_and_goes_on_from_it(monkeypatch, tmp_path):
+    def stops(seed: int, draws: int) -> attacks.Result:
+        if seed > 0:
+            raise KeyboardInterrupt
+        return attacks.Result(draws, [])
+
+    out = tmp_path / "stress.md"
+    options = ["--seed", "0", "--draws", "6", "--jobs", "1", "--out", str(out)]
+    with pytest.raises(KeyboardInterrupt):
+        stressed(monkeypatch, stops, 2, *options, "--attack", "planted")
+    assert "| all | 2 | 0 | 0 |" in out.read_text()
+
+    def goes_on(seed: int, draws: int) -> attacks.Result:
+        assert seed in (2, 4)
+        return attacks.Result(draws, ["wrong"])
+
+    resumed = [*options[2:], "--attack", "planted", "--resume"]
+    assert stressed(monkeypatch, goes_on, 2, *resumed) == 1
+    assert "| planted | 6 | 2 | 0 |" in out.read_text()
+
+
+def test_stress_begins_nothing_after_its_time(monkeypatch, capsys):
+    def runs(seed: int, draws: int) -> attacks.Result:
+        raise AssertionError("too late")
+
+    options = ["--minutes", "0", "--jobs", "1", "--attack", "planted"]
+    assert stressed(monkeypatch, runs, None, *options) == 0
+    assert "| planted | 0 | 0 |" in capsys.readouterr().out
+
+
+def test_stress_in_two_processes(tmp_path):
+    """As a program, for the processes begin anew."""
+    out = tmp_path / "stress.md"
+    options = ["--draws", "1500", "--seed", "3", "--jobs", "2", "--attack", "checkpoint*"]
+    command = [sys.executable, str(Path(stress.__file__)), *options, "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    counts = [line.split(" | ")[1:] for line in out.read_text().splitlines()[2:]]
+    assert counts == [["1,500", "0", "3 |"], ["1,500", "0", "3 |"], ["3,000", "0", "3 |"]]
+
+
+def test_stress_knows_its_attacks(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["stress", "--attack", "conv"])
+    with pytest.raises(SystemExit):
+        stress.main()
+    assert "--attack: expected one of ['masked_conv forward', " in capsys.readouterr().err
 
 
 def test_two_attacks_of_one_name_are_refused():
     with pytest.raises(ValueError, match="'topk_mask' is registered already"):
-        attacks.attack("topk_mask")(lambda seed, draws: attacks.Result(0, []))
+        attacks.attack("topk_mask", round=1)(lambda seed, draws: attacks.Result(0, []))

@@ -108,9 +108,9 @@ def test_a_distribution_that_there_is_not_is_refused(tiny_root):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        ([0, 1, 2], "expected labels from 0 to 1, the class names, got 2 for image 2"),
+        ([0, 1, 2], "expected labels to be from 0 to 1, as class_names are, got 2 for image 2"),
         ([0, -1, 1], "got -1 for image 1"),
-        ([0, 1], r"an integer label for each of 3 images, got shape \(2,\)"),
+        ([0, 1], r"expected labels to be an integer for each of 3 images, got shape \(2,\)"),
         ([0.0, 1.0, 1.0], "type float64"),
     ],
 )

@@ -10,7 +10,9 @@ import pytest
 import torch
 from support.training_helpers import package_path, timeless, tiny_config
 
+from build_backend.isa import supported
 from metasparse_ext import _atomic as atomic
+from metasparse_ext import _library
 from metasparse_ext.training import (
     Run,
     RunInUseError,
@@ -256,3 +258,37 @@ def test_another_machine_is_named(tmp_path, tiny_root, caplog):
     assert "another instruction set: " in caplog.text
     assert "it was sse9" in caplog.text
     assert "torch" not in caplog.text
+
+
+RESUMES = """
+import sys, torch
+import metasparse_ext as ms
+from metasparse_ext.training import Run, Trainer
+torch.set_num_threads(2)
+run = Run(sys.argv[1])
+with ms.backend("direct"):
+    Trainer(run.config().replace(iterations=2), run).fit()
+"""
+
+
+@pytest.mark.skipif(_library.problem is not None, reason="without the library there is one backend")
+@pytest.mark.skipif(len(supported()) == 1, reason="this CPU has one of the instruction sets alone")
+def test_a_run_that_goes_on_elsewhere_says_what_is_other(tmp_path, tiny_root):
+    """Another instruction set, number of threads and backend, each by its name."""
+    run, config = Run(tmp_path / "run"), config_of(tiny_root)
+    Trainer(config.replace(iterations=1, validate_every=1), run).fit()
+    was = checkpoint.load(run.last_path).platform
+    other = next(isa for isa in supported() if isa != was["instruction set"])
+    result = subprocess.run(
+        [sys.executable, "-c", RESUMES, str(run.folder)],
+        env=package_path() | {"METASPARSE_CPU_ISA": other},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for name, value in (("instruction set", other), ("threads", 2), ("CPU backend", "direct")):
+        said = f"goes on with another {name}: {value}, it was {was[name]}"
+        assert said in result.stderr
+    now = checkpoint.load(run.last_path).platform
+    assert (now["instruction set"], now["threads"], now["CPU backend"]) == (other, 2, "direct")

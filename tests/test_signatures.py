@@ -9,9 +9,16 @@ from metasparse_ext.algorithms import BMP, LEARNERS, MAML, MMSUP, MetaTicket, Mu
 from metasparse_ext.algorithms.maml import MAMLOptions
 
 
+# Those of its tasks, which every learner has, last.
+COMMON = ["loss", "metric", "task_chunk"]
+
+
 def options(kind):
+    """A learner's own."""
     parameters = inspect.signature(kind).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert list(found)[-3:] == COMMON
+    return {name: default for name, default in found.items() if name not in COMMON}
 
 
 def test_the_options_of_maml_are_those_that_it_takes():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from metasparse_ext._arguments import require, require_choice, require_count, require_type
+from metasparse_ext._arguments import refuse, require_choice, require_count, require_type
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.options import FITS, LARGEST_SIDE, MOST, require_name
 from metasparse_ext.data.picture import fitted
@@ -103,8 +103,9 @@ class ImageClasses:
         for argument, value in (("name", name), ("split", split)):
             require_type(owner, argument, value, str, "a text")
         fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
-        expected = "of shape (n, H, W) or (n, H, W, 1 or 3)"
-        require(fits, owner, "images", expected, images.shape)
+        if not fits:
+            expected = "of shape (n, H, W) or (n, H, W, 1 or 3)"
+            refuse(owner, "images", expected, f"{images.shape} in {name}/{split}", DataError)
         _check_labels(f"{owner}: {name}/{split}", images, labels, len(class_names))
         channels_last = images if images.ndim == 4 else images[..., np.newaxis]
         order = np.argsort(labels, kind="stable")

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-MODULES = ("support.differential", "support.run_attacks")
+MODULES = ("support.differential", "support.broken_files", "support.run_attacks")
 
 
 class Result(NamedTuple):
@@ -18,18 +18,26 @@ class Result(NamedTuple):
 
 
 # (seed, cases to try) -> what came of them
-Attack = Callable[[int, int], Result]
+Tries = Callable[[int, int], Result]
+
+
+class Attack(NamedTuple):
+    """A function, and how many cases it is to try at once; None: all that are asked for."""
+
+    run: Tries
+    round: int | None
+
 
 _ATTACKS: dict[str, Attack] = {}
 
 
-def attack(name: str) -> Callable[[Attack], Attack]:
-    """Registers a function as the attack ``name``."""
+def attack(name: str, *, round: int | None) -> Callable[[Tries], Tries]:
+    """Registers a function as the attack ``name``; rounds of its cases may run side by side."""
 
-    def register(function: Attack) -> Attack:
+    def register(function: Tries) -> Tries:
         if name in _ATTACKS:
             raise ValueError(f"attack: {name!r} is registered already")
-        _ATTACKS[name] = function
+        _ATTACKS[name] = Attack(function, round)
         return function
 
     return register

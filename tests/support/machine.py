@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ TESTS = Path(__file__).resolve().parent.parent
 INSTRUCTION_SETS = tuple(supported())
 THREADS = (1, 2, 3, 8)
 PATIENCE = 120  # seconds until a draw counts as hanging
+START = 600  # seconds for a process to import PyTorch, on a machine that is busy
 
 
 @contextlib.contextmanager
@@ -57,21 +59,36 @@ class Worker:
 
     def check(self, draw) -> str | None:
         """What is wrong with a draw, or None."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "support.machine"],
-                env=environment(self._isa),
-                cwd=TESTS.parent,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
+        if self._process is None and (problem := self._start()) is not None:
+            return problem
         pickle.dump(draw, self._process.stdin)
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
-            self.close()
-            return f"no result after {PATIENCE} s"
+        return self._answer(PATIENCE)
+
+    def _start(self) -> str | None:
+        """Why there is no process that is ready, or None."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.machine"],
+            env=environment(self._isa),
+            cwd=TESTS.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        return self._answer(START)
+
+    def _answer(self, patience: float) -> str | None:
+        """What the process says; time that it had to wait for a core does not count."""
+        process = self._process
+        start, waited = time.monotonic(), _kept_waiting(process.pid)
+        left = patience
+        while not select.select([process.stdout], [], [], left)[0]:
+            excused = max(0.0, _kept_waiting(process.pid) - waited)
+            left = patience + excused - (time.monotonic() - start)
+            if left <= 0:
+                self.close()
+                return f"no result after {patience} s"
         try:
-            return pickle.load(self._process.stdout)
+            return pickle.load(process.stdout)
         except EOFError:
             return self._epitaph()
 
@@ -86,6 +103,15 @@ class Worker:
         self.close()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         return f"the process ended {how}"
+
+
+def _kept_waiting(process: int) -> float:
+    """Seconds that some thread of a process was ready and had no core, as far as Linux tells."""
+    longest = 0
+    for file in Path(f"/proc/{process}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            longest = max(longest, int(file.read_text().split()[1]))
+    return longest / 1e9
 
 
 class Workers:
@@ -121,13 +147,15 @@ def _serve() -> None:
     """Checks the draws that arrive on standard input; what they print goes to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    result = None  # the first one says that this process is ready
     while True:
+        pickle.dump(result, answers)
+        answers.flush()
         try:
             draw = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(outcome(draw), answers)
-        answers.flush()
+        result = outcome(draw)
 
 
 if __name__ == "__main__":

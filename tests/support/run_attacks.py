@@ -1,22 +1,34 @@
 """Attacks on what a run leaves and on processes that run for long."""
 
+import multiprocessing
 import random
 import resource
-import threading
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
 
 from metasparse_ext.algorithms import LEARNERS
+from metasparse_ext.data import TaskBatch
 from metasparse_ext.training import checkpoint
 from support.attacks import Result, attack
 from support.plain_tasks import batch, network
 
+CHECKPOINTS = 1000  # mutilated at once
 # What a process may grow by after it has warmed up, in any number of meta-steps.
 GROWTH_MEGABYTES = 32
 WARM_UP = 20
-# What a learner needs on the tests' small network.
-OPTIONS = {"cavia": {"block": 1}}
+DISTRIBUTIONS = 2  # with a task each
+# What a learner needs on the tests' small network, or what makes its steps short.
+OPTIONS = {
+    **{name: {"inner_steps": 2} for name in LEARNERS if name != "convex-imaml"},
+    "imaml": {"inner_steps": 2, "cg_steps": 2},
+    "metadock": {"inner_steps": 2, "cg_steps": 2},
+    "cavia": {"inner_steps": 2, "block": 1},
+    "multi-maml": {"inner_steps": 2, "distributions": DISTRIBUTIONS},
+}
 
 
 def _saved() -> bytes:
@@ -44,7 +56,7 @@ def _is_refused(data: bytes) -> bool:
     return False
 
 
-@attack("checkpoint, one bit flipped")
+@attack("checkpoint, one bit flipped", round=CHECKPOINTS)
 def flipped(seed: int, draws: int) -> Result:
     """Every bit counts: each of the draws flips one."""
     whole, drawn, failures = _saved(), random.Random(seed), []
@@ -57,7 +69,7 @@ def flipped(seed: int, draws: int) -> Result:
     return Result(draws, failures)
 
 
-@attack("checkpoint, cut, filled or with hostile sizes")
+@attack("checkpoint, cut, filled or with hostile sizes", round=CHECKPOINTS)
 def mutilated(seed: int, draws: int) -> Result:
     """The end cut off, a part overwritten by random bytes, or a header of another length."""
     whole, drawn, failures = _saved(), random.Random(seed), []
@@ -85,27 +97,55 @@ def _open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@attack("long runs: memory, files and threads of every learner")
-def long_runs(seed: int, draws: int) -> Result:
-    """So many meta-steps, shared among the learners; each with its own tasks."""
+class Held(NamedTuple):
+    """What this process holds of the system."""
+
+    megabytes: int
+    files: int
+    threads: int
+
+    @classmethod
+    def now(cls) -> Self:
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return cls(resident >> 20, _entries("/proc/self/fd"), _entries("/proc/self/task"))
+
+
+def _entries(folder: str) -> int:
+    return len(list(Path(folder).iterdir()))
+
+
+def _tasks(seed: int) -> TaskBatch:
+    """A task of each distribution."""
+    of = torch.arange(DISTRIBUTIONS)
+    return TaskBatch(*(part._replace(distribution=of) for part in batch(DISTRIBUTIONS, seed)))
+
+
+def _meta_steps(name: str, seed: int, steps: int) -> list[str]:
+    """Trains; what the process holds more at the end than when it had warmed up."""
+    torch.set_num_threads(1)
+    learner = LEARNERS[name](network(), **OPTIONS.get(name, {}))
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-4)
+    for step in range(steps):
+        if step == WARM_UP:
+            before = Held.now()
+        optimizer.zero_grad()
+        learner.meta_backward(_tasks(seed + 2 * step))
+        optimizer.step()
+    after = Held.now()
+    grown = after.megabytes - before.megabytes > GROWTH_MEGABYTES
+    if grown or after[1:] != before[1:]:
+        return [f"{name}, seed {seed}: after {steps} meta-steps {after}, once warm {before}"]
+    return []
+
+
+def long_run(name: str, seed: int, steps: int) -> Result:
+    """So many meta-steps of a learner in a process of its own, each on other tasks."""
     if not Path("/proc/self/statm").exists():
         return Result(0, [])
-    torch.set_num_threads(1)
-    steps, failures = max(WARM_UP + 1, draws // len(LEARNERS)), []
-    for name, kind in LEARNERS.items():
-        if name == "multi-maml":
-            continue  # it wants to know each task's distribution, and is MAML on one
-        learner = kind(network(), **OPTIONS.get(name, {}))
-        optimizer = torch.optim.Adam(learner.parameters(), lr=1e-4)
-        for step in range(steps):
-            if step == WARM_UP:
-                before = _resident_megabytes(), _open_files(), threading.active_count()
-            optimizer.zero_grad()
-            learner.meta_backward(batch(seed=seed + 2 * step))
-            optimizer.step()
-        grown = _resident_megabytes() - before[0]
-        if grown > GROWTH_MEGABYTES:
-            failures.append(f"{name}: {grown} MB more after {steps} meta-steps")
-        if (_open_files(), threading.active_count()) != before[1:]:
-            failures.append(f"{name}: files and threads were {before[1:]}, not any more")
-    return Result(steps * (len(LEARNERS) - 1), failures)
+    steps = max(WARM_UP + 1, steps)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return Result(steps, alone.submit(_meta_steps, name, seed, steps).result())
+
+
+for _name in LEARNERS:
+    attack(f"long run: {_name}", round=None)(partial(long_run, _name))
