@@ -62,10 +62,15 @@ LEARNER_FITS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
+# A loss or a metric is called when there are outputs for it.
+FUNCTIONS = ("none", "class", "function")
+
+
 def learner_calls() -> Iterator[tuple[str, Call]]:
     for name, kind in LEARNERS.items():
         options = {"cavia": {"block": 1}, "meta-ticket": {"rounds": 1}}.get(name, {})
-        fit = LEARNER_FITS.get(name, {})
+        loss = ("none",) if kind.own_loss else FUNCTIONS
+        fit = {"loss": loss, "metric": FUNCTIONS, **LEARNER_FITS.get(name, {})}
         owner = kind.__name__
         yield name, call(owner, kind, lambda o=options: {"model": network(), **o}, **fit)
         learner = kind(network(), **options)

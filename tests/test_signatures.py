@@ -8,7 +8,6 @@ from support.plain_tasks import network
 from metasparse_ext.algorithms import BMP, LEARNERS, MAML, MMSUP, MetaTicket, MultiMAML
 from metasparse_ext.algorithms.maml import MAMLOptions
 
-
 # Those of its tasks, which every learner has, last.
 COMMON = ["loss", "metric", "task_chunk"]
 

@@ -52,7 +52,8 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
                     args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))
                     return method(self, *args, **keywords)
             if argument == "batch" and self.task_chunk is not None and self.collecting is None:
-                return in_chunks(self, method, *args, *keywords.values(), size=self.task_chunk)
+                batch = args[0] if args else keywords["batch"]
+                return in_chunks(self, method, batch, self.task_chunk)
             return method(self, *args, **keywords)
         except RuntimeError as error:
             _explain_attention(self.name, error)

@@ -64,8 +64,8 @@ def checked_samples(
     lead = tuple(images.shape[:2])
     require(len(lead) == 2 and min(lead) > 0, owner, f"{name}.images", "(T, N, ...)", lead)
     wanted = f"(T, N{'' if classes else ', ...'}) = {lead} like the images"
-    shape = labels.shape if classes else labels.shape[:2]
-    require(shape == lead, owner, f"{name}.labels", wanted, tuple(labels.shape))
+    fits = (labels.shape if classes else labels.shape[:2]) == lead
+    require(fits, owner, f"{name}.labels", wanted, tuple(labels.shape))
     if distribution is not None:
         shape, wanted = tuple(distribution.shape), f"(T,) = {lead[:1]}, one for each task"
         require(shape == lead[:1], owner, f"{name}.distribution", wanted, shape)
@@ -78,7 +78,8 @@ def checked_samples(
 
 def _check_part(owner: str, name: str, got: Any, device: torch.device, *, integers: bool) -> None:
     require_tensor(owner, name, got)
-    require(got.device == device, owner, name, f"on {device} like the model", str(got.device))
+    if got.device != device:
+        refuse(owner, name, f"on {device} like the model", str(got.device))
     if integers and got.dtype not in INTEGERS:
         refuse(owner, name, "integers", shown(got.dtype), TypeError)
 
