@@ -28,14 +28,14 @@ class Row(NamedTuple):
     Attributes:
         ops: Names the row is for.
         when: Feature -> [least, most] (None: no bound) or a word.
-        backend: "dense", "triton", "cuda" or "winograd".
+        backend: "dense", "triton" or "cuda".
         options: What the backend is told: the cut of a Triton kernel.
     """
 
     ops: tuple[str, ...]
     when: Mapping[str, object]
     backend: str
-    options: Mapping[str, int | bool]
+    options: Mapping[str, int]
 
     def holds(self, op: str, features: Features) -> bool:
         """Whether this row speaks for a call; one on a feature the call lacks does not."""
@@ -82,7 +82,7 @@ def rows_for(op: str, features: tuple[tuple[str, int | str], ...]) -> tuple[Row,
     return tuple(row for row in table().rows if row.holds(op, dict(features)))
 
 
-def measured(op: str, features: Features, backend: str, options: Mapping[str, int | bool]) -> Row:
+def measured(op: str, features: Features, backend: str, options: Mapping[str, int]) -> Row:
     """The row that a measurement becomes: this backend won for a call with these features."""
     when = {
         name: value
