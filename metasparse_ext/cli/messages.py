@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from rich.console import Console
 
+from metasparse_ext._capture import CaptureError
 from metasparse_ext.cli import environment
 from metasparse_ext.data import DataError
 from metasparse_ext.training import CheckpointError, RunInUseError, TrainingError
@@ -49,7 +50,7 @@ class OneLineErrors(click.Group):
             code = _report(UserError(_of_system(error)), 2)
         except MemoryError as error:
             code = _report(UserError(f"there is not enough memory: {error}"), 2)
-        except (TrainingError, FloatingPointError) as error:
+        except (TrainingError, FloatingPointError, CaptureError) as error:
             code = _report(error, 1)
         except RuntimeError as error:
             if "memory" not in str(error):
