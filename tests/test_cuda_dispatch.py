@@ -409,7 +409,7 @@ def test_measurements_come_before_the_model(tmp_path, monkeypatch):
     modelled = cuda_table.read(path).rows
     for options in ({"rows": 64}, {"rows": 128}):  # the second replaces the first
         row = cuda_table.measured("masked_conv", features, "triton", options)
-        cuda_table.write([row], "a GPU", path)
+        cuda_table.write([row], "a GPU", path, path)
     table = cuda_table.read(path)
     assert (table.status, table.device) == ("measured", "a GPU")
     assert table.rows[0].options == {"rows": 128}

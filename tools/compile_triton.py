@@ -249,7 +249,7 @@ def chosen_variants() -> dict[str, Callable[[], object]]:
     for setting, precision in (("tf32", "tf32"), ("ieee", "tf32x3")):
         switch.fp32_precision = setting
         for op, channels, side in itertools.product(
-            (*CONV_OPS[:3], "forward pair"), ((1, 32), (32, 32), (48, 48)), (5, 14, 42)
+            (*CONV_OPS[:3], "forward pair"), ((32, 32), (48, 48)), (5, 14, 42)
         ):
             sizes = {"channels": channels, "side": side, "stride": 1}
             choice = cuda.choose(*conv_call(op, **sizes))
@@ -311,42 +311,36 @@ def usual_tile(op: str, precision: str = "tf32") -> masked_conv.Tile:
     """A tile that fills tensor cores, without spills."""
     if "grad" in op and "input" not in op:
         return masked_conv.Tile(32, 64 if precision == "tf32" else 32, 64)
-    if precision == "ieee" or "pair" in op:
-        return masked_conv.Tile(64, 32, 32, warps=8)
+    if "pair" in op and precision != "tf32":
+        return masked_conv.Tile(32, 64, 32)
     return masked_conv.Tile(64, 64, 32)
 
 
 def variants() -> dict[str, Callable[[], object]]:
     """Every variant of the sweep, by a name that says what is special about it."""
     calls = {}
-    for op in (*CONV_OPS[:3], *PAIRS):
-        for precision in ("tf32", "tf32x3"):
-            chosen = usual_tile(op, precision)
-            calls[f"{op}, {precision}"] = conv_variant(
-                op, precision=precision, tile=chosen, side=14, stride=1
-            )
-    large = masked_conv.Tile(64, 128, 32, warps=8)
-    calls["forward, large tile"] = conv_variant(
-        "forward", precision="tf32", tile=large, side=14, stride=1
-    )
-    for op in CONV_OPS[:2]:
-        calls[f"{op}, stride 2"] = conv_variant(op, precision="tf32", tile=usual_tile(op))
-    small = masked_conv.Tile(32, 32, 32)
-    calls["mask grad"] = conv_variant("mask grad", precision="tf32", tile=usual_tile("mask grad"))
+    near = {"side": 14, "stride": 1}
+    for op in (*CONV_OPS, *PAIRS):
+        tile = usual_tile(op)
+        calls[f"{op}, tf32"] = conv_variant(op, precision="tf32", tile=tile, **near)
+    for op in ("forward", "weight grad", "forward pair"):
+        calls[f"{op}, tf32x3"] = conv_variant(op, tile=usual_tile(op, "tf32x3"), **near)
     for op in ("forward", "weight grad"):
         calls[f"{op}, one channel in"] = conv_variant(op, channels=(1, 64), side=28)
-        calls[f"{op}, float64"] = conv_variant(op, dtype=torch.float64, tile=small)
-    for dtype in NARROW:
-        for op in ("forward", "weight grad"):
-            calls[f"{op}, {_named(dtype)}"] = conv_variant(op, dtype=dtype, tile=usual_tile(op))
+    small = masked_conv.Tile(32, 32, 32)
+    calls["forward, float64"] = conv_variant("forward", dtype=torch.float64, tile=small)
+    calls["input grad, stride 2"] = conv_variant(
+        "input grad", precision="tf32", tile=usual_tile("input grad")
+    )
+    for op, dtype in (("forward", NARROW[0]), ("weight grad", NARROW[1])):
+        calls[f"{op}, {_named(dtype)}"] = conv_variant(op, dtype=dtype, tile=usual_tile(op))
     for op in NORM_OPS:
-        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
             calls[f"norm {op}, {_named(dtype)}, pool"] = norm_variant(op, dtype)
-        name = f"norm {op}, float32, gate first"
-        calls[name] = norm_variant(op, pool=False, first=False, side=10)
+    name = "norm double backward, float32, gate first"
+    calls[name] = norm_variant("double backward", pool=False, first=False, side=10)
     for op in OTHER_OPS:
-        for dtype in (torch.float32, torch.float64):
-            calls[f"{op}, {_named(dtype)}"] = other_variant(op, dtype)
+        calls[f"{op}, float32"] = other_variant(op)
     return calls | chosen_variants()
 
 

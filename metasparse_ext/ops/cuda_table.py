@@ -93,17 +93,15 @@ def measured(op: str, features: Features, backend: str, options: Mapping[str, in
     return Row((op,), when, backend, options)
 
 
-def write(rows: Iterable[Row], device: str, path: Path = PATH) -> None:
-    """Puts measured rows before those of the table in the file, in place of earlier measurements.
+def write(rows: Iterable[Row], device: str, path: Path, base: Path = PATH) -> None:
+    """Writes a table: measured rows before those of ``base``, in place of earlier measurements.
 
     The rows of the model stay behind them, for calls that no measurement speaks for.
     """
-    earlier = json.loads(path.read_text())["rows"]
+    earlier = json.loads(base.read_text())["rows"]
     modelled = [row for row in earlier if not row.get("measured")]
     new = [{**row._asdict(), "measured": True} for row in rows]
     record = {"status": "measured", "device": device}
     lines = ",\n  ".join(json.dumps(row) for row in [*new, *modelled])
     head = json.dumps(record, indent=1)[:-2]
     path.write_text(f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')
-    table.cache_clear()
-    rows_for.cache_clear()

@@ -34,8 +34,8 @@ class Tile(NamedTuple):
 
 
 DEFAULT_TILE = Tile()
-#: Two reductions into one accumulator: with more pixels, products of float32's accuracy spill.
-PAIR_TILE = Tile(pixels=32, warps=8)
+#: Two reductions into one accumulator: with more rows, products of float32's accuracy spill.
+PAIR_TILE = Tile(rows=32)
 
 
 @dataclass(frozen=True)
