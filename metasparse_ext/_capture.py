@@ -22,6 +22,10 @@ logger = logging.getLogger("metasparse_ext")
 _unobserved: ContextVar[bool] = ContextVar("metasparse_unobserved", default=False)
 
 
+class CaptureError(RuntimeError):
+    """CUDA refused to capture a meta-step; the message says how to do without."""
+
+
 def observed() -> bool:
     """Whether the host may look at values on the device.
 
@@ -66,8 +70,9 @@ def capture(meta_step: Callable[[Any], Result], *, warmup: int = 3) -> Captured[
     their batch in the graph's own input tensors. Batches of other shapes run eagerly.
 
     What cannot be captured runs eagerly for good. The reason is logged once, and kept in
-    ``reason``: the batch is not on a CUDA device, the last warm-up call made the host wait for the
-    device (the line of the call is named), or CUDA refused.
+    ``reason``: the batch is not on a CUDA device, or the last warm-up call made the host wait for
+    the device (the line of the call is named). A capture that CUDA refuses ends in an error: what
+    it leaves behind on the device is not known, so no step follows it unasked.
 
     What ``meta_step`` has to keep to: no host synchronisation (learners look at their losses only
     where :func:`observed`); numbers that change, such as a learning rate, are tensors on the device
@@ -86,6 +91,7 @@ def capture(meta_step: Callable[[Any], Result], *, warmup: int = 3) -> Captured[
     Raises:
         TypeError: if an argument is of another kind.
         ValueError: if warmup is below 1.
+        CaptureError: in a call, if CUDA refuses the capture; the message says how to do without.
     """
     require_callable("capture", "meta_step", meta_step, "a function of a meta-batch")
     require_count("capture", "warmup", warmup, least=1, most=LARGEST)
@@ -123,8 +129,11 @@ class Captured(Generic[Result]):
                 with unobserved():
                     self._graph.record(self._step)
             except RuntimeError as error:
-                self._give_up(f"CUDA refused: {str(error).splitlines()[0]}")
-                return self._meta_step(batch)
+                self.reason, self._graph, self._inputs = f"CUDA refused: {_line(error)}", None, None
+                raise CaptureError(
+                    f"capture: {self.reason}; the meta-step has not run. Without capture it may: "
+                    "metasparse train --no-capture, or call the meta-step itself"
+                ) from error
         return _map(torch.clone, self._graph.replay())
 
     def _step(self) -> Result:
@@ -166,6 +175,10 @@ class Captured(Generic[Result]):
         logger.warning("capture: the meta-step runs eagerly: %s", reason)
 
 
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _obstacle(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"CUDA graphs need a CUDA device, the batch is on {device}"
@@ -195,7 +208,8 @@ class _CudaGraph:
         # A capture that fails leaves its stream the current one: the outer context puts it back.
         with (
             torch.cuda.stream(torch.cuda.current_stream(self._device)),
-            torch.cuda.graph(graph, stream=self._stream),
+            # Other threads, which load data, may go on allocating.
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             self._results = step()
         self._graph, self.recorded = graph, True

@@ -2,12 +2,11 @@
 
 import importlib.util
 import platform
-import re
 
 import torch
 
 from metasparse_ext import _library
-from metasparse_ext.ops import cuda_table
+from metasparse_ext.ops import cuda, cuda_table
 
 
 def _cuda() -> str:
@@ -26,22 +25,9 @@ def _kernels(record: dict, capability: tuple[int, int]) -> str:
         return f"no CUDA kernels: {record.get('cuda_reason', 'no library')}"
     archs = record["cuda_archs"]
     compiled = f"CUDA kernels compiled for {', '.join(archs)}"
-    if any(_runs_on(arch, capability) for arch in archs):
+    if any(cuda.runs_on(arch, capability) for arch in archs):
         return compiled
     return f"{compiled}, not for this GPU's {capability[0]}.{capability[1]}"
-
-
-def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Whether code for an entry of TORCH_CUDA_ARCH_LIST, such as "9.0+PTX", runs on a GPU."""
-    match = re.match(r"(\d+)\.(\d+)(a?)", arch)
-    if match is None:
-        return True  # a name that torch knows
-    major, minor = int(match[1]), int(match[2])
-    if match[3]:
-        return (major, minor) == capability
-    if arch.endswith("+PTX") and (major, minor) <= capability:
-        return True
-    return major == capability[0] and minor <= capability[1]
 
 
 def _triton() -> str:

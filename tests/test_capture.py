@@ -256,14 +256,17 @@ def test_a_step_that_stops_the_host_is_not_captured(monkeypatch, caplog):
 
 
 @pytest.mark.usefixtures("fake_graph")
-def test_a_step_that_cuda_refuses_runs_eagerly(monkeypatch):
+def test_a_capture_that_cuda_refuses_ends_the_run_and_says_how_to_go_on(monkeypatch):
     def refuse(self, step):
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
     monkeypatch.setattr(FakeGraph, "record", refuse)
     step = ms.capture(lambda x: (x * 2, observed()), warmup=1)
     step(torch.ones(1))
-    assert step(torch.ones(1)) == (2, True)
+    sentence = "CUDA refused: operation not permitted .*; the meta-step has not run.*--no-capture"
+    with pytest.raises(_capture.CaptureError, match=sentence):
+        step(torch.ones(1))
+    assert step(torch.ones(1)) == (2, True)  # whoever goes on all the same does so eagerly
     assert step.reason == "CUDA refused: operation not permitted when stream is capturing"
     assert not step.captured
 
@@ -364,7 +367,10 @@ def test_after_a_capture_that_cuda_refuses_the_stream_is_the_users_again():
     step = ms.capture(meta_step, warmup=1)
     before = torch.cuda.current_stream()
     x = torch.ones(2, device="cuda")
-    assert [step(x).tolist() for _ in range(3)] == [[2, 2]] * 3
+    assert step(x).tolist() == [2, 2]
+    with pytest.raises(_capture.CaptureError, match="--no-capture"):
+        step(x)
+    assert [step(x).tolist() for _ in range(2)] == [[2, 2]] * 2  # the process is not poisoned
     assert step.reason.startswith("CUDA refused")
     assert torch.cuda.current_stream() == before == calls[-1]
 

@@ -2,13 +2,15 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from support.host import NothingOnTheHost
-from support.op_calls import WINDOW, all_calls, conv_calls, other_calls
+from support.op_calls import WINDOW, all_calls, conv_calls, norm_calls, other_calls
 from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
 from metasparse_ext.ops import backends, cuda, cuda_table
@@ -38,7 +40,8 @@ def test_forced_backends_agree_with_the_definition(op, name, monkeypatch):
     args = on_device(*(a.clone() if isinstance(a, torch.Tensor) else a for a in expected_args))
     expected = getattr(torch.ops.metasparse, op)(*expected_args)
     with backends.backend(name, "cuda"):
-        assert cuda.choose(op, tuple(args)).backend == name
+        chosen = cuda.choose(op, tuple(args)).backend
+        assert chosen == (name if cuda.OPS[op].module or name != "triton" else "dense")
         actual = cuda.run(op, *args)
     if op == "cg_step":  # in place
         actual, expected = args[:3], expected_args[:3]
@@ -99,10 +102,7 @@ def test_one_switch_serves_both_devices():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(
-        ValueError,
-        match="'automatic', 'dense', 'triton', 'cuda', 'winograd', got 'x'",
-    ):
+    with pytest.raises(ValueError, match="'automatic', 'dense', 'triton', 'cuda', got 'x'"):
         backends.set_backend("x", "cuda")
     with pytest.raises(ValueError, match="device to be one of 'cpu', 'cuda', got 'tpu'"):
         backends.get_backend("tpu")
@@ -120,16 +120,15 @@ def test_an_unknown_name_in_the_environment_is_refused_with_its_variable(monkeyp
 
 @runs_kernels[0]
 def test_a_call_that_the_forced_backend_cannot_serve_goes_by_the_table():
-    args = other_calls()["softmax_head"]
-    many = (args[0].repeat(1, 20, 1), args[1].repeat(1, 20), *args[2:])
+    args = other_calls()["topk_mask"]
     with backends.backend("triton", "cuda"):
-        assert cuda.choose("softmax_head", args).backend == "triton"
-        assert cuda.choose("softmax_head", many).backend != "triton"
+        assert cuda.choose("topk_mask", args).backend == "triton"
+        assert cuda.choose("softmax_head", other_calls()["softmax_head"]).backend != "triton"
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda", "winograd"])
+@pytest.mark.parametrize("name", ["triton", "cuda"])
 def test_a_forced_backend_that_is_not_there_says_so(name, monkeypatch):
-    monkeypatch.setattr(cuda, "problem", {name: "it was left at home"}.get)
+    monkeypatch.setattr(cuda, "problem", lambda *_: "it was left at home")
     args = other_calls()["topk_mask"]
     with (
         backends.backend(name, "cuda"),
@@ -153,6 +152,203 @@ def test_arguments_are_checked():
         cuda.run("masked_conv", x, weight[:, :, :2], *rest)
 
 
+# ---- cards ---------------------------------------------------------------------------------------
+
+# Compute capability -> shared memory of a block, KiB; what NVIDIA's tables say.
+CARDS = {
+    (7, 5): 64,
+    (8, 0): 163,
+    (8, 6): 99,
+    (8, 9): 99,
+    (9, 0): 227,
+    (10, 0): 227,
+    (12, 0): 99,
+}
+by_card = pytest.mark.parametrize("capability", CARDS, ids="{0[0]}.{0[1]}".format)
+
+
+class Compiled:
+    """The namespace of a library with CUDA C++ that takes every call it has an op for."""
+
+    def __getattr__(self, name):
+        if name == "norm_act_pool_refusal" or name.startswith("norm_act_pool_"):
+            raise AttributeError(name)
+        return lambda *args: ""
+
+
+def there(monkeypatch, *, capability=None, triton=True, archs=None):
+    """As on a GPU of this capability, with Triton, and with CUDA C++ compiled for ``archs``."""
+    found = lambda name: object() if triton else None  # noqa: E731
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", found)
+    if capability is not None:
+        card = cuda.Card(capability, CARDS[capability] << 10)
+        monkeypatch.setattr(cuda, "card_of", lambda tensor: card)
+    if archs is not None:
+        monkeypatch.setattr(cuda.torch.ops, "metasparse_cuda", Compiled())
+        record = {"cuda": "13.0", "cuda_archs": archs}
+        monkeypatch.setattr(cuda._library, "build_record", lambda: record)
+    cuda.problem.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def forget_problems():
+    yield
+    cuda.problem.cache_clear()
+
+
+def chosen(channels=32):
+    """The backend of every op, convolutions of so many channels in float32."""
+    convs = conv_calls(torch.float32, channels=channels)
+    wide = {op: tuple(_widened(a, channels) for a in args) for op, args in convs.items()}
+    calls = {**wide, **norm_calls(torch.float32), **other_calls(torch.float32)}
+    return {op: cuda.choose(op, args).backend for op, args in calls.items()}
+
+
+def _widened(value, channels):
+    """Four output channels become as many as the input has."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    for axis in (1, 2):
+        if value.dim() > axis and value.shape[axis] == 4:
+            value = value.repeat_interleave(channels // 4, axis)
+    return value
+
+
+@runs_kernels[0]
+@by_card
+def test_with_triton_alone(capability, monkeypatch):
+    there(monkeypatch, capability=capability, archs=())
+    monkeypatch.setattr(cuda, "_compiled_problem", lambda capability: "no nvcc")
+    backend = chosen()
+    ours = "triton" if capability >= (8, 0) else "dense"
+    heads = {op: name for op, name in backend.items() if op.startswith("softmax_head")}
+    assert set(heads.values()) == {"dense"}  # PyTorch on the device, to any order and captured
+    assert {name for op, name in backend.items() if op not in heads} == {ours}
+    assert {n for op, n in chosen(channels=64).items() if "conv" in op} == {"dense"}
+
+
+@by_card
+def test_with_cuda_alone(capability, monkeypatch):
+    there(monkeypatch, capability=capability, triton=False, archs=["8.0", "9.0+PTX"])
+    backend = chosen()
+    ours = "cuda" if capability >= (8, 0) else "dense"
+    for op, name in backend.items():
+        assert name == ("dense" if op.startswith("norm_act_pool") else ours), op
+
+
+@runs_kernels[0]
+@by_card
+def test_with_both(capability, monkeypatch):
+    there(monkeypatch, capability=capability, archs=["8.0", "9.0+PTX"])
+    backend = chosen()
+    old = capability < (8, 0)
+    for op, name in backend.items():
+        ours = "triton" if "conv" in op or "norm" in op else "cuda"
+        assert name == ("dense" if old else ours), op
+
+
+@by_card
+def test_with_neither(capability, monkeypatch):
+    there(monkeypatch, capability=capability, triton=False)
+    assert set(chosen().values()) == {"dense"}
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "sentence"),
+    [
+        (["9.0"], (12, 0), "were compiled for 9.0, and this GPU is 12.0"),
+        (["9.0a"], (10, 0), "were compiled for 9.0a, and this GPU is 10.0"),
+        (["8.0", "9.0+PTX"], (7, 5), "were compiled for 8.0, 9.0+PTX, and this GPU is 7.5"),
+        (["9.0+PTX"], (12, 0), None),
+        (["8.0"], (8, 9), None),
+    ],
+)
+def test_code_that_does_not_run_on_the_card_is_refused(archs, capability, sentence, monkeypatch):
+    there(monkeypatch, capability=capability, triton=False, archs=archs)
+    args = other_calls()["topk_mask"]
+    found = cuda.refusal("topk_mask", "cuda", args)
+    assert found is None if sentence is None else found.endswith(sentence)
+    if sentence is not None:
+        with backends.backend("cuda", "cuda"), pytest.raises(ValueError, match=re.escape(sentence)):
+            cuda.choose("topk_mask", args)
+
+
+@runs_kernels[0]
+@pytest.mark.parametrize(("capability", "fits"), [((8, 9), False), ((8, 0), True)])
+def test_a_tile_beyond_the_shared_memory_of_the_card_is_refused(capability, fits, monkeypatch):
+    there(monkeypatch, capability=capability)
+    args = tuple(_widened(a, 32) for a in conv_calls(torch.float32, channels=32)["masked_conv"])
+    large = {"rows": 128, "pixels": 64, "reduction": 32}
+    found = cuda.refusal("masked_conv", "triton", args, large)
+    assert (found is None) is fits
+    if not fits:
+        assert found == "a block needs 147456 bytes of shared memory, and the GPU has 101376"
+
+
+@runs_kernels[0]
+def test_every_cut_of_the_table_fits_the_smallest_card(monkeypatch):
+    """A row whose cut fits no card in use would never hold."""
+    there(monkeypatch, capability=(8, 9))
+    for dtype in (torch.float32, torch.float64):
+        for op, args in conv_calls(dtype, channels=32).items():
+            wide = tuple(_widened(a, 32) for a in args)
+            rows = [r for r in cuda_table.read().rows if op in r.ops and r.backend == "triton"]
+            cuts = [r.options for r in rows if (dtype == torch.float64) == ("dtype" in r.when)]
+            fitting = [cuda.refusal(op, "triton", wide, cut) is None for cut in cuts]
+            assert fitting[-1], (op, dtype)
+
+
+def test_why_a_launch_cannot_serve(monkeypatch):
+    there(monkeypatch)
+    v = torch.ones(2, 9)
+    assert cuda.refusal("topk_mask", "triton", (v.half(), v)).endswith("got torch.float16")
+    assert cuda.refusal("softmax_head", "triton", other_calls()["softmax_head"]) == (
+        "Triton has no softmax_head"
+    )
+    many = torch.ones(1).expand(70_000, 9)
+    assert "up to 65535 tasks, got 70000" in cuda.refusal("topk_mask", "triton", (many, v))
+    x = torch.ones(1).expand(1, 2**16, 1, 2**9, 2**9)
+    weight = torch.ones(1, 4, 1, 3, 3)
+    call = (x, weight, None, None, (1, 1), (1, 1))
+    assert "2^31 pixels" in cuda.refusal("masked_conv", "triton", call)
+
+
+# ---- devices without kernels ---------------------------------------------------------------------
+
+
+def test_every_op_has_a_kernel_on_every_device():
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    for op in (*cuda.OPS, "masked_conv_backward", "binary_mask"):
+        assert has(f"metasparse::{op}", "CompositeExplicitAutograd"), op
+
+
+@pytest.mark.parametrize("op", cuda.OPS)
+def test_elsewhere_pytorch_serves_with_one_warning(op):
+    cuda._warn_elsewhere.cache_clear()
+    args = all_calls()[op]
+    own = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
+    with pytest.warns(RuntimeWarning, match="no kernels for cpu: PyTorch's own operators"):
+        actual = cuda.run_elsewhere(op, *own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        cuda.run_elsewhere(op, *(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
+    if op not in ("cg_step", "softmax_head"):
+        expected = getattr(torch.ops.metasparse, op)(*args)
+        torch.testing.assert_close(actual, expected)
+
+
+def test_rocm_is_told_apart_from_cuda(monkeypatch):
+    cuda._warn_elsewhere.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(cuda, "run_choice", lambda op, choice, args: choice.backend)
+
+    class OnGpu:
+        is_cuda = True
+
+    with pytest.warns(RuntimeWarning, match="no kernels for ROCm"):
+        assert cuda.run_elsewhere("topk_mask", OnGpu()) == "dense"
+
+
 # ---- the table -----------------------------------------------------------------------------------
 
 
@@ -171,6 +367,8 @@ def test_the_table_is_sound():
 @runs_kernels[0]
 def test_launchers_take_what_the_grids_offer():
     for op, entry in cuda.OPS.items():
+        if entry.module is None:
+            continue
         launch, module = cuda._launcher(op)
         known = inspect.signature(launch).parameters
         if entry.module == "masked_conv":
@@ -179,7 +377,7 @@ def test_launchers_take_what_the_grids_offer():
 
 
 def test_without_triton_pytorch_serves_every_call(monkeypatch):
-    monkeypatch.setattr(cuda, "problem", {"triton": "Triton is not installed"}.get)
+    there(monkeypatch, triton=False)
     for op, args in all_calls().items():
         assert cuda.choose(op, args).backend != "triton"
         assert all(choice.backend != "triton" for choice in cuda.candidates(op, args))
@@ -211,7 +409,7 @@ def test_measurements_come_before_the_model(tmp_path, monkeypatch):
     modelled = cuda_table.read(path).rows
     for options in ({"rows": 64}, {"rows": 128}):  # the second replaces the first
         row = cuda_table.measured("masked_conv", features, "triton", options)
-        cuda_table.write([row], "a GPU", path)
+        cuda_table.write([row], "a GPU", path, path)
     table = cuda_table.read(path)
     assert (table.status, table.device) == ("measured", "a GPU")
     assert table.rows[0].options == {"rows": 128}

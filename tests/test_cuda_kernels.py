@@ -5,6 +5,7 @@ the arithmetic, the indices, missing barriers, unwritten outputs, reads of prune
 bindings.
 """
 
+import re
 import shutil
 
 import pytest
@@ -26,10 +27,12 @@ def ops():
     return cuda_emulator.load()
 
 
-@pytest.fixture(params=[8, 9], ids=["sm_80", "sm_90"])
+@pytest.fixture(params=[(8, 80), (9, 80), (9, 90)], ids=["sm_80", "sm_80 on 9.0", "sm_90"])
 def device(request, monkeypatch):
-    """The emulated device: without clusters, and with."""
-    monkeypatch.setenv("METASPARSE_EMULATED_MAJOR", str(request.param))
+    """The emulated device and the code that runs on it: without clusters, twice, and with."""
+    major, code = request.param
+    monkeypatch.setenv("METASPARSE_EMULATED_MAJOR", str(major))
+    monkeypatch.setenv("METASPARSE_EMULATED_PTX", str(code))
 
 
 # ---- masks ---------------------------------------------------------------------------------------
@@ -191,8 +194,20 @@ def test_a_task_without_an_answer_leaves_the_others_alone(ops):
     assert all(g[[0, 2]].isnan().all() and g[1].isfinite().all() for g in grads)
 
 
-def test_a_head_beyond_shared_memory_is_refused(ops):
-    problem = head(1, 150, 3, 2)
-    assert not ops.softmax_head_supported(*problem, 1e-9, 50)
-    with pytest.raises(ValueError, match="softmax_head_supported tells"):
+def test_a_head_beyond_shared_memory_is_refused(ops, monkeypatch):
+    problem = head(1, 110, 3, 2)  # 134 KiB
+    assert ops.softmax_head_refusal(*problem, 1e-9, 50) == ""
+    monkeypatch.setenv("METASPARSE_EMULATED_SHARED", str(99 << 10))
+    found = ops.softmax_head_refusal(*problem, 1e-9, 50)
+    assert re.fullmatch(r"a block needs \d+ bytes of shared memory, and the GPU has 101376", found)
+    with pytest.raises(ValueError, match=r"softmax_head: .* do not take this call: a block needs"):
         ops.softmax_head(*problem, 1e-9, 50)
+
+
+def test_a_launch_that_fails_leaves_no_error_behind(ops, monkeypatch):
+    """The next call that asks the CUDA runtime would report it as its own."""
+    scores, k = torch.randn(2, 30), torch.tensor([3, 4])
+    monkeypatch.setenv("METASPARSE_EMULATED_SHARED", "16")
+    with pytest.raises(RuntimeError, match="topk_mask: the CUDA kernels could not be launched"):
+        ops.topk_mask(scores, k)
+    assert ops.last_error() == 0

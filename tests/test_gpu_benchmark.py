@@ -1,7 +1,9 @@
 """The benchmark on a GPU and its script, as far as a machine without one can run them."""
 
+import contextlib
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -110,7 +112,9 @@ def test_precision_is_set_and_put_back(name):
 @pytest.fixture
 def dense_only(monkeypatch):
     """The CPU has PyTorch's own operators alone: launchers and CUDA C++ are for a GPU."""
-    monkeypatch.setattr(backends, "supported", lambda op, name, args: name == "dense")
+    monkeypatch.setattr(
+        backends, "refusal", lambda op, name, *_: None if name == "dense" else "not on the CPU"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +132,15 @@ def test_retuning_measures_the_calls_of_meta_steps(calls, dense_only, monkeypatc
     assert cuda_table.PATH.read_text() == before
 
 
-def test_retuning_stops_in_time(calls, dense_only, monkeypatch):
+def test_retuning_stops_in_time(calls, dense_only, monkeypatch, tmp_path):
     monkeypatch.setattr(retune, "recorded", lambda clock, tiny: calls)
-    assert f"0 of {len(calls)} calls" in retune.run(Clock("cpu"), 0.0, tiny=True)
+    assert f"0 of {len(calls)} calls" in retune.run(Clock("cpu"), 0.0, tmp_path, tiny=True)
 
 
 def test_retuning_tries_the_cuts_next_to_the_present_one(calls, monkeypatch):
-    monkeypatch.setattr(backends, "supported", lambda op, name, args: name in ("dense", "triton"))
+    monkeypatch.setattr(
+        backends, "refusal", lambda op, name, *_: "not built" if name == "cuda" else None
+    )
     (op, _), args = next(item for item in calls.items() if item[0][0] == "masked_conv")
     candidates = backends.candidates(op, args)
     tried = retune.near(op, args, candidates)
@@ -165,7 +171,130 @@ def test_recorded_arguments_stay_shared():
     assert copied.data_ptr() != weight.data_ptr()
 
 
+# As on a GPU
+
+
+class FakeEvent:
+    def __init__(self, enable_timing=False):
+        self.at = None
+
+    def record(self, stream=None):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        assert self.at is not None
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+class FakeStream:
+    def __init__(self, device=None):
+        self.device = device
+
+    def wait_stream(self, other):
+        assert isinstance(other, FakeStream)
+
+
+class FakeCudaGraph:
+    """Replays nothing: what is timed has run once, when it was recorded."""
+
+    def replay(self):
+        pass
+
+
+@pytest.fixture
+def fake_driver(monkeypatch, fake_graph):
+    """What the benchmark asks of torch.cuda, on the CPU; no other name of it may be asked for."""
+    names = {
+        "Event": FakeEvent,
+        "Stream": FakeStream,
+        "CUDAGraph": FakeCudaGraph,
+        "current_stream": lambda device=None: FakeStream(),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "graph": lambda graph, stream=None: contextlib.nullcontext(),
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 1 << 20,
+        "max_memory_allocated": lambda: 3 << 20,
+        "get_device_name": lambda: "a GPU that is none",
+    }
+    for name, value in names.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    real = Clock.__init__
+
+    def on_gpu(self, device):
+        real(self, device)
+        self.on_gpu = True
+
+    monkeypatch.setattr(Clock, "__init__", on_gpu)
+    most = {"least": 2, "most": 2}
+    interleave = Clock.interleave
+    monkeypatch.setattr(
+        Clock, "interleave", lambda self, v, **o: interleave(self, v, **{**o, **most})
+    )
+
+
+@pytest.mark.usefixtures("fake_driver")
+def test_the_way_of_a_gpu_through_the_benchmark(tmp_path, capsys):
+    command.main(["--device", "cpu", "--quick", "--out", str(tmp_path), "--seconds", "600"])
+    text = capsys.readouterr().out
+    assert "Failed" not in text
+    for name in meta_steps.SIDES:
+        assert f"| {name}, T=2" in text
+    assert "| 2 |" in text  # MiB of the peak
+
+
+@pytest.mark.usefixtures("fake_driver", "dense_only")
+def test_a_measured_table_goes_where_out_says(calls, tmp_path, monkeypatch, capsys):
+    one = dict([next(iter(calls.items()))])
+    monkeypatch.setattr(retune, "recorded", lambda clock, tiny: one)
+    before = cuda_table.PATH.read_text()
+    command.main(["--device", "cpu", "--retune", "--out", str(tmp_path / "new")])
+    table = cuda_table.read(tmp_path / "new" / "cuda_table.json")
+    assert (table.status, table.device) == ("measured", "a GPU that is none")
+    assert len(table.rows) == 1 + len(cuda_table.read().rows)
+    assert f"cp {tmp_path}/new/cuda_table.json" in capsys.readouterr().out
+    assert cuda_table.PATH.read_text() == before
+
+
 # The script
+
+
+def test_a_rehearsal_of_every_stage(tmp_path, monkeypatch):
+    """Every command that the stages would run names what there is, in options that are known."""
+    commands = []
+
+    def run(command, log, seconds, environment=None):
+        commands.append((list(command), dict(environment or {})))
+        log.write_text("")
+        return gpu.Outcome("passed", 0.1)
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "capability", lambda: "9.0")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: sys.executable)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert not ended.value.code
+    summary = json.loads((tmp_path / "gpu-summary.json").read_text())
+    assert {name: record["status"] for name, record in summary.items()} == dict.fromkeys(
+        gpu.STAGES, "passed"
+    )
+    known = vars(command.parser().parse_args([]))
+    backends_asked = set()
+    for words, environment in commands:
+        for word in words:
+            path = word.split("::")[0]
+            if path.endswith(".py"):
+                assert (ROOT / path).is_file(), word
+        if "benchmarks.gpu" in words:
+            given = command.parser().parse_args(words[words.index("benchmarks.gpu") + 1 :])
+            assert vars(given).keys() == known.keys()
+            assert given.out == tmp_path
+        backends_asked.add(environment.get("METASPARSE_CUDA_BACKEND"))
+    assert backends_asked == {None, "automatic", *CUDA_BACKENDS}
+    assert commands[0][1]["TORCH_CUDA_ARCH_LIST"] == "9.0"
 
 
 def test_a_stage_that_takes_too_long_is_stopped_with_all_it_started(tmp_path):
@@ -219,12 +348,35 @@ def test_the_stages_fit_in_nine_minutes():
     assert gpu.SECONDS.keys() == gpu.STAGES.keys()
 
 
+COLLECT = """
+import sys
+import torch
+torch.cuda.is_available = lambda: True
+import pytest
+class Files:
+    def pytest_collection_finish(self, session):
+        print(*sorted({item.path.name for item in session.items}), sep=" ", file=sys.stderr)
+sys.exit(pytest.main(["-m", "cuda", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"],
+                     plugins=[Files()]))
+"""
+
+
+def test_every_file_with_a_test_for_a_gpu_has_a_job():
+    """As pytest finds them where there is a GPU."""
+    found = subprocess.run(
+        [sys.executable, "-c", COLLECT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-2000:]
+    files = set(found.stderr.splitlines()[-1].split())
+    assert {"test_triton_masked_conv.py", "test_capture.py", "test_masked_conv.py"} <= files
+    assert files <= {Path(file).name for _, file, _ in gpu.test_jobs()}
+
+
 def test_what_wants_a_gpu_has_a_job_and_the_ops_one_for_each_backend():
     names = [name for name, *_ in gpu.test_jobs()]
     assert len(names) == len(set(names))
     assert {"capture", "training_capture", "narrow_inputs", *gpu.OPS} <= set(names)
     assert {f"{op}-{name}" for op in gpu.OPS for name in ("triton", "cuda", "dense")} <= set(names)
-    assert "masked_conv-winograd" in names
     assert set(gpu.FORCED) == set(CUDA_BACKENDS)
     assert "cli" not in names
     for test in {test for tests in gpu.SANITIZED.values() for test in tests}:

@@ -1,5 +1,6 @@
 """Training with its meta-steps captured: as exact as without, and as safe."""
 
+import contextlib
 import json
 import math
 
@@ -10,7 +11,7 @@ from support.training_helpers import tiny_config
 
 from metasparse_ext._capture import unobserved
 from metasparse_ext.algorithms import LEARNERS, Metrics
-from metasparse_ext.data import Samples, TaskBatch, on_device
+from metasparse_ext.data import Samples, TaskBatch, on_device, transfer
 from metasparse_ext.training import (
     Run,
     Trainer,
@@ -185,3 +186,34 @@ def test_training_on_a_gpu_captures_and_resumes_exactly(tmp_path, tiny_root, lea
     Trainer(config, parts).fit()
     assert steps(whole) == steps(parts)
     assert same_weights(whole, parts)
+
+
+def test_a_batch_keeps_its_memory_until_it_was_used(monkeypatch):
+    """Later copies wait for what the consumer has launched; freeing asks nothing of the device."""
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            log.append(f"{self.name} records")
+            return self.name
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for {event}")
+
+    consumer = Stream("consumer")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copies"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: consumer)
+    monkeypatch.setattr(TaskBatch, "pin_memory", lambda self: self)
+    monkeypatch.setattr(TaskBatch, "to", lambda self, *args, **options: self)
+    images, labels = torch.rand(1, 2, 1, 4, 4), torch.zeros(1, 2, dtype=torch.int64)
+    batch = TaskBatch(Samples(images, labels), Samples(images, labels))
+    sent = transfer._overlapped([batch] * 3, torch.device("cuda"))
+    while next(sent, None) is not None:
+        log.append("step")
+    copy, arrive = "copies records", "consumer waits for copies"
+    free = ["consumer records", "copies waits for consumer"]
+    assert log == [copy, copy, arrive, "step", *free, copy, arrive, "step", *free, arrive, "step"]

@@ -9,7 +9,7 @@ import torch
 from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext.data import Samples, TaskBatch
-from metasparse_ext.training import Run, Trainer, checkpoint, metrics
+from metasparse_ext.training import Run, Trainer, checkpoint, distributed, metrics
 from metasparse_ext.training.distributed import Workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,3 +111,46 @@ def test_two_processes_train_as_one(alone_and_shared, case):
     # Of a bias that a batch norm takes out again, Reptile's inner Adam makes whole steps of noise.
     for name in (name for name in left if not (case == "reptile" and name.endswith("conv.bias"))):
         torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5)
+
+
+# Which GPU is whose, of processes that torchrun started.
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs on this machine, and what this process takes of them."""
+    taken = []
+    monkeypatch.setattr(distributed.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed.torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(distributed.dist, "init_process_group", taken.append)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 3)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 4)
+    for name, value in {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    return taken
+
+
+def test_each_process_takes_the_gpu_of_its_local_rank(gpus):
+    with distributed.joined("cuda") as workers:
+        assert (workers.rank, workers.size) == (3, 4)
+    assert gpus == [1, "nccl"]
+
+
+def test_processes_on_the_cpu_take_no_gpu(gpus):
+    with distributed.joined("cpu"):
+        assert gpus == ["gloo"]
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "sentence"),
+    [
+        ("cuda:0", 1, "device: expected 'cuda' for 2 processes, .* got 'cuda:0'"),
+        ("cuda", 2, "device: expected a GPU for each of 2 processes, got 2"),
+    ],
+)
+def test_a_gpu_that_is_not_its_own_is_refused(gpus, monkeypatch, device, rank, sentence):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    with pytest.raises(ValueError, match=sentence), distributed.joined(device):
+        pass
+    assert gpus == []

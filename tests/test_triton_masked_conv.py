@@ -2,19 +2,23 @@
 
 import pytest
 import torch
-from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
+from support.triton_kernels import (  # noqa: F401
+    DEVICE,
+    assert_close,
+    on_device,
+    runs_kernels,
+    tf32_products,
+)
 
 from metasparse_ext import reference
 
 pytest.importorskip("triton")
 from metasparse_ext.triton import masked_conv as triton_ops
-from metasparse_ext.triton.masked_conv import block_lists, weight_grad
-from metasparse_ext.triton.masked_conv.sizes import Sizes
+from metasparse_ext.triton.masked_conv import weight_grad
 
 pytestmark = runs_kernels
 
 SMALL = triton_ops.Tile(rows=16, pixels=32, reduction=16)
-SKIPPING = SMALL._replace(skip=True)
 BOUNDS = {torch.float64: 1e-14, torch.float32: 2e-6}
 
 # T, N, I, O, H, W, kernel, stride, padding
@@ -24,6 +28,7 @@ SHAPES = {
     "3x3 unpadded": (1, 2, 5, 3, 4, 5, (3, 3), (1, 1), (0, 0)),
     "5x3 uneven": (2, 1, 2, 4, 7, 6, (5, 3), (2, 1), (0, 2)),
     "1x1 stride beyond the kernel": (1, 2, 2, 3, 5, 4, (1, 1), (3, 3), (0, 0)),
+    "1x5 on many channels": (1, 1, 18, 3, 3, 6, (1, 5), (1, 2), (0, 2)),
     "2x3 on one channel": (2, 2, 1, 2, 4, 5, (2, 3), (3, 2), (1, 1)),
 }
 MASKS = ("none", "irregular", "empty", "one task empty", "channels")
@@ -96,13 +101,12 @@ def launch(op, *args, dtype=torch.float64, tile=SMALL, **options):
 def test_all_four_ops(shape, dtype):
     p, bound = Problem(shape), BOUNDS[dtype]
     window = (p.stride, p.padding)
-    y = launch("masked_conv", p.x, p.weight, p.mask, p.bias, *window, dtype=dtype, tile=SKIPPING)
+    y = launch("masked_conv", p.x, p.weight, p.mask, p.bias, *window, dtype=dtype)
     assert y.dtype == dtype
     assert y.is_contiguous()
     assert_close(y, p.y, bound)
     gx = launch(
         "masked_conv_input_grad", p.grad, p.weight, p.mask, p.image, *window, dtype=dtype,
-        tile=SKIPPING,
     )  # fmt: skip
     assert_close(gx, p.input_grad(p.grad, p.weight, p.mask), bound)
     gw = launch("masked_conv_weight_grad", p.grad, p.x, p.mask, p.kernel, *window, dtype=dtype)
@@ -111,15 +115,12 @@ def test_all_four_ops(shape, dtype):
     assert_close(gm, p.pull(p.grad, lambda m: p.conv(p.x, p.weight, m), p.mask), bound)
 
 
-@pytest.mark.parametrize("tile", [SMALL, SKIPPING], ids=["all blocks", "listed blocks"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_masks(mask, tile):
+def test_masks(mask):
     p = Problem((2, 1, 12, 17, 3, 3, (3, 3), (2, 2), (1, 1)), mask)
-    y = launch("masked_conv", p.x, p.weight, p.mask, p.bias, p.stride, p.padding, tile=tile)
+    y = launch("masked_conv", p.x, p.weight, p.mask, p.bias, p.stride, p.padding)
     assert_close(y, p.y, 1e-14)
-    gx = launch(
-        "masked_conv_input_grad", p.grad, p.weight, p.mask, p.image, p.stride, p.padding, tile=tile
-    )
+    gx = launch("masked_conv_input_grad", p.grad, p.weight, p.mask, p.image, p.stride, p.padding)
     assert_close(gx, p.input_grad(p.grad, p.weight, p.mask), 1e-14)
     gw = launch("masked_conv_weight_grad", p.grad, p.x, p.mask, p.kernel, p.stride, p.padding)
     assert_close(gw, p.weight_grad(p.grad, p.x, p.mask), 1e-14)
@@ -133,12 +134,11 @@ def test_sums_of_two(stride, mask):
     window = (p.stride, p.padding)
     y = launch(
         "masked_conv_pair", p.x, p.weight, p.mask, q.x, q.weight, q.mask, p.bias, *window,
-        tile=SKIPPING,
     )  # fmt: skip
     assert_close(y, p.y + q.conv(q.x, q.weight, q.mask), 1e-14)
     gx = launch(
         "masked_conv_input_grad_pair", p.grad, p.weight, p.mask, q.grad, q.weight, q.mask, p.image,
-        *window, tile=SKIPPING,
+        *window,
     )  # fmt: skip
     expected = p.input_grad(p.grad, p.weight, p.mask) + q.input_grad(q.grad, q.weight, q.mask)
     assert_close(gx, expected, 1e-14)
@@ -170,6 +170,43 @@ def test_shared_and_strided_operands():
     assert_close(gx, p.input_grad(wide[:, ::2], p.weight, p.mask), 1e-14)
 
 
+def nearest_tf32(x: torch.Tensor) -> torch.Tensor:
+    """Eleven significant bits."""
+    mantissa, exponent = torch.frexp(x.float())
+    return torch.ldexp((mantissa * 2**11).round(), exponent - 11).double()
+
+
+@pytest.mark.usefixtures("tf32_products")
+@pytest.mark.parametrize("inputs", [2, 17], ids=["flat", "taps"])
+def test_inputs_of_tf32_products_are_rounded(inputs):
+    """Truncated ones would miss by some 5e-4, all in one direction."""
+    p = Problem((1, 1, inputs, 18, 4, 5, (3, 3), (1, 1), (1, 1)))
+    x, grad = nearest_tf32(p.x), nearest_tf32(p.grad)
+    weight = nearest_tf32(p.weight)
+    window, options = (p.stride, p.padding), {"dtype": torch.float32, "precision": "tf32"}
+    y = launch("masked_conv", p.x, p.weight, p.mask, None, *window, **options)
+    assert_close(y, p.conv(x, weight, p.mask), 2e-6)
+    gx = launch("masked_conv_input_grad", p.grad, p.weight, p.mask, p.image, *window, **options)
+    assert_close(gx, p.input_grad(grad, weight, p.mask), 2e-6)
+    gw = launch("masked_conv_weight_grad", p.grad, p.x, p.mask, p.kernel, *window, **options)
+    assert_close(gw, p.weight_grad(grad, x, p.mask), 2e-6)
+
+
+@pytest.mark.usefixtures("tf32_products")
+def test_rounding_keeps_what_is_not_finite():
+    p = Problem((1, 1, 1, 2, 3, 3, (1, 1), (1, 1), (0, 0)), mask="none")
+    p.x[0, 0, 0, 0] = torch.tensor([torch.inf, -torch.inf, torch.nan]).double()
+    x = p.x.float()
+    x[0, 0, 0, 1, 0] = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)[0]
+    weight = p.weight.abs()
+    y = launch("masked_conv", x, weight, None, None, p.stride, p.padding,
+               dtype=torch.float32, precision="tf32")  # fmt: skip
+    assert y[0, 0, 0, 0, :2].tolist() == [torch.inf, -torch.inf]
+    assert y[0, 0, 0, 0, 2].isnan()
+    assert y[0, 0, 0, 1, 0].isnan()
+    assert y[0, 0, 0, 2].isfinite().all()
+
+
 def test_slices_are_added_in_one_order(monkeypatch):
     p = Problem((1, 3, 3, 4, 6, 6, (3, 3), (1, 1), (1, 1)))
     args = (p.grad, p.x, p.mask, p.kernel, p.stride, p.padding)
@@ -181,16 +218,3 @@ def test_slices_are_added_in_one_order(monkeypatch):
         assert torch.equal(sums[programs], again)
         assert_close(sums[programs], p.weight_grad(p.grad, p.x, p.mask), 1e-6)
     assert weight_grad.slice_pixels(108, 2, SMALL) == (4, 32)
-
-
-def test_lists_name_the_blocks_that_are_left():
-    mask = torch.zeros(2, 17, 8, device=DEVICE)
-    mask[0, 16, 5] = 1
-    sizes = Sizes.of((8, 17), (9, 9), (3, 3), (1, 1), (1, 1))
-    lists, counts = block_lists.list_blocks(mask, False, sizes, SKIPPING)
-    assert counts.tolist() == [[[0, 2]], [[0, 0]]]
-    assert lists[0, 0, 1, :2].tolist() == [45 // 16, 53 // 16]  # the nine taps of channel 5
-    sizes = Sizes.of((8, 17), (9, 9), (3, 3), (2, 2), (1, 1))
-    lists, counts = block_lists.list_blocks(mask, True, sizes, SKIPPING)
-    assert counts[:, :, 0].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
-    assert lists[0, :, 0, 0].tolist() == [16 * taps // 16 for taps in (1, 2, 2, 4)]

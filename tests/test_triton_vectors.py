@@ -1,15 +1,14 @@
-"""The Triton kernels on rows and vectors: top-k masks, conjugate gradients, the softmax head."""
+"""The Triton kernels on rows and vectors: top-k masks and conjugate gradients."""
 
 import pytest
 import torch
-from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
+from support.triton_kernels import on_device, runs_kernels
 
 from metasparse_ext import reference
 from metasparse_ext.reference import cg as reference_cg
-from metasparse_ext.reference import softmax_head as reference_head
 
 pytest.importorskip("triton")
-from metasparse_ext.triton import cg, softmax_head, topk_mask
+from metasparse_ext.triton import cg, topk_mask
 
 pytestmark = runs_kernels
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
@@ -82,56 +81,3 @@ def test_cg_step_is_its_reference(size, preconditioned, dtype):
             torch.testing.assert_close(
                 actual.cpu(), expected, rtol=bound, atol=bound, equal_nan=True
             )
-
-
-# ---- softmax head --------------------------------------------------------------------------------
-
-
-def head_problem(dtype, tasks=2, samples=7, classes=3, size=40):
-    features = torch.randn(tasks, samples, size).to(dtype)
-    labels = torch.randint(0, classes, (tasks, samples))
-    center = torch.randn(tasks, classes, size).to(dtype)
-    return features, labels, center, (torch.rand(tasks) + 0.3).to(dtype)
-
-
-def solve(problem, tolerance=1e-12, iterations=50):
-    results = softmax_head.softmax_head(*on_device(*problem), tolerance, iterations)
-    return [r.cpu() for r in results]
-
-
-@DTYPES
-@pytest.mark.parametrize("sizes", [(2, 7, 3, 40), (1, 1, 2, 5), (1, 18, 3, 9)], ids=str)
-def test_softmax_head(sizes, dtype):
-    problem = head_problem(dtype, *sizes)
-    bound = 1e-12 if dtype == torch.float64 else 1e-6
-    weight, iterations, residual, status = solve(problem)
-    expected, *_ = reference_head.softmax_head(*problem, 1e-12, 50)
-    assert_close(weight, expected, bound)
-    assert status.tolist() == [reference_head.CONVERGED] * sizes[0]
-    assert (residual <= 1e-12).all()
-    assert (iterations > 0).all()
-    grad = torch.randn_like(weight)
-    args = (grad, expected, *problem)
-    actual = softmax_head.softmax_head_grad(*on_device(*args))
-    for mine, theirs in zip(actual, reference_head.softmax_head_grad(*args), strict=True):
-        assert_close(mine.cpu(), theirs, max(bound, 1e-11))
-
-
-def test_softmax_head_stops_each_task_by_itself():
-    features, labels, center, lam = head_problem(torch.float64, tasks=3)
-    features[1, 0, 0] = torch.nan
-    lam[2] = 1e3
-    weight, iterations, _, status = solve((features, labels, center, lam))
-    assert status.tolist() == [0, reference_head.NOT_FINITE, 0]
-    assert iterations[2] < iterations[0]
-    assert weight[[0, 2]].isfinite().all()
-    *_, status = solve((features, labels, center, lam), iterations=1)
-    assert status[0] == reference_head.ITERATIONS
-
-
-def test_features_are_read_in_columns():
-    problem = on_device(*head_problem(torch.float64))
-    whole = softmax_head.softmax_head(*problem, 1e-12, 50, columns=64)[0]
-    parts = softmax_head.softmax_head(*problem, 1e-12, 50, columns=16)[0]
-    assert_close(whole.cpu(), parts.cpu(), 1e-13)
-    assert whole.device.type == DEVICE

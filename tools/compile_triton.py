@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from metasparse_ext.ops import cuda
-from metasparse_ext.triton import cg, masked_conv, softmax_head, topk_mask
+from metasparse_ext.triton import cg, masked_conv, topk_mask
 from tools.sources import digest
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,9 @@ class Compiled(NamedTuple):
         multiplies_by: The instruction of its matrix products, or else "fma" or "none".
         sums_in: The type that this instruction sums in; "none" where there is none.
         arithmetic: The types that its other additions and multiplications are in.
+        loop_instructions: Of the innermost loops with matrix products on tensor cores, the
+            instructions beside the products that four warps issue for 64 x 64 x 32 of a product;
+            of the worst loop, None without one.
     """
 
     kernel: str
@@ -66,6 +70,7 @@ class Compiled(NamedTuple):
     sums_in: str
     arithmetic: tuple[str, ...]
     warps: int
+    loop_instructions: float | None
 
 
 # ---- one launch ----------------------------------------------------------------------------------
@@ -90,19 +95,48 @@ def _signature(kernel: JITFunction, args: tuple, options: dict) -> tuple[dict, d
     return types, constants, attributes
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack and local memory, of a thread."""
+def _cuobjdump(option: str, cubin: bytes) -> str:
+    """What cuobjdump says of machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [_CUOBJDUMP, "--dump-resource-usage", file.name],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        command = [_CUOBJDUMP, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack and local memory, of a thread."""
+    usage = _cuobjdump("--dump-resource-usage", cubin)
     found = {name: int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
     return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(\S*)(.*?);")
+
+
+def loop_instructions(sass: str) -> float | None:
+    """See :class:`Compiled`: the worst of the loops that multiply matrices, in a listing."""
+    lines = [(int(m[1], 16), *m.groups()[1:]) for m in _INSTRUCTION.finditer(sass)]
+    worst = None
+    for end, name, _, operands in lines:
+        target = re.search(r"0x([0-9a-f]+)", operands) if name == "BRA" else None
+        if target is None or int(target[1], 16) >= end:
+            continue
+        body = [line for line in lines if int(target[1], 16) <= line[0] <= end]
+        work = [_work_of(name, modifiers) for _, name, modifiers, _ in body]
+        if any(work):
+            beside = len(body) - sum(w > 0 for w in work)
+            worst = max(worst or 0, beside * 64 * 64 * 32 / (4 * sum(work)))
+    return worst and round(worst, 1)
+
+
+def _work_of(name: str, modifiers: str) -> int:
+    """Multiplications of one instruction, by a warp's share; 0 unless it is of tensor cores."""
+    if name == "HGMMA" and (shape := re.match(r"\.(\d+)x(\d+)x(\d+)", modifiers)):
+        return math.prod(map(int, shape.groups())) // 4
+    if name == "HMMA" and (shape := re.match(r"\.(16)(8)(\d+)", modifiers)):
+        return math.prod(map(int, shape.groups()))
+    return 0
 
 
 def _multiplies_by(ptx: str) -> str:
@@ -139,6 +173,7 @@ def compile_launch(kernel: JITFunction, args: tuple, options: dict, arch: int) -
         _sums_in(built.asm["ptx"]),
         _arithmetic(built.asm["ptx"]),
         built.metadata.num_warps,
+        loop_instructions(_cuobjdump("--dump-sass", built.asm["cubin"])),
     )
 
 
@@ -214,7 +249,7 @@ def chosen_variants() -> dict[str, Callable[[], object]]:
     for setting, precision in (("tf32", "tf32"), ("ieee", "tf32x3")):
         switch.fp32_precision = setting
         for op, channels, side in itertools.product(
-            (*CONV_OPS, *PAIRS), ((1, 32), (32, 32), (64, 64), (128, 128)), (5, 14, 28, 42)
+            (*CONV_OPS[:3], "forward pair"), ((32, 32), (48, 48)), (5, 14, 42)
         ):
             sizes = {"channels": channels, "side": side, "stride": 1}
             choice = cuda.choose(*conv_call(op, **sizes))
@@ -251,18 +286,12 @@ def norm_variant(
 
 
 def other_variant(op: str, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """A call of one of the ops on vectors and heads."""
+    """A call of one of the ops on vectors."""
     v, scalars = empty(4, 112_000, dtype=dtype), empty(4, dtype=torch.float64)
     counts = empty(4, dtype=torch.int64)
-    features, head = empty(4, 25, 1600, dtype=dtype), empty(4, 5, 1600, dtype=dtype)
-    labels, lam = empty(4, 25, dtype=torch.int64), empty(4, dtype=dtype)
     calls = {
         "cg_step": lambda: cg.cg_step(v, v, v, v, v, *[scalars] * 3, counts, counts),
         "topk_mask": lambda: topk_mask.topk_mask(v, counts),
-        "softmax_head": lambda: softmax_head.softmax_head(features, labels, head, lam, 1e-9, 50),
-        "softmax_head_grad": lambda: softmax_head.softmax_head_grad(
-            head, head, features, labels, head, lam
-        ),
     }
     return calls[op]
 
@@ -271,58 +300,47 @@ CONV_OPS = ("forward", "input grad", "weight grad", "mask grad")
 PAIRS = ("forward pair", "input grad pair", "weight grad pair")
 NORM_OPS = ("forward", "backward", "tangent", "double backward")
 NARROW = (torch.bfloat16, torch.float16)
-OTHER_OPS = ("cg_step", "topk_mask", "softmax_head", "softmax_head_grad")
+OTHER_OPS = ("cg_step", "topk_mask")
 
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def usual_tile(op: str, precision: str = "tf32") -> masked_conv.Tile:
+    """A tile that fills tensor cores, without spills."""
+    if "grad" in op and "input" not in op:
+        return masked_conv.Tile(32, 64 if precision == "tf32" else 32, 64)
+    if "pair" in op and precision != "tf32":
+        return masked_conv.Tile(32, 64, 32)
+    return masked_conv.Tile(64, 64, 32)
+
+
 def variants() -> dict[str, Callable[[], object]]:
     """Every variant of the sweep, by a name that says what is special about it."""
-    tile = masked_conv.Tile
-    large = {
-        "channels": (128, 128),
-        "side": 42,
-        "stride": 1,
-        "precision": "tf32",
-        "tile": tile(128, 64, 32, warps=8),
-    }
     calls = {}
-    for op in CONV_OPS:
-        for precision in ("tf32", "tf32x3", "ieee"):
-            warps = 8 if precision == "ieee" else 4
-            calls[f"{op}, {precision}"] = conv_variant(
-                op, precision=precision, tile=tile(warps=warps)
-            )
-        calls[f"{op}, float64"] = conv_variant(op, dtype=torch.float64, tile=tile(32, 32, 32))
-        calls[f"{op}, one channel in"] = conv_variant(op, channels=(1, 64), side=28)
-        calls[f"{op}, 128 channels, stride 1"] = conv_variant(op, **large)
-        calls[f"{op}, small tile"] = conv_variant(op, side=4, tile=tile(32, 32, 32))
-    for op in ("forward", "input grad"):
-        calls[f"{op}, skipping"] = conv_variant(op, tile=tile(skip=True))
-    for op in PAIRS:
-        calls[f"{op}, tf32"] = conv_variant(op, precision="tf32", tile=tile(warps=8))
-        calls[f"{op}, tf32x3"] = conv_variant(op)
-        calls[f"{op}, 128 channels, stride 1"] = conv_variant(op, **large)
-    for op in CONV_OPS[:3]:
-        calls[f"{op}, unmasked"] = conv_variant(op, masked=False)
+    near = {"side": 14, "stride": 1}
     for op in (*CONV_OPS, *PAIRS):
-        for dtype in NARROW:
-            calls[f"{op}, {_named(dtype)}"] = conv_variant(op, dtype=dtype)
+        tile = usual_tile(op)
+        calls[f"{op}, tf32"] = conv_variant(op, precision="tf32", tile=tile, **near)
+    for op in ("forward", "weight grad", "forward pair"):
+        calls[f"{op}, tf32x3"] = conv_variant(op, tile=usual_tile(op, "tf32x3"), **near)
+    for op in ("forward", "weight grad"):
+        calls[f"{op}, one channel in"] = conv_variant(op, channels=(1, 64), side=28)
+    small = masked_conv.Tile(32, 32, 32)
+    calls["forward, float64"] = conv_variant("forward", dtype=torch.float64, tile=small)
+    calls["input grad, stride 2"] = conv_variant(
+        "input grad", precision="tf32", tile=usual_tile("input grad")
+    )
+    for op, dtype in (("forward", NARROW[0]), ("weight grad", NARROW[1])):
+        calls[f"{op}, {_named(dtype)}"] = conv_variant(op, dtype=dtype, tile=usual_tile(op))
     for op in NORM_OPS:
-        for dtype in (torch.float32, torch.float64, *NARROW):
-            for pool in (False, True):
-                for first in (False, True):
-                    name = f"norm {op}, {_named(dtype)}"
-                    name += (", pool" if pool else "") + ("" if first else ", gate first")
-                    calls[name] = norm_variant(op, dtype, pool, first)
-        for first in (False, True):
-            name = f"norm {op}, small map" + ("" if first else ", gate first")
-            calls[name] = norm_variant(op, first=first, side=10)
+        for dtype in (torch.float32, torch.bfloat16):
+            calls[f"norm {op}, {_named(dtype)}, pool"] = norm_variant(op, dtype)
+    name = "norm double backward, float32, gate first"
+    calls[name] = norm_variant("double backward", pool=False, first=False, side=10)
     for op in OTHER_OPS:
-        for dtype in (torch.float32, torch.float64):
-            calls[f"{op}, {_named(dtype)}"] = other_variant(op, dtype)
+        calls[f"{op}, float32"] = other_variant(op)
     return calls | chosen_variants()
 
 

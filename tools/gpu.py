@@ -27,18 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"build": 220, "tests": 160, "sanitizer": 60, "benchmark": 180}
 TOTAL = 540
 
-# How a test file says that some of its tests want a GPU, by mark or by fixture.
-_FOR_A_GPU = re.compile(r"mark\.cuda|\"device\"|CUDA\b")
+# How a test file says that some of its tests want a GPU: by mark, by fixture, by what they share.
+_FOR_A_GPU = re.compile(
+    r"mark\.cuda|CUDA\b|runs_kernels|usefixtures\([^)]*\"device\"|def test_\w+\([^)]*\bdevice\b"
+)
 
 OPS = ("masked_conv", "norm_act_pool", "topk_mask", "binary_mask", "cg", "softmax_head")
 # The ops that are tested once more with a backend forced.
-FORCED = {"triton": OPS, "cuda": OPS, "dense": OPS, "winograd": ("masked_conv",)}
+FORCED = {"triton": OPS, "cuda": OPS, "dense": OPS}
 # What the backends in CUDA C++ are run on under compute-sanitizer, which is slow.
-_CONVOLUTIONS = "tests/test_masked_conv.py::test_value_and_gradients_equal_the_definition"
 SANITIZED = {
-    "winograd": (_CONVOLUTIONS,),
     "cuda": (
-        _CONVOLUTIONS,
+        "tests/test_masked_conv.py::test_value_and_gradients_equal_the_definition",
         "tests/test_topk_mask.py::test_every_k",
         "tests/test_cg.py::test_step_is_its_reference",
         "tests/test_softmax_head.py::test_op_is_its_reference",

@@ -4,8 +4,8 @@ First what the device itself can do, then whole meta-steps, then every op of the
 grid, each against PyTorch's own ways at the same precision. Nothing is timed before it is verified.
 Raw numbers go to ``gpu.json`` and their tables to ``gpu.md``, written anew as they come; cases for
 which no time is left are counted. ``--retune`` measures every candidate backend instead and writes
-the table that chooses between them. ``--device cpu`` runs tiny cases to exercise the code, and
-saves nothing.
+the table that chooses between them to the same folder. ``--device cpu`` runs tiny cases to exercise
+the code, and saves nothing.
 """
 
 from __future__ import annotations
@@ -67,21 +67,26 @@ class Results:
             (self.folder / "gpu.md").write_text(report.markdown(json.loads(path.read_text())))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a sample of the cases")
-    parser.add_argument("--retune", action="store_true", help="rebuild the table of backends")
+    parser.add_argument("--retune", action="store_true", help="measure the table of backends")
     parser.add_argument("--seconds", type=float, default=600.0, help="to be done in")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: there is no GPU; --device cpu exercises the code")
     clock, now = Clock(options.device), time.monotonic()
     end = now + options.seconds
     if options.retune:
-        print(retune.run(clock, end, tiny=not on_gpu))
+        print(retune.run(clock, end, options.out, tiny=not on_gpu))
         return
     limits = ceilings.measure(clock, tiny=not on_gpu)
     results = Results(options.out if on_gpu else None, limits)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def run(clock: Clock, until: float, *, tiny: bool = False) -> str:
-    """Measures until then and, on a GPU, writes the table; says what was done."""
+def run(clock: Clock, until: float, folder: Path, *, tiny: bool = False) -> str:
+    """Measures until then and, on a GPU, writes the table to a folder; says what was done."""
     calls = recorded(clock, tiny=tiny)
     rows = []
     for (op, features), args in calls.items():
@@ -57,9 +58,13 @@ def run(clock: Clock, until: float, *, tiny: bool = False) -> str:
         best = fastest(clock, op, dict(features), args)
         rows.append(cuda_table.measured(op, dict(features), best.backend, best.options))
         print(".", end="", file=sys.stderr, flush=True)
-    if clock.on_gpu:
-        cuda_table.write(rows, torch.cuda.get_device_name())
-    return f"\n{len(rows)} of {len(calls)} calls measured"
+    found = f"\n{len(rows)} of {len(calls)} calls measured"
+    if not clock.on_gpu:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / cuda_table.PATH.name
+    cuda_table.write(rows, torch.cuda.get_device_name(), path)
+    return f"{found}; to use the table: cp {path} {cuda_table.PATH}"
 
 
 def recorded(clock: Clock, *, tiny: bool = False) -> dict[Call, tuple]:

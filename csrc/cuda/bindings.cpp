@@ -20,14 +20,15 @@ using at::Tensor;
 
 // ---- masks -------------------------------------------------------------------------------------
 
-bool topk_mask_supported(const Tensor& scores, const Tensor& k) {
+std::string topk_mask_refusal(const Tensor& scores, const Tensor& k) {
   check_topk_mask(scores, k);
-  return scores.size(1) < (int64_t{1} << 30) && scores.size(0) < (int64_t{1} << 27);
+  const bool within = scores.size(1) < (int64_t{1} << 30) && scores.size(0) < (int64_t{1} << 27);
+  return within ? "" : "expected fewer than 2^27 rows of fewer than 2^30 scores";
 }
 
 Tensor topk_mask_op(const Tensor& scores, const Tensor& k) {
   constexpr const char* op = "topk_mask";
-  refuse_unless(topk_mask_supported(scores, k), op);
+  raise_refusal(op, topk_mask_refusal(scores, k));
   const c10::cuda::CUDAGuard guard(scores.device());
   const Tensor mask = at::empty(scores.sizes(), scores.options());
   const Tensor rows = scores.stride(1) == 1 ? scores : scores.contiguous();
@@ -47,10 +48,15 @@ HeadShape head_shape(const Tensor& features, const Tensor& center) {
   return {features.size(0), features.size(1), center.size(1), features.size(2)};
 }
 
-bool softmax_head_supported(const Tensor& features, const Tensor& labels, const Tensor& center,
-                            const Tensor& lam, double, int64_t) {
+std::string head_refusal(const HeadShape& shape, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  return shared_memory_refusal(softmax_head_shared_bytes(shape));
+}
+
+std::string softmax_head_refusal(const Tensor& features, const Tensor& labels, const Tensor& center,
+                                 const Tensor& lam, double, int64_t) {
   check_softmax_head("softmax_head", features, labels, center, lam);
-  return softmax_head_takes(head_shape(features, center));
+  return head_refusal(head_shape(features, center), features.device());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head_op(const Tensor& features,
@@ -59,8 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head_op(const Tensor& feature
                                                            double tolerance,
                                                            int64_t max_iterations) {
   constexpr const char* op = "softmax_head";
-  refuse_unless(softmax_head_supported(features, labels, center, lam, tolerance, max_iterations),
-                op);
+  raise_refusal(op, softmax_head_refusal(features, labels, center, lam, tolerance, max_iterations));
   const c10::cuda::CUDAGuard guard(features.device());
   const auto tasks = features.size(0);
   Tensor weight = at::empty(center.sizes(), center.options());
@@ -86,10 +91,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head_op(const Tensor& feature
   return {weight, iterations, residual, status};
 }
 
-bool softmax_head_grad_supported(const Tensor& grad, const Tensor& weight, const Tensor& features,
-                                 const Tensor& labels, const Tensor& center, const Tensor& lam) {
+std::string softmax_head_grad_refusal(const Tensor& grad, const Tensor& weight,
+                                      const Tensor& features, const Tensor& labels,
+                                      const Tensor& center, const Tensor& lam) {
   check_softmax_head_grad(grad, weight, features, labels, center, lam);
-  return softmax_head_takes(head_shape(features, center));
+  return head_refusal(head_shape(features, center), features.device());
 }
 
 std::tuple<Tensor, Tensor, Tensor> softmax_head_grad_op(const Tensor& grad, const Tensor& weight,
@@ -97,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_head_grad_op(const Tensor& grad, cons
                                                         const Tensor& labels, const Tensor& center,
                                                         const Tensor& lam) {
   constexpr const char* op = "softmax_head_grad";
-  refuse_unless(softmax_head_grad_supported(grad, weight, features, labels, center, lam), op);
+  raise_refusal(op, softmax_head_grad_refusal(grad, weight, features, labels, center, lam));
   const c10::cuda::CUDAGuard guard(features.device());
   Tensor features_grad = at::empty(features.sizes(), features.options());
   Tensor center_grad = at::empty(center.sizes(), center.options());
@@ -125,19 +131,19 @@ std::tuple<Tensor, Tensor, Tensor> softmax_head_grad_op(const Tensor& grad, cons
 
 // ---- conjugate gradients -----------------------------------------------------------------------
 
-bool cg_step_supported(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& q,
-                       const OptionalTensor& preconditioner, const Tensor& rz, const Tensor& rr,
-                       const Tensor& limit, const Tensor& status, const Tensor& iterations) {
+std::string cg_step_refusal(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& q,
+                            const OptionalTensor& preconditioner, const Tensor& rz,
+                            const Tensor& rr, const Tensor& limit, const Tensor& status,
+                            const Tensor& iterations) {
   check_cg_step(x, r, p, q, preconditioner, rz, rr, limit, status, iterations);
-  return x.size(0) <= 65535;
+  return x.size(0) <= 65535 ? "" : "expected at most 65535 tasks";
 }
 
 void cg_step_op(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& q,
                 const OptionalTensor& preconditioner, const Tensor& rz, const Tensor& rr,
                 const Tensor& limit, const Tensor& status, const Tensor& iterations) {
   constexpr const char* op = "cg_step";
-  refuse_unless(cg_step_supported(x, r, p, q, preconditioner, rz, rr, limit, status, iterations),
-                op);
+  raise_refusal(op, cg_step_refusal(x, r, p, q, preconditioner, rz, rr, limit, status, iterations));
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor product = q.contiguous();
   const Tensor diagonal = preconditioner.has_value() ? preconditioner->contiguous() : Tensor();
@@ -174,29 +180,29 @@ void register_kernels(torch::Library& m) {
 TORCH_LIBRARY(metasparse_cuda, m) {
   using namespace metasparse::cuda;
   m.def("topk_mask(Tensor scores, Tensor k) -> Tensor");
-  m.def("topk_mask_supported(Tensor scores, Tensor k) -> bool", topk_mask_supported);
+  m.def("topk_mask_refusal(Tensor scores, Tensor k) -> str", topk_mask_refusal);
   m.def(
       "softmax_head(Tensor features, Tensor labels, Tensor center, Tensor lam, float tolerance,"
       " int max_iterations) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "softmax_head_supported(Tensor features, Tensor labels, Tensor center, Tensor lam,"
-      " float tolerance, int max_iterations) -> bool",
-      softmax_head_supported);
+      "softmax_head_refusal(Tensor features, Tensor labels, Tensor center, Tensor lam,"
+      " float tolerance, int max_iterations) -> str",
+      softmax_head_refusal);
   m.def(
       "softmax_head_grad(Tensor grad, Tensor weight, Tensor features, Tensor labels, Tensor center,"
       " Tensor lam) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "softmax_head_grad_supported(Tensor grad, Tensor weight, Tensor features, Tensor labels,"
-      " Tensor center, Tensor lam) -> bool",
-      softmax_head_grad_supported);
+      "softmax_head_grad_refusal(Tensor grad, Tensor weight, Tensor features, Tensor labels,"
+      " Tensor center, Tensor lam) -> str",
+      softmax_head_grad_refusal);
   m.def(
       "cg_step(Tensor(a!) x, Tensor(b!) r, Tensor(c!) p, Tensor q, Tensor? preconditioner,"
       " Tensor(d!) rz, Tensor(e!) rr, Tensor limit, Tensor(f!) status, Tensor(g!) iterations) -> "
       "()");
   m.def(
-      "cg_step_supported(Tensor x, Tensor r, Tensor p, Tensor q, Tensor? preconditioner, Tensor rz,"
-      " Tensor rr, Tensor limit, Tensor status, Tensor iterations) -> bool",
-      cg_step_supported);
+      "cg_step_refusal(Tensor x, Tensor r, Tensor p, Tensor q, Tensor? preconditioner, Tensor rz,"
+      " Tensor rr, Tensor limit, Tensor status, Tensor iterations) -> str",
+      cg_step_refusal);
 }
 
 TORCH_LIBRARY_IMPL(metasparse_cuda, CUDA, m) { metasparse::cuda::register_kernels(m); }

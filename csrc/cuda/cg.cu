@@ -236,7 +236,7 @@ template <class F>
 cudaError_t cg_step(const CgSystem<F>& system, void* workspace, cudaStream_t stream) {
   if (system.tasks == 0) return cudaSuccess;
   const auto tasks = static_cast<unsigned>(system.tasks);
-  if (has_clusters()) {
+  if (runs_in_clusters(cg_step_cluster<F>)) {
     return launch(cg_step_cluster<F>,
                   {{tasks * kBlocks, 1, 1}, {kThreads, 1, 1}, sizeof(Shared), kBlocks}, stream,
                   system);

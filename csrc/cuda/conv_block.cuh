@@ -1,7 +1,7 @@
 #pragma once
-// Sparse convolution on the plain floating point units, without tensor cores: full precision, and
-// work in proportion to the density. What a thread computes of it, and how, is its tile's business:
-// directly (conv_tiles.cuh) or by Winograd's filtering (conv_winograd.cuh).
+// The direct sparse convolution on the plain floating point units, without tensor cores: full
+// precision, and work in proportion to the density. What a thread computes of it is its tile's
+// business (conv_tiles.cuh).
 //
 // A block takes 32 destination channels and some slots of a few pixels each. A warp works on a few
 // of the channels, so its branch on a kernel's bit is uniform: a pruned kernel costs a test.
@@ -14,15 +14,15 @@
 namespace metasparse::cuda {
 
 // One convolution of the sum.
-template <class F, class Form>
+template <class F>
 struct Term {
-  PackedKernels<F, Form> packed;
+  PackedKernels<F> packed;
   PerTask<F> source;
 };
 
-template <class F, class Form>
+template <class F>
 struct SparseConv {
-  Term<F, Form> terms[2];
+  Term<F> terms[2];
   int count;  // of them
   PerTask<F> bias;
   F* destination;
@@ -36,18 +36,17 @@ struct SparseConv {
 // A chunk in shared memory; there are two.
 template <class F>
 struct Stage {
-  F* kernels;  // (kChunk, 32, kRoom)
+  F* kernels;  // (kChunk, 32, kKernelRoom)
   F* planes;   // (kChunk, images, patch_rows, patch_columns)
 };
 
 template <class F, class Tile>
 class ConvBlock {
  public:
-  using Form = typename Tile::Form;
   static constexpr int kWarpRows = kDestinations / Tile::kPerThread;  // threads of a slot
   static constexpr int kThreads = Tile::kSlots * kWarpRows;
 
-  __device__ explicit ConvBlock(const SparseConv<F, Form>& conv)
+  __device__ explicit ConvBlock(const SparseConv<F>& conv)
       : conv_(conv), thread_(threadIdx.y * Tile::kSlots + threadIdx.x) {}
 
   __device__ void run() {
@@ -65,7 +64,7 @@ class ConvBlock {
   // ---- shared memory: what is common, the kernels of both stages, the list, the planes of both
   // stages, offsets
 
-  static constexpr int kKernels = Tile::kChunk * kDestinations * Form::kRoom;
+  static constexpr int kKernels = Tile::kChunk * kDestinations * kKernelRoom;
 
   __device__ static Common<F>& common() { return *reinterpret_cast<Common<F>*>(dynamic_shared()); }
   __device__ static F* numbers() {
@@ -110,8 +109,8 @@ class ConvBlock {
   }
 
   // The list.
-  __device__ void prepare(const Term<F, Form>& term) {
-    const PackedKernels<F, Form>& packed = term.packed;
+  __device__ void prepare(const Term<F>& term) {
+    const PackedKernels<F>& packed = term.packed;
     const int64_t list = packed.list(blockIdx.z, blockIdx.y);
     const int count = packed.counts[list];
     for (int e = thread_; e < count; e += kThreads) {
@@ -120,7 +119,7 @@ class ConvBlock {
     if (thread_ == 0) {
       common() = {term.source.data + blockIdx.z * term.source.task_stride +
                       first_image() * conv_.from.channels * conv_.from.size(),
-                  packed.kernels + list * packed.sources * kDestinations * Form::kRoom, count};
+                  packed.kernels + list * packed.sources * kDestinations * kKernelRoom, count};
     }
   }
 
@@ -137,7 +136,7 @@ class ConvBlock {
 
   // Starts the copies of a chunk of the list; beyond its end, none.
   __device__ void fetch(int first, Stage<F> stage) {
-    constexpr int kPerCopy = 16 / sizeof(F), kCopies = Form::kRoom / kPerCopy;
+    constexpr int kPerCopy = 16 / sizeof(F), kCopies = kKernelRoom / kPerCopy;
     const int last = min(Tile::kChunk, common().count - first);
     const F* const kernels = common().kernels;
 #pragma unroll 2  // more takes registers that the sums want
@@ -146,7 +145,7 @@ class ConvBlock {
       if (!(entries()[first + kernel / kDestinations].active >> kernel % kDestinations & 1))
         continue;
       copy_async<16>(stage.kernels + e * kPerCopy,
-                     kernels + int64_t{first} * kDestinations * Form::kRoom + e * kPerCopy, true);
+                     kernels + int64_t{first} * kDestinations * kKernelRoom + e * kPerCopy, true);
     }
     const F* const source = common().source;
     const int plane = conv_.cut.plane();
@@ -176,37 +175,41 @@ class ConvBlock {
         stage.planes +
         (slot_image() * cut.patch_rows + Tile::kStep * slot_row()) * cut.patch_columns +
         Tile::kStep * slot_column();
-    const F* kernels = stage.kernels + threadIdx.y * Tile::kPerThread * Form::kRoom;
+    const F* kernels = stage.kernels + threadIdx.y * Tile::kPerThread * kKernelRoom;
     const int last = min(Tile::kChunk, common().count - first);
-    for (int c = 0; c < last; ++c, window += plane, kernels += kDestinations * Form::kRoom) {
+    for (int c = 0; c < last; ++c, window += plane, kernels += kDestinations * kKernelRoom) {
       const uint32_t bits =
           entries()[first + c].active >> (Tile::kPerThread * threadIdx.y) & kOwnBits;
       if (bits == 0) continue;
       F patch[Tile::kPatchRows][Tile::kWindow];
-      Tile::load(window, cut.patch_columns, patch);
+#pragma unroll
+      for (int r = 0; r < Tile::kPatchRows; ++r) {
+#pragma unroll
+        for (int q = 0; q < Tile::kWindow; ++q) patch[r][q] = window[r * cut.patch_columns + q];
+      }
 #pragma unroll
       for (int d = 0; d < Tile::kPerThread; ++d) {
         if (!(bits >> d & 1)) continue;
-        F kernel[Form::kSize];
-        load_kernel(kernels + d * Form::kRoom, kernel);
+        F kernel[kTaps];
+        load_kernel(kernels + d * kKernelRoom, kernel);
         Tile::accumulate(kernel, patch, sums_[d]);
       }
     }
   }
 
   // By 16 bytes, all lanes of a warp from one address.
-  static __device__ void load_kernel(const F* from, F (&kernel)[Form::kSize]) {
+  static __device__ void load_kernel(const F* from, F (&kernel)[kTaps]) {
     struct alignas(16) Piece {
       F values[16 / sizeof(F)];
     };
     constexpr int kPerPiece = 16 / sizeof(F);
 #pragma unroll
-    for (int piece = 0; piece < (Form::kSize + kPerPiece - 1) / kPerPiece; ++piece) {
+    for (int piece = 0; piece < (kTaps + kPerPiece - 1) / kPerPiece; ++piece) {
       const Piece values = reinterpret_cast<const Piece*>(from)[piece];
 #pragma unroll
       for (int v = 0; v < kPerPiece; ++v) {
         const int k = piece * kPerPiece + v;
-        if (k < Form::kSize) kernel[k] = values.values[v];
+        if (k < kTaps) kernel[k] = values.values[v];
       }
     }
   }
@@ -226,14 +229,12 @@ class ConvBlock {
       const F bias = conv_.bias.data == nullptr
                          ? F{0}
                          : conv_.bias.data[blockIdx.z * conv_.bias.task_stride + channel];
-      F pixels[Tile::kOutputs];
-      Tile::finish(sums_[d], pixels);
 #pragma unroll
       for (int output = 0; output < Tile::kOutputs; ++output) {
         const Pixel at = Tile::pixel(output, unit, conv_.padding);
         if (at.row >= 0 && at.row < conv_.to.height && at.column >= 0 &&
             at.column < conv_.to.width) {
-          plane[int64_t{at.row} * conv_.to.width + at.column] = pixels[output] + bias;
+          plane[int64_t{at.row} * conv_.to.width + at.column] = sums_[d][output] + bias;
         }
       }
     }
@@ -241,21 +242,20 @@ class ConvBlock {
 
   static constexpr uint32_t kOwnBits = (1u << Tile::kPerThread) - 1;
 
-  const SparseConv<F, Form>& conv_;
+  const SparseConv<F>& conv_;
   const int thread_;
-  F sums_[Tile::kPerThread][Tile::kSums] = {};
+  F sums_[Tile::kPerThread][Tile::kOutputs] = {};
 };
 
-// Grid: pieces of a task's pictures, blocks of destination channels, tasks.
+// Grid: pieces of a task's images, blocks of destination channels, tasks.
 template <class F, class Tile>
-__global__ void __launch_bounds__(ConvBlock<F, Tile>::kThreads, Tile::kResident)
-    sparse_conv(const __grid_constant__ SparseConv<F, typename Tile::Form> conv) {
+__global__ void __launch_bounds__(ConvBlock<F, Tile>::kThreads, 1)
+    sparse_conv(const __grid_constant__ SparseConv<F> conv) {
   ConvBlock<F, Tile>(conv).run();
 }
 
 template <class F, class Tile>
-cudaError_t run_sparse(const SparseConv<F, typename Tile::Form>& conv, int64_t tasks,
-                       cudaStream_t stream) {
+cudaError_t run_sparse(const SparseConv<F>& conv, int64_t tasks, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(conv.terms[0].packed.blocks);
   const Launch shape = {
       {static_cast<unsigned>(conv.cut.blocks()), blocks, static_cast<unsigned>(tasks)},

@@ -1,5 +1,5 @@
 #pragma once
-// How a task's pictures are cut into blocks of threads.
+// How a task's images are cut into blocks of threads.
 #include <algorithm>
 
 #include "conv_pack.cuh"
@@ -7,16 +7,16 @@
 
 namespace metasparse::cuda {
 
-// A picture of `channels` planes per sample.
+// A image of `channels` planes per sample.
 struct Planes {
   int channels, height, width;
 
   __host__ __device__ int64_t size() const { return int64_t{height} * width; }
 };
 
-// Pieces of the units of a task's pictures. A slot is (image, row group, column).
+// Pieces of the units of a task's images. A slot is (image, row group, column).
 struct Cut {
-  int unit_rows, unit_columns;               // of a picture
+  int unit_rows, unit_columns;               // of a image
   int columns, groups, images;               // of a block
   int column_tiles, row_tiles, image_tiles;  // of a task
   int patch_rows, patch_columns;             // of the source, for one image of a block
@@ -38,20 +38,19 @@ __host__ __device__ constexpr int64_t entry_room(int64_t sources) { return sourc
 template <class F, class Tile>
 size_t shared_bytes(const Cut& cut, int64_t sources) {
   const size_t chunk =
-      Tile::kChunk * (static_cast<size_t>(kDestinations) * Tile::Form::kRoom + cut.plane());
+      Tile::kChunk * (static_cast<size_t>(kDestinations) * kKernelRoom + cut.plane());
   return sizeof(Common<F>) + 2 * chunk * sizeof(F) +
          static_cast<size_t>(entry_room(sources)) * sizeof(Entry) +
          static_cast<size_t>(cut.plane()) * sizeof(int);
 }
 
-// Whole pictures where they are small, else bands; as many slots in use as shared memory allows.
+// Whole images where they are small, else bands; as many slots in use as shared memory allows.
 template <class F, class Tile>
-Cut make_cut(int64_t unit_rows, int64_t unit_columns, int64_t samples, int64_t sources,
-             int64_t column_tiles) {
+Cut make_cut(int64_t unit_rows, int64_t unit_columns, int64_t samples, int64_t sources) {
   Cut cut{};
   cut.unit_rows = static_cast<int>(unit_rows);
   cut.unit_columns = static_cast<int>(unit_columns);
-  cut.columns = static_cast<int>(ceil_div(unit_columns, column_tiles));
+  cut.columns = static_cast<int>(ceil_div(unit_columns, ceil_div(unit_columns, kWarpSize)));
   cut.column_tiles = static_cast<int>(ceil_div(unit_columns, cut.columns));
   const int all_groups = static_cast<int>(ceil_div(unit_rows, Tile::kUnits));
   const auto resize = [&](int groups, int images) {
@@ -67,7 +66,8 @@ Cut make_cut(int64_t unit_rows, int64_t unit_columns, int64_t samples, int64_t s
   resize(static_cast<int>(ceil_div(all_groups, tiles)), 1);
   const bool whole = cut.column_tiles == 1 && cut.row_tiles == 1;
   if (whole) resize(cut.groups, static_cast<int>(std::min(int64_t{room / cut.groups}, samples)));
-  while (shared_bytes<F, Tile>(cut, sources) > kSharedLimit && (cut.images > 1 || cut.groups > 1)) {
+  const size_t limit = shared_limit();
+  while (shared_bytes<F, Tile>(cut, sources) > limit && (cut.images > 1 || cut.groups > 1)) {
     if (cut.images > 1) {
       resize(cut.groups, cut.images - 1);
     } else {
@@ -75,19 +75,6 @@ Cut make_cut(int64_t unit_rows, int64_t unit_columns, int64_t samples, int64_t s
     }
   }
   return cut;
-}
-
-// Columns are cut no finer than a warp wants, unless a tile asks to try: then the fewest blocks
-// win.
-template <class F, class Tile>
-Cut best_cut(int64_t unit_rows, int64_t unit_columns, int64_t samples, int64_t sources) {
-  const int64_t least = ceil_div(unit_columns, kWarpSize);
-  Cut best = make_cut<F, Tile>(unit_rows, unit_columns, samples, sources, least);
-  for (int64_t tiles = least + 1; tiles < std::min(least + Tile::kCuts, unit_columns); ++tiles) {
-    const Cut cut = make_cut<F, Tile>(unit_rows, unit_columns, samples, sources, tiles);
-    if (cut.blocks() < best.blocks()) best = cut;
-  }
-  return best;
 }
 
 }  // namespace metasparse::cuda

@@ -1,7 +1,7 @@
 #pragma once
 // Kernels packed for the sparse convolutions: per block of 32 destination channels, the list of the
-// source channels that reach any of them, a bit per destination, and the products w * m, as taps or
-// transformed, in the order of that list. Made on the device in front of every convolution, so that
+// source channels that reach any of them, a bit per destination, and the products w * m in the
+// order of that list. Made on the device in front of every convolution, so that
 // a mask may change in the launch before; the convolution then copies its kernels 16 bytes at a
 // time and branches on bits.
 #include "device.cuh"
@@ -13,17 +13,7 @@ namespace metasparse::cuda {
 
 constexpr int kDestinations = 32;  // channels of a block: the bits of a word
 constexpr int kTaps = 9;
-
-// The form in which the direct convolution wants a kernel: its taps.
-struct PlainTaps {
-  static constexpr int kSize = kTaps;
-  static constexpr int kRoom = 12;  // whole pieces of 16 bytes
-
-  template <class F>
-  static __device__ void put(const F (&taps)[kTaps], F* to) {
-    for (int tap = 0; tap < kTaps; ++tap) to[tap] = taps[tap];
-  }
-};
+constexpr int kKernelRoom = 12;  // numbers from one packed kernel to the next: whole 16 bytes
 
 struct alignas(8) Entry {
   int source;       // channel
@@ -31,11 +21,11 @@ struct alignas(8) Entry {
 };
 
 // Where the lists of one call lie in the workspace.
-template <class F, class Form>
+template <class F>
 struct PackedKernels {
   int* counts;     // (tasks, blocks): active source channels
   Entry* entries;  // (tasks, blocks, sources)
-  F* kernels;      // (tasks, blocks, sources, 32, kRoom): w * m where active, else unwritten
+  F* kernels;      // (tasks, blocks, sources, 32, kKernelRoom): w * m where active, else unwritten
   int tasks, blocks, sources;
 
   __host__ __device__ int64_t list(int64_t task, int64_t block) const {
@@ -44,13 +34,13 @@ struct PackedKernels {
 };
 
 // tasks is 1 where all tasks share weights and mask.
-template <class F, class Form>
-PackedKernels<F, Form> packed_kernels(int64_t tasks, int64_t sources, int64_t destinations,
-                                      void* workspace) {
+template <class F>
+PackedKernels<F> packed_kernels(int64_t tasks, int64_t sources, int64_t destinations,
+                                void* workspace) {
   const int64_t blocks = ceil_div(destinations, kDestinations), lists = tasks * blocks;
   auto* const kernels = static_cast<F*>(workspace);
   auto* const entries =
-      reinterpret_cast<Entry*>(kernels + lists * sources * kDestinations * Form::kRoom);
+      reinterpret_cast<Entry*>(kernels + lists * sources * kDestinations * kKernelRoom);
   auto* const counts = reinterpret_cast<int*>(entries + lists * sources);
   return {counts,
           entries,
@@ -60,11 +50,11 @@ PackedKernels<F, Form> packed_kernels(int64_t tasks, int64_t sources, int64_t de
           static_cast<int>(sources)};
 }
 
-template <class F, class Form>
+template <class F>
 int64_t packed_bytes(int64_t tasks, int64_t sources, int64_t destinations) {
-  const auto end = packed_kernels<F, Form>(tasks, sources, destinations, nullptr);
+  const auto end = packed_kernels<F>(tasks, sources, destinations, nullptr);
   const int64_t lists = tasks * end.blocks;
-  return lists * (sources * (kDestinations * Form::kRoom * static_cast<int64_t>(sizeof(F)) +
+  return lists * (sources * (kDestinations * kKernelRoom * static_cast<int64_t>(sizeof(F)) +
                              static_cast<int64_t>(sizeof(Entry))) +
                   static_cast<int64_t>(sizeof(int)));
 }
@@ -98,9 +88,8 @@ __device__ uint32_t active_word(const KernelsToPack<F>& from, const F* mask, int
 }
 
 // Grid: blocks of destinations, tasks.
-template <class F, class Form>
-__global__ void __launch_bounds__(kPackThreads)
-    pack(KernelsToPack<F> from, PackedKernels<F, Form> to) {
+template <class F>
+__global__ void __launch_bounds__(kPackThreads) pack(KernelsToPack<F> from, PackedKernels<F> to) {
   auto* const warps = reinterpret_cast<int*>(dynamic_shared());
   const int task = blockIdx.y, first = blockIdx.x * kDestinations;
   const F* const weight = from.weight.data + task * from.weight.task_stride;
@@ -108,7 +97,7 @@ __global__ void __launch_bounds__(kPackThreads)
       from.mask.data == nullptr ? nullptr : from.mask.data + task * from.mask.task_stride;
   const int64_t list = to.list(task, blockIdx.x);
   Entry* const entries = to.entries + list * to.sources;
-  F* const kernels = to.kernels + list * to.sources * kDestinations * Form::kRoom;
+  F* const kernels = to.kernels + list * to.sources * kDestinations * kKernelRoom;
 
   int count = 0, turn = 0;
   for (int start = 0; start < to.sources; start += kPackThreads, turn ^= 1) {
@@ -129,23 +118,22 @@ __global__ void __launch_bounds__(kPackThreads)
     if (!(entry.active >> d & 1)) continue;
     const int64_t kernel = from.kernel(entry.source, first + d);
     const F scale = mask == nullptr ? F{1} : mask[kernel];
-    F taps[kTaps];
+    F* const packed = kernels + int64_t{e} * kKernelRoom;
 #pragma unroll
     for (int tap = 0; tap < kTaps; ++tap) {
-      taps[tap] = scale * weight[kernel * kTaps + (from.rotated ? kTaps - 1 - tap : tap)];
+      packed[tap] = scale * weight[kernel * kTaps + (from.rotated ? kTaps - 1 - tap : tap)];
     }
-    Form::put(taps, kernels + int64_t{e} * Form::kRoom);
   }
 }
 
-template <class F, class Form>
-cudaError_t pack_kernels(const KernelsToPack<F>& from, const PackedKernels<F, Form>& to,
+template <class F>
+cudaError_t pack_kernels(const KernelsToPack<F>& from, const PackedKernels<F>& to,
                          cudaStream_t stream) {
   const Launch shape = {{static_cast<unsigned>(to.blocks), static_cast<unsigned>(to.tasks), 1},
                         {kPackThreads, 1, 1},
                         2 * (kPackThreads / kWarpSize) * sizeof(int),
                         1};
-  return launch(pack<F, Form>, shape, stream, from, to);
+  return launch(pack<F>, shape, stream, from, to);
 }
 
 }  // namespace metasparse::cuda

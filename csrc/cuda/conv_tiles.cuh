@@ -13,28 +13,8 @@ struct Pixel {
 
 // What the tiles of the direct convolution have in common.
 struct DirectTile {
-  using Form = PlainTaps;
   static constexpr int kSlots = 128;    // threads of a block for the same channels
   static constexpr int kPerThread = 8;  // destination channels
-  static constexpr int kResident = 1;   // blocks that a multiprocessor must have room for
-  static constexpr int kCuts = 1;       // ways to cut the columns that are worth trying
-
-  template <class F, int kRows, int kColumns>
-  static __device__ __forceinline__ void load(const F* window, int columns,
-                                              F (&patch)[kRows][kColumns]) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int q = 0; q < kColumns; ++q) patch[r][q] = window[r * columns + q];
-    }
-  }
-
-  // The sums are the pixels.
-  template <class F, int kCount>
-  static __device__ __forceinline__ void finish(const F (&sums)[kCount], F (&pixels)[kCount]) {
-#pragma unroll
-    for (int output = 0; output < kCount; ++output) pixels[output] = sums[output];
-  }
 };
 
 // The forward pass, and the input gradient at stride 1: nine taps give one pixel.
@@ -44,7 +24,6 @@ struct PixelTile : DirectTile {
   static constexpr int kWindow = 3;
   static constexpr int kUnits = kUnitRows;
   static constexpr int kOutputs = kUnitRows;  // per destination channel
-  static constexpr int kSums = kOutputs;
   static constexpr int kPatchRows = kStep * (kUnitRows - 1) + kWindow;
   static constexpr int kChunk = kStride == 1 ? 8 : 4;  // source channels in shared memory at once
 
@@ -82,7 +61,6 @@ struct QuadTile : DirectTile {
   static constexpr int kWindow = 2;
   static constexpr int kUnits = kUnitRows;
   static constexpr int kOutputs = 4 * kUnitRows;
-  static constexpr int kSums = kOutputs;
   static constexpr int kPatchRows = kUnitRows + 1;
   static constexpr int kChunk = 8;
 

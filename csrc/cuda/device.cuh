@@ -102,7 +102,7 @@ __device__ __forceinline__ T* Team<kBlocks>::peer(T* shared, int rank) {
   return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
 }
 
-#else  // never launched there: launch.h asks for clusters first
+#else  // never run there: runs_in_clusters() asks first
 
 template <int kBlocks>
 __device__ __forceinline__ int Team<kBlocks>::rank() {

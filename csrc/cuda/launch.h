@@ -35,16 +35,27 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& shape, cudaStrea
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-// Whether the current device has clusters of blocks (sm_90).
-inline bool has_clusters() {
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
+// A number of the current device; 0 if there is none.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  const bool found = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  return found ? value : 0;
 }
 
-// The dynamic shared memory a block may have on every device from sm_80 on, sm_86 and sm_89 aside.
-constexpr size_t kSharedLimit = 160 << 10;
+// Whether a kernel can run in clusters of blocks: the device has them (9.0 and newer), and the code
+// in use was compiled for them.
+template <class Kernel>
+bool runs_in_clusters(Kernel* kernel) {
+  cudaFuncAttributes code{};
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 &&
+         cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90;
+}
+
+// The shared memory that a block may have: from 99 KiB (8.6, 8.9, 12.0) to 227 KiB (9.0, 10.0).
+inline size_t shared_limit() {
+  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
 
 inline unsigned ceil_div(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
 

@@ -13,7 +13,7 @@ struct Tiles;
 template <>
 struct Tiles<float> {
   using Tall = PixelTile<1, 8>;
-  using Flat = PixelTile<1, 4>;  // for pictures of up to four rows
+  using Flat = PixelTile<1, 4>;  // for images of up to four rows
   using Strided = PixelTile<2, 4>;
   using Quads = QuadTile<2>;
 };
@@ -38,21 +38,22 @@ auto with_tile(const Problem& problem, const Function& f) {
 
 }  // namespace
 
-template <class Scheme, class F>
-bool takes(ConvOp op, const ConvShape& s) {
-  if (!s.within_reach()) return false;
+template <class F>
+size_t masked_conv_shared_bytes(ConvOp op, const ConvShape& s) {
+  if (s.samples == 0) return 0;
   const Problem problem = problem_of(op, s);
-  return s.samples == 0 || with_tile<F>(problem, [&](auto tile) {
-           return fits_shared_memory<F, decltype(tile)>(problem);
-         });
+  return with_tile<F>(problem, [&](auto tile) {
+    return shared_bytes<F, decltype(tile)>(cut_of<F, decltype(tile)>(problem),
+                                           problem.from.channels);
+  });
 }
 
-template <class Scheme, class F>
+template <class F>
 int64_t masked_conv_workspace(ConvOp op, const ConvShape& s, int terms) {
-  return terms * term_bytes<F, PlainTaps>(op, s);
+  return terms * term_bytes<F>(op, s);
 }
 
-template <class Scheme, class F>
+template <class F>
 cudaError_t masked_conv(ConvOp op, const ConvShape& s, const ConvSum<F>& sum, PerTask<F> bias,
                         F* destination, void* workspace, cudaStream_t stream) {
   return with_tile<F>(problem_of(op, s), [&](auto tile) {
@@ -60,11 +61,11 @@ cudaError_t masked_conv(ConvOp op, const ConvShape& s, const ConvSum<F>& sum, Pe
   });
 }
 
-#define METASPARSE_INSTANTIATE(F)                                                          \
-  template bool takes<Direct, F>(ConvOp, const ConvShape&);                                \
-  template int64_t masked_conv_workspace<Direct, F>(ConvOp, const ConvShape&, int);        \
-  template cudaError_t masked_conv<Direct, F>(ConvOp, const ConvShape&, const ConvSum<F>&, \
-                                              PerTask<F>, F*, void*, cudaStream_t);
+#define METASPARSE_INSTANTIATE(F)                                                               \
+  template size_t masked_conv_shared_bytes<F>(ConvOp, const ConvShape&);                        \
+  template int64_t masked_conv_workspace<F>(ConvOp, const ConvShape&, int);                     \
+  template cudaError_t masked_conv(ConvOp, const ConvShape&, const ConvSum<F>&, PerTask<F>, F*, \
+                                   void*, cudaStream_t);
 METASPARSE_INSTANTIATE(float)
 METASPARSE_INSTANTIATE(double)
 #undef METASPARSE_INSTANTIATE

@@ -23,11 +23,10 @@ struct ConvShape {
 
   static constexpr int64_t kGrid = 65535;  // of most axes of a launch
 
-  // Whether the window is one of theirs, and the sizes within the reach of 32-bit offsets.
+  // Whether the sizes are within the reach of the grid and of 32-bit offsets.
   bool within_reach() const {
     constexpr int64_t kReach = int64_t{1} << 30;
-    return (stride == 1 || stride == 2) && (padding == 0 || padding == 1) && tasks <= kGrid &&
-           in_channels <= kGrid && out_channels <= kGrid &&
+    return tasks <= kGrid && in_channels <= kGrid && out_channels <= kGrid &&
            samples * in_channels * height * width < kReach &&
            samples * out_channels * out_height * out_width < kReach;
   }
@@ -49,21 +48,16 @@ struct ConvSum {
 
 enum class ConvOp { forward, input_grad };
 
-// Two ways to compute them.
-struct Direct {};
-struct Winograd {};  // F(2x2, 3x3); stride 1 alone
-
-// Whether a scheme takes a call of this shape: stride 1 or 2, padding 0 or 1, and sizes within the
-// reach of 32-bit offsets and of the shared memory. What it does not take is other backends' work.
-template <class Scheme, class F>
-bool takes(ConvOp op, const ConvShape& shape);
+// Shared memory of a block, where the shape is within reach.
+template <class F>
+size_t masked_conv_shared_bytes(ConvOp op, const ConvShape& shape);
 
 // How much device memory a call wants.
-template <class Scheme, class F>
+template <class F>
 int64_t masked_conv_workspace(ConvOp op, const ConvShape& shape, int terms);
 
 // The forward pass y (T, N, O, Ho, Wo), bias (T, O), or the input gradient (T, N, I, H, W).
-template <class Scheme, class F>
+template <class F>
 cudaError_t masked_conv(ConvOp op, const ConvShape& shape, const ConvSum<F>& sum, PerTask<F> bias,
                         F* destination, void* workspace, cudaStream_t stream);
 
@@ -80,7 +74,8 @@ struct WeightGradSum {
   int count;
 };
 
-bool takes_weight_grad(const ConvShape& shape);
+// Whether the launch of this weight gradient is within the reach of the grid.
+bool weight_grad_fits_grid(const ConvShape& shape);
 template <class F>
 int64_t masked_conv_weight_grad_workspace(const ConvShape& shape, int terms);
 

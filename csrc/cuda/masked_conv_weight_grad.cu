@@ -1,5 +1,5 @@
 // The weight gradient, at the active kernels alone. A warp takes one input channel and eight output
-// channels; its lanes walk down columns of the gradient picture, a 3x3 window of the input sliding
+// channels; its lanes walk down columns of the gradient image, a 3x3 window of the input sliding
 // along in registers, and each gathers the 72 sums of its columns. The lanes' sums are added in a
 // fixed tree. Where there are few kernels the columns are dealt to several warps ("slices"). What
 // slices and the terms of a pair have, a last launch adds in order: no atomics, equal results every
@@ -41,7 +41,7 @@ int slices_of(const ConvShape& s) {
       std::clamp(int64_t{ceil_div(kWanted, warps)}, int64_t{1}, std::max(most, int64_t{1})));
 }
 
-// Column `column` of the gradient picture of `image`, for the outputs whose bits are set.
+// Column `column` of the gradient image of `image`, for the outputs whose bits are set.
 template <int kStride, class F>
 __device__ __forceinline__ void add_column(const WeightGrad<F>& s, const F* x, const F* grad,
                                            int column, uint32_t active,
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kAddThreads)
 
 }  // namespace
 
-bool takes_weight_grad(const ConvShape& s) {
-  return s.within_reach() && s.tasks * slices_of(s) <= ConvShape::kGrid;
+bool weight_grad_fits_grid(const ConvShape& s) {
+  return s.tasks * slices_of(s) <= ConvShape::kGrid;
 }
 
 template <class F>

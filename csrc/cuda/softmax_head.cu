@@ -394,9 +394,10 @@ Launch shape_of(const HeadShape& shape) {
 
 }  // namespace
 
-bool softmax_head_takes(const HeadShape& shape) {
-  constexpr int64_t kReach = 1 << 15;  // keeps the sum below within its type
-  return shape.samples < kReach && shape.classes < kReach && shared_bytes(shape) <= kSharedLimit;
+size_t softmax_head_shared_bytes(const HeadShape& shape) {
+  constexpr int64_t kReach = 1 << 15;  // keeps the sum within its type
+  const bool within = shape.samples < kReach && shape.classes < kReach;
+  return within ? shared_bytes(shape) : std::numeric_limits<size_t>::max();
 }
 
 template <class F>

@@ -10,8 +10,8 @@ struct HeadShape {
   int64_t tasks, samples, classes, size;  // T, N, C, D
 };
 
-// Whether a task's dual problem, N x N and some vectors of N C float64, fits in shared memory.
-bool softmax_head_takes(const HeadShape& shape);
+// Shared memory of a task's block: its dual problem, N x N and some vectors of N C float64.
+size_t softmax_head_shared_bytes(const HeadShape& shape);
 
 // All tensors are dense; the report is (T).
 template <class F>

@@ -191,7 +191,7 @@ cudaError_t topk_mask(const F* scores, int64_t row_stride, const int64_t* k, int
   if (rows == 0 || n == 0) return cudaSuccess;
   // A short row is done before the blocks of a cluster have met.
   constexpr int64_t kShortRow = 4 * kThreads;
-  const bool clusters = n > kShortRow && has_clusters();
+  const bool clusters = n > kShortRow && runs_in_clusters(select_rows<F, kClusterBlocks>);
   const unsigned blocks = clusters ? kClusterBlocks : 1;
   const Launch shape = {
       {static_cast<unsigned>(rows) * blocks, 1, 1}, {kThreads, 1, 1}, sizeof(Shared), blocks};

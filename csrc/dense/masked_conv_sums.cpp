@@ -86,6 +86,7 @@ TORCH_LIBRARY_FRAGMENT(metasparse_dense, m) {
   m.def("masked_conv_weight_grad_pair", metasparse::dense::masked_conv_weight_grad_pair);
 }
 
-TORCH_LIBRARY_IMPL(metasparse, CUDA, m) {
+// On every device but the CPU.
+TORCH_LIBRARY_IMPL(metasparse, CompositeExplicitAutograd, m) {
   m.impl("masked_conv_backward", metasparse::dense::masked_conv_backward);
 }

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from metasparse_ext import _library
+from metasparse_ext._capture import CaptureError
 from metasparse_ext.data import DataError
 from metasparse_ext.ops.backends import VARIABLES, get_backend
 from metasparse_ext.training import CheckpointError, Run, RunInUseError, TrainingError
@@ -69,7 +70,7 @@ class OneLineErrors(click.Group):
             code = _report(UserError(_of_system(error)), 2)
         except MemoryError as error:
             code = _report(UserError(f"there is not enough memory: {error}"), 2)
-        except (TrainingError, FloatingPointError) as error:
+        except (TrainingError, FloatingPointError, CaptureError) as error:
             code = _report(error, 1)
         except RuntimeError as error:
             if "memory" not in str(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def train(learner: str, out: Run, resume: bool, **flags: Any) -> None:
     config = configure(learner, given, base)
     if resume and not run.started:
         say(shown_on, f"nothing to resume in {out}: starting")
-    with joined(config.device) as workers, reporter(shown_on) as shown:
+    with ExitStack() as stack:
+        workers = checked(lambda: stack.enter_context(joined(config.device)))
+        shown = stack.enter_context(reporter(shown_on))
         trainer = checked(lambda: Trainer(config, run, reporter=shown, workers=workers))
         outcome = trainer.fit()
     if outcome.interrupted:

@@ -42,17 +42,22 @@ def _overlapped(batches: Iterable[TaskBatch], device: torch.device) -> Iterator[
             arrival = copies.record_event()
         if ahead is not None:
             yield _received(*ahead)
+            _release(copies, device)
         ahead = sent, arrival
     if ahead is not None:
         yield _received(*ahead)
 
 
 def _received(batch: TaskBatch, arrival: torch.cuda.Event) -> TaskBatch:
-    """The batch, for the stream that asks for it: it waits for the copy, and so may the memory."""
-    current = torch.cuda.current_stream(batch.query.labels.device)
-    current.wait_event(arrival)
-    for samples in batch:
-        for tensor in samples:
-            if tensor is not None:
-                tensor.record_stream(current)
+    """The batch, for the stream that asks for it, which waits for the copy."""
+    torch.cuda.current_stream(batch.query.labels.device).wait_event(arrival)
     return batch
+
+
+def _release(copies: torch.cuda.Stream, device: torch.device) -> None:
+    """Later copies, which may get a batch's memory, wait until what was done with it is done.
+
+    ``Tensor.record_stream`` would do, too, but the allocator then looks at events when the batch is
+    freed, and that breaks a CUDA graph which is being captured.
+    """
+    copies.wait_event(torch.cuda.current_stream(device).record_event())

@@ -18,7 +18,7 @@ from metasparse_ext._arguments import require_choice, require_type
 #: Environment variables that force a backend from outside, by device.
 VARIABLES = {"cpu": "METASPARSE_CONV_BACKEND", "cuda": "METASPARSE_CUDA_BACKEND"}
 AUTOMATIC = "automatic"
-CUDA_BACKENDS = ("dense", "triton", "cuda", "winograd")
+CUDA_BACKENDS = ("dense", "triton", "cuda")
 
 _cuda: str | None = None  # until it is first asked for, when the environment is read
 
@@ -44,10 +44,9 @@ def set_backend(name: str, device: str = "cpu") -> None:
     """Forces a backend on a device, or with ``"automatic"`` leaves the choice to the table.
 
     Args:
-        name: On CUDA ``"dense"`` (PyTorch's own operators), ``"triton"``, ``"cuda"`` (CUDA C++) or
-            ``"winograd"`` (convolutions in CUDA C++ by Winograd's filtering); a call that it
-            cannot serve goes by the table. On the CPU one of the convolution algorithms
-            of docs/kernels.md; a call that it cannot serve is an error.
+        name: On CUDA ``"dense"`` (PyTorch's own operators), ``"triton"`` or ``"cuda"`` (CUDA
+            C++); a call that it cannot serve goes by the table. On the CPU one of the convolution
+            algorithms of docs/kernels.md; a call that it cannot serve is an error.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:

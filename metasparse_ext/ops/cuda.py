@@ -1,11 +1,11 @@
 """The CUDA key of every op: picks a backend for each call and runs it.
 
-An op has up to four implementations of one name and argument list: ``metasparse_dense::op`` is
+An op has up to three implementations of one name and argument list: ``metasparse_dense::op`` is
 PyTorch's own operators (csrc/dense), ``metasparse_cuda::op`` is CUDA C++ (csrc/cuda; in builds
-with CUDA), ``metasparse_winograd::op`` a convolution by Winograd's filtering there, and a launcher
-in :mod:`metasparse_ext.triton`. The choice goes by sizes, dtype and
-precision, never by values: nothing here waits for the device. The C++ autograd Nodes lie above this
-key, so whatever is chosen is differentiable to any order.
+with CUDA), and a launcher in :mod:`metasparse_ext.triton`. The choice goes by the GPU, sizes,
+dtype and precision, never by values: nothing here waits for the device. The C++ autograd Nodes lie
+above this key, so whatever is chosen is differentiable to any order. On devices that are neither a
+CPU nor an NVIDIA GPU, PyTorch's own operators serve.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import functools
 import importlib
 import importlib.util
 import itertools
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,31 +29,30 @@ from metasparse_ext.ops.backends import AUTOMATIC, get_backend
 from metasparse_ext.reference import cg as reference_cg
 from metasparse_ext.reference import softmax_head as reference_head
 
-# The backends in CUDA C++, by the names of their ops.
-_COMPILED = {"cuda": torch.ops.metasparse_cuda, "winograd": torch.ops.metasparse_winograd}
 _LAUNCHED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_GRID = 65535  # programs along the second and third axis of a launch
 
 
 class Choice(NamedTuple):
     """A backend and what it is told."""
 
     backend: str
-    options: Mapping[str, int | bool] = {}
+    options: Mapping[str, int] = {}
 
 
 class Op(NamedTuple):
     """What is needed to choose a backend of one op.
 
     Attributes:
-        module: Where in :mod:`metasparse_ext.triton` its launcher is.
+        module: Where in :mod:`metasparse_ext.triton` its launcher is, if it has one.
         features: Sizes, dtype and precision of a call, from its arguments.
         grid: Options of the launcher that are worth trying: name -> values.
         dense: PyTorch's own way, if not ``metasparse_dense::op``.
     """
 
-    module: str
+    module: str | None
     features: Callable[..., dict[str, int | str]]
-    grid: Mapping[str, Sequence[int | bool]]
+    grid: Mapping[str, Sequence[int]]
     dense: Callable | None = None
 
 
@@ -155,20 +156,19 @@ def _head_features(features: Tensor, center: Tensor) -> dict[str, int | str]:
 _TILES = {
     "rows": (32, 64, 128),
     "pixels": (32, 64, 128),
-    "reduction": (32, 64),
+    "reduction": (16, 32, 64),
     "warps": (4, 8),
-    "stages": (3, 4),
+    "stages": (2, 3),
 }
-_SKIPPING_TILES = {**_TILES, "skip": (False, True)}
 _NORM_BLOCKS = {"block": (512, 1024, 2048), "warps": (4, 8)}
 
 OPS: dict[str, Op] = {
-    "masked_conv": Op("masked_conv", _forward_features, _SKIPPING_TILES),
-    "masked_conv_input_grad": Op("masked_conv", _input_grad_features, _SKIPPING_TILES),
+    "masked_conv": Op("masked_conv", _forward_features, _TILES),
+    "masked_conv_input_grad": Op("masked_conv", _input_grad_features, _TILES),
     "masked_conv_weight_grad": Op("masked_conv", _weight_grad_features, _TILES),
     "masked_conv_mask_grad": Op("masked_conv", _mask_grad_features, _TILES),
-    "masked_conv_pair": Op("masked_conv", _pair_features, _SKIPPING_TILES),
-    "masked_conv_input_grad_pair": Op("masked_conv", _input_grad_pair_features, _SKIPPING_TILES),
+    "masked_conv_pair": Op("masked_conv", _pair_features, _TILES),
+    "masked_conv_input_grad_pair": Op("masked_conv", _input_grad_pair_features, _TILES),
     "masked_conv_weight_grad_pair": Op("masked_conv", _weight_grad_pair_features, _TILES),
     "norm_act_pool": Op("norm_act_pool", lambda x, *_: _norm_features(x), _NORM_BLOCKS),
     "norm_act_pool_backward": Op(
@@ -188,15 +188,15 @@ OPS: dict[str, Op] = {
         reference_cg.cg_step,
     ),
     "softmax_head": Op(
-        "softmax_head",
+        None,
         lambda features, labels, center, *_: _head_features(features, center),
-        {"columns": (16, 32, 64), "warps": (4, 8)},
+        {},
         reference_head.softmax_head,
     ),
     "softmax_head_grad": Op(
-        "softmax_head",
+        None,
         lambda grad, weight, features, *_: _head_features(features, grad),
-        {"columns": (16, 32, 64), "warps": (4, 8)},
+        {},
         reference_head.softmax_head_grad,
     ),
 }
@@ -205,14 +205,77 @@ OPS: dict[str, Op] = {
 # ---- backends ------------------------------------------------------------------------------------
 
 
+class Card(NamedTuple):
+    """What the choice of a backend has to know of a GPU.
+
+    Attributes:
+        capability: Compute capability, (major, minor).
+        shared_bytes: Shared memory that a block may ask for.
+    """
+
+    capability: tuple[int, int]
+    shared_bytes: int
+
+
+#: Triton's own floor; older GPUs lack TF32, bfloat16 and asynchronous copies, too.
+_OLDEST = (8, 0)
+
+
 @functools.cache
-def problem(name: str) -> str | None:
-    """Why a backend can serve no call at all, or None."""
-    if name == "triton" and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if name in _COMPILED and not hasattr(_COMPILED[name], "masked_conv"):
-        return _library.build_record().get("cuda_reason", "the compiled library is not in use")
+def _card(index: int) -> Card:
+    found = torch.cuda.get_device_properties(index)
+    return Card((found.major, found.minor), found.shared_memory_per_block_optin)
+
+
+def card_of(tensor: Tensor) -> Card | None:
+    """The GPU that a tensor is on; None on other devices, where kernels are only emulated."""
+    return _card(tensor.device.index) if tensor.is_cuda else None
+
+
+@functools.cache
+def problem(name: str, capability: tuple[int, int] | None = None) -> str | None:
+    """Why a backend can serve no call at all, on a GPU of this capability if given, or None."""
+    if name == "triton":
+        return _triton_problem(capability)
+    if name == "cuda":
+        return _compiled_problem(capability)
     return None
+
+
+def _triton_problem(capability: tuple[int, int] | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if capability is not None and capability < _OLDEST:
+        return "the Triton kernels need a GPU of 8.0 or newer, this one is {}.{}".format(
+            *capability
+        )
+    return None
+
+
+def _compiled_problem(capability: tuple[int, int] | None) -> str | None:
+    record = _library.build_record()
+    if not hasattr(torch.ops.metasparse_cuda, "masked_conv"):
+        return record.get("cuda_reason", "the compiled library is not in use")
+    archs = record.get("cuda_archs", ())
+    if capability is not None and not any(runs_on(arch, capability) for arch in archs):
+        return (
+            f"the CUDA C++ kernels were compiled for {', '.join(archs)}, "
+            "and this GPU is {}.{}".format(*capability)
+        )
+    return None
+
+
+def runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an entry of TORCH_CUDA_ARCH_LIST, such as "9.0+PTX", runs on a GPU."""
+    match = re.match(r"(\d+)\.(\d+)(\w?)", arch)
+    if match is None:
+        return True  # a name that torch knows
+    major, minor = int(match[1]), int(match[2])
+    if match[3] == "a":
+        return (major, minor) == capability
+    if arch.endswith("+PTX") and (major, minor) <= capability:
+        return True
+    return major == capability[0] and minor <= capability[1]
 
 
 def _launcher(op: str) -> tuple[Callable, object]:
@@ -220,40 +283,60 @@ def _launcher(op: str) -> tuple[Callable, object]:
     return getattr(module, op), module
 
 
-def supported(op: str, name: str, args: tuple) -> bool:
-    """Whether a backend can serve a call."""
+def refusal(
+    op: str, name: str, args: tuple, options: Mapping[str, int] | None = None
+) -> str | None:
+    """Why a backend cannot serve a call, told these options, or None."""
     if name == "dense":
-        return True
-    if name in _COMPILED:
-        takes = getattr(_COMPILED[name], f"{op}_supported", None)
-        return takes is not None and takes(*args)
-    if problem("triton") is not None:
-        return False
-    tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        return None
+    card = card_of(args[0])
+    if found := problem(name, card and card.capability):
+        return found
+    if name == "cuda":
+        ask = getattr(torch.ops.metasparse_cuda, f"{op}_refusal", None)
+        return f"CUDA C++ has no {op}" if ask is None else ask(*args) or None
+    return _launch_refusal(op, args, card, options or {})
+
+
+def _launch_refusal(
+    op: str, args: tuple, card: Card | None, options: Mapping[str, int]
+) -> str | None:
+    """Why no launch of a Triton kernel can serve a call, or None."""
+    module = OPS[op].module
+    if module is None:
+        return f"Triton has no {op}"
     features = OPS[op].features(*args)
-    if any(size == 0 for size in features.values()) or tensors[0].dtype not in _LAUNCHED:
-        return False
-    exact = OPS[op].module in ("topk_mask", "cg", "softmax_head")
-    if exact and features["dtype"] not in ("float32", "float64"):
-        return False
-    if OPS[op].module == "softmax_head":
-        module = _launcher(op)[1]
-        return (
-            features["samples"] <= module.MAX_SAMPLES and features["classes"] <= module.MAX_CLASSES
-        )
-    return True
+    if any(size == 0 for size in features.values()):
+        return "a tensor is empty"
+    known = _LAUNCHED[:2] if module in ("topk_mask", "cg") else _LAUNCHED
+    if args[0].dtype not in known:
+        return f"the kernels take {', '.join(map(str, known))}, got {args[0].dtype}"
+    if args[0].shape[0] > _GRID:
+        return f"the kernels take up to {_GRID} tasks, got {args[0].shape[0]}"
+    if module != "masked_conv":
+        return None
+    if largest := _beyond_reach(args):
+        return f"the kernels count up to 2^31 pixels, and numbers of a sample, got {largest}"
+    family = _launcher(op)[1]
+    wanted = family.shared_bytes(op, args, family.Tile(**options))
+    if card is not None and wanted > card.shared_bytes:
+        return f"a block needs {wanted} bytes of shared memory, and the GPU has {card.shared_bytes}"
+    return None
+
+
+def _beyond_reach(args: tuple) -> int | None:
+    """The largest count of a call that 32-bit indices do not reach, if any."""
+    images = [a for a in args if isinstance(a, Tensor) and a.dim() == 5]
+    counts = [t[0, 0].numel() for t in images] + [t[0, :, 0].numel() for t in images]
+    return max(counts) if max(counts) >= 2**31 - 2**16 else None
 
 
 def candidates(op: str, args: tuple) -> list[Choice]:
     """Every way to serve a call that is worth measuring: backends, Triton in several cuts."""
-    choices = [Choice(name) for name in ("dense", *_COMPILED) if supported(op, name, args)]
-    if supported(op, "triton", args):
-        grid = OPS[op].grid
-        choices += [
-            Choice("triton", dict(zip(grid, values, strict=True)))
-            for values in itertools.product(*grid.values())
-        ]
-    return choices
+    grid = OPS[op].grid
+    cuts = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    choices = [Choice("dense"), Choice("cuda"), *(Choice("triton", cut) for cut in cuts)]
+    return [c for c in choices if refusal(op, c.backend, args, c.options) is None]
 
 
 def choose(op: str, args: tuple) -> Choice:
@@ -265,15 +348,15 @@ def choose(op: str, args: tuple) -> Choice:
     features = OPS[op].features(*args)
     if any(size == 0 for size in features.values()):
         return Choice("dense")
-    forced = get_backend("cuda")
-    if problem(forced) is not None:
-        raise ValueError(
-            f"{op}: expected the forced backend {forced!r} to be there, got: {problem(forced)}"
-        )
-    if forced != AUTOMATIC and not supported(op, forced, args):
+    forced, card = get_backend("cuda"), card_of(args[0])
+    if absent := problem(forced, card and card.capability):
+        raise ValueError(f"{op}: expected the forced backend {forced!r} to be there, got: {absent}")
+    if forced != AUTOMATIC and refusal(op, forced, args) is not None:
         forced = AUTOMATIC
     for row in cuda_table.rows_for(op, tuple(features.items())):
-        if forced in (AUTOMATIC, row.backend) and supported(op, row.backend, args):
+        if forced not in (AUTOMATIC, row.backend):
+            continue
+        if refusal(op, row.backend, args, row.options) is None:
             return Choice(row.backend, row.options)
     return Choice("dense" if forced == AUTOMATIC else forced)
 
@@ -283,8 +366,8 @@ def run_choice(op: str, choice: Choice, args: tuple):
     if choice.backend == "dense":
         dense = OPS[op].dense or getattr(torch.ops.metasparse_dense, op)
         return dense(*args)
-    if choice.backend in _COMPILED:
-        return getattr(_COMPILED[choice.backend], op)(*args)
+    if choice.backend == "cuda":
+        return getattr(torch.ops.metasparse_cuda, op)(*args)
     launch, module = _launcher(op)
     options = dict(choice.options)
     if OPS[op].module == "masked_conv":
@@ -310,10 +393,29 @@ def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
 
 
+@functools.cache
+def _warn_elsewhere(device: str) -> None:
+    warnings.warn(
+        f"metasparse_ext has no kernels for {device}: PyTorch's own operators serve its ops there",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def run_elsewhere(op: str, *args):
+    """What serves devices without kernels, ROCm's and MPS among them: PyTorch's own operators."""
+    hip = torch.version.hip is not None and args[0].is_cuda
+    _warn_elsewhere("ROCm" if hip else args[0].device.type)
+    return run_choice(op, Choice("dense"), args)
+
+
 def _register() -> None:
     for op in OPS:
-        torch.library.impl(f"metasparse::{op}", "cuda", functools.partial(run, op))
+        if torch.version.cuda is not None:
+            torch.library.impl(f"metasparse::{op}", "cuda", functools.partial(run, op))
+        _LIBRARY.impl(op, functools.partial(run_elsewhere, op), "CompositeExplicitAutograd")
 
 
-if _library.problem is None and torch.version.cuda is not None:
+if _library.problem is None:
+    _LIBRARY = torch.library.Library("metasparse", "IMPL")
     _register()

@@ -28,14 +28,14 @@ class Row(NamedTuple):
     Attributes:
         ops: Names the row is for.
         when: Feature -> [least, most] (None: no bound) or a word.
-        backend: "dense", "triton", "cuda" or "winograd".
+        backend: "dense", "triton" or "cuda".
         options: What the backend is told: the cut of a Triton kernel.
     """
 
     ops: tuple[str, ...]
     when: Mapping[str, object]
     backend: str
-    options: Mapping[str, int | bool]
+    options: Mapping[str, int]
 
     def holds(self, op: str, features: Features) -> bool:
         """Whether this row speaks for a call; one on a feature the call lacks does not."""
@@ -82,7 +82,7 @@ def rows_for(op: str, features: tuple[tuple[str, int | str], ...]) -> tuple[Row,
     return tuple(row for row in table().rows if row.holds(op, dict(features)))
 
 
-def measured(op: str, features: Features, backend: str, options: Mapping[str, int | bool]) -> Row:
+def measured(op: str, features: Features, backend: str, options: Mapping[str, int]) -> Row:
     """The row that a measurement becomes: this backend won for a call with these features."""
     when = {
         name: value
@@ -93,17 +93,15 @@ def measured(op: str, features: Features, backend: str, options: Mapping[str, in
     return Row((op,), when, backend, options)
 
 
-def write(rows: Iterable[Row], device: str, path: Path = PATH) -> None:
-    """Puts measured rows before those of the table in the file, in place of earlier measurements.
+def write(rows: Iterable[Row], device: str, path: Path, base: Path = PATH) -> None:
+    """Writes a table: measured rows before those of ``base``, in place of earlier measurements.
 
     The rows of the model stay behind them, for calls that no measurement speaks for.
     """
-    earlier = json.loads(path.read_text())["rows"]
+    earlier = json.loads(base.read_text())["rows"]
     modelled = [row for row in earlier if not row.get("measured")]
     new = [{**row._asdict(), "measured": True} for row in rows]
     record = {"status": "measured", "device": device}
     lines = ",\n  ".join(json.dumps(row) for row in [*new, *modelled])
     head = json.dumps(record, indent=1)[:-2]
     path.write_text(f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')
-    table.cache_clear()
-    rows_for.cache_clear()

@@ -102,15 +102,39 @@ ALONE = Workers()
 
 @contextmanager
 def joined(device: str) -> Iterator[Workers]:
-    """The processes that ``torchrun`` started, or this one alone."""
+    """The processes that ``torchrun`` started, or this one alone.
+
+    Each takes the GPU of its LOCAL_RANK: "cuda" means that one from here on.
+
+    Raises:
+        ValueError: There are more processes than GPUs, or all were given the same one.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    if device.startswith("cuda"):
+        _take_own_gpu(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Workers(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _take_own_gpu(device: str) -> None:
+    here, own = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if device != "cuda":
+        if here > 1:
+            raise ValueError(
+                f"device: expected 'cuda' for {here} processes, of which each takes a GPU of its "
+                f"own, got {device!r}"
+            )
+        own = int(device.removeprefix("cuda:"))
+    if own >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: expected a GPU for each of {here} processes, got {torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(own)
 
 
 def first_process() -> bool:

@@ -143,33 +143,16 @@ def turn_kernel(
         tl.store(STATUS + t, outcome.to(tl.int64))
 
 
-def cg_step(
-    x: Tensor,
-    r: Tensor,
-    p: Tensor,
-    q: Tensor,
-    preconditioner: Tensor | None,
-    rz: Tensor,
-    rr: Tensor,
-    limit: Tensor,
-    status: Tensor,
-    iterations: Tensor,
-    *,
-    block: int = 1024,
-    steps: int = 4,
-    warps: int = 4,
-) -> None:
-    """Advances T systems by one step in place, as :func:`metasparse_ext.reference.cg.cg_step`.
+def cg_step(*system: Tensor | None, block: int = 1024, steps: int = 4, warps: int = 4) -> None:
+    """Advances T systems by one step in place.
 
     Args:
-        x, r, p: (T, P), contiguous; updated.
-        q: (T, P), A p; like the preconditioner, any strides.
-        preconditioner: (T, P) or None.
-        rz, rr, limit: (T,) float64; rz and rr are updated.
-        status, iterations: (T,) int64; updated.
+        system: The arguments of :func:`metasparse_ext.reference.cg.cg_step`, in its order; what
+            changes is contiguous.
         block, steps: A program has ``steps`` times ``block`` elements.
         warps: Warps of a program.
     """
+    x, r, p, q, preconditioner, rz, rr, limit, status, iterations = system
     tasks, size = x.shape
     parts = triton.cdiv(size, block * steps)
     widest = triton.next_power_of_2(parts)

@@ -7,9 +7,11 @@
 #include "../../csrc/cuda/bindings.cpp"
 #include "../../csrc/cuda/bindings_conv.cpp"
 
+TORCH_LIBRARY_FRAGMENT(metasparse_cuda, m) {
+  m.def("last_error() -> int", [] { return static_cast<int64_t>(cudaGetLastError()); });
+}
+
 TORCH_LIBRARY_IMPL(metasparse_cuda, CPU, m) {
   metasparse::cuda::register_kernels(m);
   metasparse::cuda::register_convolutions(m);
 }
-
-TORCH_LIBRARY_IMPL(metasparse_winograd, CPU, m) { metasparse::cuda::register_winograd(m); }

@@ -37,7 +37,10 @@ struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
 
@@ -63,8 +66,14 @@ namespace metasparse::emulation {
 // Runs `body` once per thread.
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& body);
 
-// The compute capability's major number: 9, or what METASPARSE_EMULATED_MAJOR says.
-int compute_major();
+// A property of the emulated device, and what the kernels were compiled for. Environment variables
+// say them; without, all is as on 9.0.
+int device_attribute(cudaDeviceAttr attribute);
+int ptx_version();
+
+// The last error that a call returned; asking for it forgets it.
+cudaError_t failed(cudaError_t error);
+cudaError_t last_error();
 
 // ---- the device's side: what the calling fiber asks of the scheduler ---------------------------
 
@@ -98,7 +107,7 @@ T from_bits(uint64_t bits) {
 
 }  // namespace metasparse::emulation
 
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return metasparse::emulation::last_error(); }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "the emulated launch failed";
 }
@@ -106,8 +115,13 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = metasparse::emulation::compute_major();
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = metasparse::emulation::device_attribute(attribute);
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  attributes->ptxVersion = metasparse::emulation::ptx_version();
   return cudaSuccess;
 }
 template <class Kernel>
@@ -117,7 +131,10 @@ cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  return metasparse::emulation::run(*config, [=] { kernel(arguments...); });
+  using namespace metasparse::emulation;
+  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (config->dynamicSmemBytes > static_cast<size_t>(limit)) return failed(cudaErrorInvalidValue);
+  return failed(run(*config, [=] { kernel(arguments...); }));
 }
 
 // ---- the device's side -------------------------------------------------------------------------

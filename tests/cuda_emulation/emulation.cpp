@@ -232,9 +232,35 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& b
   return cudaSuccess;
 }
 
-int compute_major() {
-  const char* major = std::getenv("METASPARSE_EMULATED_MAJOR");
-  return major == nullptr ? 9 : std::atoi(major);
+namespace {
+
+cudaError_t last = cudaSuccess;
+
+int from_environment(const char* name, int otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::atoi(value);
+}
+
+}  // namespace
+
+int device_attribute(cudaDeviceAttr attribute) {
+  if (attribute == cudaDevAttrComputeCapabilityMajor) {
+    return from_environment("METASPARSE_EMULATED_MAJOR", 9);
+  }
+  return from_environment("METASPARSE_EMULATED_SHARED", 227 << 10);
+}
+
+int ptx_version() { return from_environment("METASPARSE_EMULATED_PTX", 90); }
+
+cudaError_t failed(cudaError_t error) {
+  if (error != cudaSuccess) last = error;
+  return error;
+}
+
+cudaError_t last_error() {
+  const cudaError_t error = last;
+  last = cudaSuccess;
+  return error;
 }
 
 void block_barrier() { wait(running->block->barrier); }

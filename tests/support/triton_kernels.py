@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,35 @@ def bfloat16_products(monkeypatch):
         return dot(self, wide(self, a), wide(self, b), *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_fmul", create_fmul)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture
+def tf32_products(monkeypatch):
+    """Lets the interpreter round to TF32 as the kernels ask, and multiply as tensor cores do."""
+    if DEVICE == "cuda":
+        return
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    from metasparse_ext.triton.masked_conv.loads import ADD_HALF
+
+    dot = InterpreterBuilder.create_dot
+
+    def create_inline_asm(self, asm, constraints, values, types, is_pure, pack):
+        assert asm == ADD_HALF.value
+        bits = values[0].data.view(np.int32)
+        finite = np.isfinite(values[0].data)
+        rounded = (bits + np.int32(0x1000) * finite.astype(np.int32)).view(np.float32)
+        return SimpleNamespace(get_result=lambda _: TensorHandle(rounded, values[0].dtype))
+
+    def truncated(x):
+        return TensorHandle((x.data.view(np.int32) & -0x2000).view(np.float32), x.dtype)
+
+    def create_dot(self, a, b, d, precision, *rest):
+        return dot(self, truncated(a), truncated(b), d, precision, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", create_inline_asm, raising=False)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 

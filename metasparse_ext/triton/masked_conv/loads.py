@@ -1,51 +1,70 @@
-"""How the kernels of the family read their operands: pixels, patches of images, masked weights."""
+"""What the kernels of the family share: pixels, patches of images, and rounding."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+#: A row or column that lies in no image.
+OUTSIDE = tl.constexpr(1 << 30)
+
+
+#: Adds half of TF32's last place to the bits of a float32 number that is finite: two instructions,
+#: where ``cvt.rna.tf32`` is compiled to three.
+ADD_HALF = tl.constexpr("""{
+    .reg .pred finite;
+    .reg .f32 size;
+    abs.f32 size, $1;
+    setp.lt.f32 finite, size, 0f7F800000;
+    mov.b32 $0, $1;
+    @finite add.s32 $0, $1, 0x1000;
+}""")
+
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr):
+def round_tf32(x):
+    """The nearest TF32 numbers of float32 ones, ties away from zero; NaN and infinity stay.
+
+    Tensor cores ignore the 13 bits below the last place of TF32. Without rounding they would
+    truncate, and every product would shrink.
+    """
+    return tl.inline_asm_elementwise(ADD_HALF, "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def multiply(a, b, acc, S: tl.constexpr):
+    """acc + a b."""
+    return tl.dot(a, b, acc, input_precision=S.precision, out_dtype=acc.dtype)
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, S: tl.constexpr):
     """A tile of sums to begin with. (Triton 3.6 takes no plain int in a shape.)"""
-    return tl.zeros((ROWS, COLUMNS), CUT.sums)
+    return tl.zeros((ROWS, COLUMNS), S.sums)
 
 
 @triton.jit
-def pixel_of(p, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """Flat pixel index -> (sample, row, column); the sample carries the width of all addresses."""
-    n = p // (ROWS * COLUMNS)
-    if WIDE:
-        n = n.to(tl.int64)
-    return n, p // COLUMNS % ROWS, p % COLUMNS
+def pixel_of(p, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Flat pixel index -> (sample, row, column); the sample is of 64 bits, as are addresses."""
+    return (p // (ROWS * COLUMNS)).to(tl.int64), p // COLUMNS % ROWS, p % COLUMNS
 
 
 @triton.jit
-def load_patches(X, i, tap, inside_k, n, y, x, inside_p, S: tl.constexpr):
-    """What taps (k,) of channels (k,) see at output pixels (p,): (k, p), 0 beyond the image."""
-    row = (y * S.SH - S.PH)[None, :] + (tap // S.KW)[:, None]
-    column = (x * S.SW - S.PW)[None, :] + (tap % S.KW)[:, None]
-    inside = inside_k[:, None] & inside_p[None, :]
-    inside &= (row >= 0) & (row < S.H) & (column >= 0) & (column < S.W)
-    at = (n * (S.I * S.H * S.W))[None, :] + (i * (S.H * S.W))[:, None] + row * S.W + column
-    return tl.load(X + at, mask=inside, other=0.0)
+def within(position, size):
+    """Whether 0 <= position < size."""
+    return position.to(tl.uint32) < size
 
 
 @triton.jit
-def load_weights(WEIGHT, MASK, o, i, tap, inside, S: tl.constexpr, MASKED: tl.constexpr):
-    """weight * mask at broadcast (o, i, tap); 0 where the mask is 0, whatever the weight holds."""
-    pair = o * S.I + i
-    w = tl.load(WEIGHT + pair * S.TAPS + tap, mask=inside, other=0.0)
-    if MASKED:
-        m = tl.load(MASK + pair, mask=inside, other=0.0)
-        w = tl.where(m != 0, w * m, 0.0)
-    return w
+def load_flat(X, row, column, S: tl.constexpr):
+    """What every (channel, tap) pair (k,) sees from pixels (p,): (k, p), 0 beyond the image.
 
-
-@triton.jit
-def taps_of_phase(phase, S: tl.constexpr):
-    """Of a parity of input pixels: the first tap that reaches it, and how many do, by axis."""
-    first_y, first_x = (phase // S.SW + S.PH) % S.SH, (phase % S.SW + S.PW) % S.SW
-    count_y, count_x = (S.KH - first_y + S.SH - 1) // S.SH, (S.KW - first_x + S.SW - 1) // S.SW
-    return first_y, first_x, tl.maximum(count_y, 0), tl.maximum(count_x, 0)
+    X points at each pixel's place in channel 0, which may lie outside of the image.
+    """
+    CHANNELS: tl.constexpr = S.channels
+    k = tl.arange(0, CHANNELS)
+    channel, ky, kx = k // S.TAPS, k % S.TAPS // S.KW, k % S.KW
+    inside = within(row[None, :] + ky[:, None], S.H) & within(column[None, :] + kx[:, None], S.W)
+    inside &= (k < S.C * S.TAPS)[:, None]
+    at = channel * (S.H * S.W) + ky * S.W + kx
+    return tl.load(X[None, :] + at[:, None], mask=inside, other=0.0)

@@ -1,7 +1,8 @@
-"""The weight gradient of the masked convolution, and the sum of two.
+"""The weight gradient of the masked convolution, the sum of two, and the gradient in the mask.
 
 It is cut into slices of pixels to fill the GPU. Slices are added in a fixed order by a second
-launch, so results repeat bit for bit.
+launch, so results repeat bit for bit. A program has up to three taps of a row of a block of
+channels: a step reads the gradient once for all of them.
 """
 
 from __future__ import annotations
@@ -10,70 +11,129 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metasparse_ext.triton.masked_conv.loads import load_patches, pixel_of, zeros
-from metasparse_ext.triton.masked_conv.sizes import DEFAULT_TILE, PAIR_TILE, Cut, Sizes, Tile
-from metasparse_ext.triton.operands import PROGRAMS, accumulator, operands
+from metasparse_ext.triton.masked_conv.loads import (
+    OUTSIDE,
+    load_flat,
+    multiply,
+    pixel_of,
+    round_tf32,
+    within,
+    zeros,
+)
+from metasparse_ext.triton.masked_conv.sizes import Sizes, Tile
+from metasparse_ext.triton.operands import PROGRAMS, accumulator, operands, per_task, task_stride
 
-_BLOCK = 256  # elements a program of add_slices_kernel
+_BLOCK = 256  # elements a program of add_slices_kernel, kernels one of mask_grad_kernel
 
 
 @triton.jit
-def reduce_weight_grad(
-    acc, GRAD, X, first, last, o, i, tap, inside_k, N, S: tl.constexpr, CUT: tl.constexpr
+def add_outer(acc, x, g, S: tl.constexpr):
+    """acc (c, r) plus the product of patches x (c, p) and gradients g (p, r)."""
+    if S.ROUNDED:
+        x = round_tf32(x)
+    return multiply(x, g, acc, S)
+
+
+@triton.jit
+def tap_patches(X, row, column, c, kx, S: tl.constexpr):
+    """What one tap of channels (c,) sees from pixels (p,): (c, p)."""
+    inside = (within(row, S.H) & within(column + kx, S.W))[None, :]
+    if S.C % S.channels != 0:
+        inside &= (c < S.C)[:, None]
+    channel = c.to(tl.int64) * (S.H * S.W)
+    return tl.load((X + kx)[None, :] + channel[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def reduce_pixels(
+    acc0, acc1, acc2, GRAD, X, first, last, r, c, ky, kx, N, S: tl.constexpr, TAPS: tl.constexpr
 ):
-    """acc (o, k) plus the sum over pixels first..last of grad (o, p) times patches (k, p)."""
-    PLANE: tl.constexpr = S.HO * S.WO
-    for start in range(first, last, CUT.pixels):
-        p = start + tl.arange(0, CUT.pixels)
-        n, y, x = pixel_of(p, S.HO, S.WO, CUT.wide)
-        inside_p = (p < last) & (n < N)
-        at = (n * (S.O * PLANE) + y * S.WO + x)[None, :] + (o * PLANE)[:, None]
-        g = tl.load(GRAD + at, mask=(o < S.O)[:, None] & inside_p[None, :], other=0.0)
-        a = load_patches(X, i, tap, inside_k, n, y, x, inside_p, S)
-        acc = tl.dot(g, tl.trans(a), acc, input_precision=CUT.precision, out_dtype=acc.dtype)
-    return acc
+    """acc (c, r) of each of TAPS taps from (ky, kx) on, plus the sum over pixels first..last."""
+    PIXELS: tl.constexpr = S.pixels
+    PLANE: tl.constexpr = S.HR * S.WR
+    for start in range(first, last, PIXELS):
+        p = start + tl.arange(0, PIXELS)
+        n, y, x = pixel_of(p, S.HR, S.WR)
+        inside = (p < last) & (n < N)
+        at = (n * (S.R * PLANE) + (y * S.WR + x))[None, :] + (r * PLANE)[:, None]
+        g = tl.load(GRAD + at, mask=(r < S.R)[:, None] & inside[None, :], other=0.0)
+        if S.ROUNDED:
+            g = round_tf32(g)
+        g = tl.trans(g)
+        row, column = y * S.SH - S.PH + ky, x * S.SW - S.PW
+        here = X + n * (S.C * S.H * S.W) + (row * S.W + column)
+        row = tl.where(inside, row, OUTSIDE)
+        if S.flat:
+            acc0 = add_outer(acc0, load_flat(here, row, column, S), g, S)
+        else:
+            acc0 = add_outer(acc0, tap_patches(here, row, column, c, kx, S), g, S)
+            if TAPS > 1:
+                acc1 = add_outer(acc1, tap_patches(here, row, column, c, kx + 1, S), g, S)
+            if TAPS > 2:
+                acc2 = add_outer(acc2, tap_patches(here, row, column, c, kx + 2, S), g, S)
+    return acc0, acc1, acc2
+
+
+@triton.jit
+def store_tap(PARTIAL, acc, kernel, tap, inside, m, S: tl.constexpr, MASKED: tl.constexpr):
+    """The gradient of one tap, times the mask if there is one."""
+    if MASKED:
+        acc = tl.where(m != 0, acc * m.to(S.sums), 0.0)
+    tl.store(PARTIAL + kernel * S.TAPS + tap, acc.to(PARTIAL.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def weight_grad_kernel(
     GRAD1, X1, GRAD2, X2, MASK, PARTIAL,
     grad1_stride, x1_stride, grad2_stride, x2_stride, mask_stride, N, slices, slice_pixels,
-    S: tl.constexpr, CUT: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr,
+    S: tl.constexpr, TAPS: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """A slice of pixels of a weight gradient, or of the sum of two.
 
-    PARTIAL is (slices, T, O, I * taps). One program per (slice and (i, tap) pairs, out channels,
+    PARTIAL is (slices, T, O, I, taps). One program per (slice, taps and channel block; row block;
     task). With a mask the gradient is multiplied by it, and a tile without an active kernel costs
     one store of zeros.
     """
+    ROWS: tl.constexpr = S.rows
+    CHANNELS: tl.constexpr = S.channels
+    GROUPS: tl.constexpr = (S.KW + TAPS - 1) // TAPS
     t = tl.program_id(2).to(tl.int64)
-    part, kb = tl.program_id(0) % slices, tl.program_id(0) // slices
-    o = tl.program_id(1) * CUT.rows + tl.arange(0, CUT.rows)
-    k = kb * CUT.reduction + tl.arange(0, CUT.reduction)
-    i, tap, inside_k = k // S.TAPS, k % S.TAPS, k < S.I * S.TAPS
-    inside = (o < S.O)[:, None] & inside_k[None, :]
+    part, block = tl.program_id(0) % slices, tl.program_id(0) // slices
+    cb, group = block % S.STEPS, block // S.STEPS
+    ky, kx = group // GROUPS, group % GROUPS * TAPS
+    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    c = cb * CHANNELS + tl.arange(0, CHANNELS)
+    channel, tap = c, ky * S.KW + kx
+    if S.flat:
+        channel, tap = c // S.TAPS, (c % S.TAPS)[:, None]
+    kernel = r[None, :] * S.C + channel[:, None]
+    inside = (r < S.R)[None, :] & (channel < S.C)[:, None]
 
     first = part * slice_pixels
     last = first + slice_pixels
+    m = kernel
     if MASKED:
-        pair = o[:, None] * S.I + i[None, :]
-        m = tl.load(MASK + t * mask_stride + pair, mask=inside, other=0.0)
+        m = tl.load(MASK + t * mask_stride + kernel, mask=inside, other=0.0)
         last = tl.where(tl.max(tl.max((m != 0).to(tl.int32), 1), 0) != 0, last, first)
-    acc = zeros(CUT.rows, CUT.reduction, CUT)
-    acc = reduce_weight_grad(
-        acc, GRAD1 + t * grad1_stride, X1 + t * x1_stride, first, last, o, i, tap, inside_k, N,
-        S, CUT,
+    acc0 = zeros(CHANNELS, ROWS, S)
+    acc1, acc2 = acc0, acc0
+    acc0, acc1, acc2 = reduce_pixels(
+        acc0, acc1, acc2, GRAD1 + t * grad1_stride, X1 + t * x1_stride, first, last, r, c, ky, kx,
+        N, S, TAPS,
     )  # fmt: skip
     if PAIR:
-        acc = reduce_weight_grad(
-            acc, GRAD2 + t * grad2_stride, X2 + t * x2_stride, first, last, o, i, tap, inside_k, N,
-            S, CUT,
+        acc0, acc1, acc2 = reduce_pixels(
+            acc0, acc1, acc2, GRAD2 + t * grad2_stride, X2 + t * x2_stride, first, last, r, c, ky,
+            kx, N, S, TAPS,
         )  # fmt: skip
-    if MASKED:
-        acc = tl.where(m != 0, acc * m.to(CUT.sums), 0.0)
-    PARTIAL += (part.to(tl.int64) * tl.num_programs(2) + t) * (S.O * S.I * S.TAPS)
-    at = o[:, None] * (S.I * S.TAPS) + k[None, :]
-    tl.store(PARTIAL + at, acc.to(PARTIAL.dtype.element_ty), mask=inside)
+    PARTIAL += (part.to(tl.int64) * tl.num_programs(2) + t) * (S.R * S.C * S.TAPS)
+    store_tap(PARTIAL, acc0, kernel, tap, inside, m, S, MASKED)
+    if TAPS > 1:
+        keep = inside & (r + (kx + 1) < r + S.KW)[None, :]
+        store_tap(PARTIAL, acc1, kernel, tap + 1, keep, m, S, MASKED)
+    if TAPS > 2:
+        keep = inside & (r + (kx + 2) < r + S.KW)[None, :]
+        store_tap(PARTIAL, acc2, kernel, tap + 2, keep, m, S, MASKED)
 
 
 @triton.jit
@@ -87,6 +147,29 @@ def add_slices_kernel(PARTIAL, OUT, slices, SIZE, BLOCK: tl.constexpr, ACC: tl.c
     tl.store(OUT + e, acc.to(OUT.dtype.element_ty), mask=e < SIZE)
 
 
+@triton.jit
+def mask_grad_kernel(
+    PARTIAL, WEIGHT, OUT, weight_stride, slices, PAIRS, TAPS: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """OUT (T, O I): over taps, the sum of weight times PARTIAL (slices, T, O I taps) of all slices.
+
+    One program per (kernels, task).
+    """
+    t = tl.program_id(1).to(tl.int64)
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < PAIRS
+    acc = tl.zeros((BLOCK,), ACC)
+    for tap in range(TAPS):
+        at = e * TAPS + tap
+        gradient = tl.zeros((BLOCK,), ACC)
+        for s in range(slices):
+            line = s * tl.num_programs(1) + t
+            gradient += tl.load(PARTIAL + line * PAIRS * TAPS + at, mask=inside, other=0.0)
+        acc += gradient * tl.load(WEIGHT + t * weight_stride + at, mask=inside, other=0.0).to(ACC)
+    tl.store(OUT + t * PAIRS + e, acc.to(OUT.dtype.element_ty), mask=inside)
+
+
 def slice_pixels(pixels: int, programs: int, tile: Tile) -> tuple[int, int]:
     """How many slices of pixels fill the GPU beside ``programs`` tiles, and the pixels of one."""
     longest = triton.cdiv(pixels, tile.pixels)
@@ -95,11 +178,10 @@ def slice_pixels(pixels: int, programs: int, tile: Tile) -> tuple[int, int]:
     return triton.cdiv(pixels, size), size
 
 
-def slices_of_weight_grad(
-    tensors: tuple[Tensor | None, ...],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
+def weight_grad_slices(
+    terms: tuple[Tensor | None, ...],
+    mask: Tensor | None,
+    window: tuple[tuple[int, int], ...],
     tile: Tile,
     precision: str,
     *,
@@ -107,82 +189,54 @@ def slices_of_weight_grad(
 ) -> Tensor:
     """The weight gradient of each slice of pixels, (slices, T, O, I, kh, kw), in the dtype of sums.
 
-    ``tensors`` are grad and x, the same of a second term, and a mask. Where a single slice is
-    ``final`` it is of the dtype of x.
+    ``terms`` are grad and x, and the same of a second term or None; ``window`` is the kernel,
+    stride and padding. Where a single slice is ``final`` it is of the dtype of x.
     """
-    grad, x, grad2, _, mask = tensors
+    grad, x, grad2, _ = terms
+    kernel = window[0]
     tasks, samples, channels, *image = x.shape
-    sizes = Sizes.of((channels, grad.shape[2]), image, kernel, stride, padding)
-    blocks = triton.cdiv(channels * sizes.TAPS, tile.reduction)
-    row_blocks = triton.cdiv(sizes.O, tile.rows)
-    pixels, programs = samples * sizes.HO * sizes.WO, blocks * row_blocks * tasks
-    slices, size = slice_pixels(pixels, programs, tile)
+    rows, out_image = grad.shape[2], grad.shape[3:]
+    sizes = Sizes.of((rows, channels), (out_image, image), window, tile, x.dtype, precision)
+    taps = 1 if sizes.flat else min(kernel[1], 3)
+    groups = 1 if sizes.flat else kernel[0] * triton.cdiv(kernel[1], taps)
+    blocks, row_blocks = sizes.STEPS * groups, triton.cdiv(rows, tile.rows)
+    pixels = samples * out_image[0] * out_image[1]
+    slices, size = slice_pixels(pixels, blocks * row_blocks * tasks, tile)
     partial = x.new_empty(
-        (slices, tasks, sizes.O, channels, *kernel),
+        (slices, tasks, rows, channels, *kernel),
         dtype=x.dtype if final and slices == 1 else accumulator(x.dtype)[0],
     )
-    pointers, strides = operands(*tensors)
+    pointers, strides = operands(*terms, mask)
     weight_grad_kernel[(blocks * slices, row_blocks, tasks)](
-        *pointers, partial, *strides, samples, slices, size,
-        sizes, Cut.of(tile, precision, grad, x), grad2 is not None, mask is not None,
-        num_warps=tile.warps, num_stages=tile.stages,
+        *pointers, partial, *strides, samples, slices, size, sizes, taps, grad2 is not None,
+        mask is not None, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
 
 
-def masked_conv_weight_grad(
-    grad: Tensor,
-    x: Tensor,
-    mask: Tensor | None,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    *,
-    tile: Tile = DEFAULT_TILE,
-    precision: str = "tf32x3",
-) -> Tensor:
-    """The gradient in w of <grad, conv(x, w * mask)>.
-
-    Args:
-        grad: (T, N, O, Ho, Wo); the other operands as for
-            :func:`~metasparse_ext.triton.masked_conv.masked_conv`.
-        x: (T, N, I, H, W).
-        mask: (T, O, I), with which only active kernels are computed; None for all of them.
-        kernel_size: (kh, kw).
-        stride, padding: Those of the convolution.
-        tile: Cut of the problem: out channels, pixels of one step, (in channel, tap) pairs.
-        precision: Of float32 products.
-
-    Returns:
-        (T, O, I, kh, kw), contiguous, 0 where the mask is 0.
-    """
-    return masked_conv_weight_grad_pair(
-        grad, x, None, None, mask, kernel_size, stride, padding, tile=tile, precision=precision
-    )
-
-
-def masked_conv_weight_grad_pair(
-    grad1: Tensor,
-    x1: Tensor,
-    grad2: Tensor | None,
-    x2: Tensor | None,
-    mask: Tensor | None,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    *,
-    tile: Tile = PAIR_TILE,
-    precision: str = "tf32x3",
-) -> Tensor:
-    """The sum of two :func:`masked_conv_weight_grad` with one mask."""
-    tensors = (grad1, x1, grad2, x2, mask)
-    partial = slices_of_weight_grad(
-        tensors, kernel_size, stride, padding, tile, precision, final=True
-    )
+def weight_grad(terms, mask, window, tile: Tile, precision: str) -> Tensor:
+    """The weight gradient (T, O, I, kh, kw); arguments as for :func:`weight_grad_slices`."""
+    x = terms[1]
+    partial = weight_grad_slices(terms, mask, window, tile, precision, final=True)
     if partial.shape[0] == 1:
         return partial[0]
-    out = x1.new_empty(partial.shape[1:])
+    out = x.new_empty(partial.shape[1:])
     add_slices_kernel[(triton.cdiv(out.numel(), _BLOCK),)](
-        partial, out, partial.shape[0], out.numel(), _BLOCK, accumulator(x1.dtype)[1]
+        partial, out, partial.shape[0], out.numel(), _BLOCK, accumulator(x.dtype)[1]
     )
+    return out
+
+
+def mask_grad(terms, weight: Tensor, window, tile: Tile, precision: str) -> Tensor:
+    """The gradient in the mask (T, O, I): that of the dense weight, times it, summed over taps."""
+    x = terms[1]
+    partial = weight_grad_slices(terms, None, window, tile, precision, final=False)
+    slices, tasks, rows, channels = partial.shape[:4]
+    out = x.new_empty(tasks, rows, channels)
+    weight = per_task(weight)
+    kernels, taps = rows * channels, window[0][0] * window[0][1]
+    mask_grad_kernel[(triton.cdiv(kernels, _BLOCK), tasks)](
+        partial, weight, out, task_stride(weight), slices, kernels, taps, _BLOCK,
+        accumulator(x.dtype)[1],
+    )  # fmt: skip
     return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,8 +18,7 @@ from metasparse_ext.triton.norm_act_pool.loads import (
     plane_offset,
     zeros,
 )
-from metasparse_ext.triton.norm_act_pool.plan import Plan, grid
-from metasparse_ext.triton.operands import operands
+from metasparse_ext.triton.norm_act_pool.plan import Point, launch_at
 
 
 @triton.jit
@@ -76,35 +77,13 @@ def backward_kernel(
 
 
 def norm_act_pool_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    gate: Tensor,
-    eps: float,
-    pool: bool,
-    norm_first: bool,
-    *,
-    block: int = 1024,
-    warps: int = 4,
+    grad: Tensor, *point: Any, block: int = 1024, warps: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of <grad, y> in x, weight and bias.
+    """The gradients of <grad, y> in x, weight and bias: x's shape, (T, C) and (T, C).
 
-    Args:
-        grad: Like y.
-        x, weight: As for :func:`~metasparse_ext.triton.norm_act_pool.norm_act_pool`.
-        mean, rstd, gate: As it returned them.
-        eps: Unused: rstd holds it.
-
-    Returns:
-        Gradients of x's shape, (T, C) and (T, C).
+    grad is like y; ``point`` are the fields of a :class:`~.plan.Point`.
     """
-    x_grad = x.new_empty(x.shape)
-    weight_grad, bias_grad = torch.empty_like(mean), torch.empty_like(mean)
-    pointers, strides = operands(grad, x, weight, mean, rstd, gate)
-    backward_kernel[grid(x)](
-        *pointers, x_grad, weight_grad, bias_grad, *strides, x.shape[1],
-        Plan.of(x, gate, pool, norm_first, block), weight is not None, num_warps=warps,
-    )  # fmt: skip
-    return x_grad, weight_grad, bias_grad
+    at = Point(*point)
+    results = at.x.new_empty(at.x.shape), torch.empty_like(at.mean), torch.empty_like(at.mean)
+    launch_at(backward_kernel, at, [grad], results, [], block, warps)
+    return results

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,9 +18,8 @@ from metasparse_ext.triton.norm_act_pool.loads import (
     plane_offset,
     zeros,
 )
-from metasparse_ext.triton.norm_act_pool.plan import Plan, grid, out_shape
+from metasparse_ext.triton.norm_act_pool.plan import Point, launch_at, out_shape
 from metasparse_ext.triton.norm_act_pool.tangent import direction_moments, store_tangent
-from metasparse_ext.triton.operands import operands
 
 
 @triton.jit
@@ -103,15 +104,7 @@ def norm_act_pool_double_backward(
     weight_dot: Tensor | None,
     bias_dot: Tensor | None,
     grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    gate: Tensor,
-    eps: float,
-    pool: bool,
-    norm_first: bool,
-    *,
+    *point: Any,
     block: int = 1024,
     warps: int = 4,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,12 +112,10 @@ def norm_act_pool_double_backward(
 
     Arguments as for :func:`~metasparse_ext.triton.norm_act_pool.norm_act_pool_tangent`.
     """
-    y_dot, x_grad = x.new_empty(out_shape(x, pool)), x.new_empty(x.shape)
-    weight_grad = torch.empty_like(mean)
-    pointers, strides = operands(x_dot, weight_dot, bias_dot, grad, x, weight, mean, rstd, gate)
-    double_backward_kernel[grid(x)](
-        *pointers, y_dot, x_grad, weight_grad, *strides, x.shape[1],
-        Plan.of(x, gate, pool, norm_first, block),
-        weight_dot is not None, bias_dot is not None, weight is not None, num_warps=warps,
-    )  # fmt: skip
-    return y_dot, x_grad, weight_grad
+    at = Point(*point)
+    y_dot, x_grad = at.x.new_empty(out_shape(at.x, at.pool)), at.x.new_empty(at.x.shape)
+    results = y_dot, x_grad, torch.empty_like(at.mean)
+    moves = [weight_dot is not None, bias_dot is not None]
+    directions = [x_dot, weight_dot, bias_dot]
+    launch_at(double_backward_kernel, at, [*directions, grad], results, moves, block, warps)
+    return results

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton.language as tl
 from torch import Tensor
 
-from metasparse_ext.triton.operands import accumulator
+from metasparse_ext.triton.operands import accumulator, operands
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,45 @@ class Plan:
     def OUTPUT(self) -> int:
         """Elements of one sample that go out."""
         return self.HO * self.WO
+
+
+class Point(NamedTuple):
+    """Where a derivative is taken: the last arguments of every derivative of the block.
+
+    Attributes:
+        x: (T, N, C, H, W), as the block took it.
+        weight: (T, C) or None, likewise.
+        mean, rstd, gate: As the block returned them.
+        eps: Unused: rstd holds it.
+        pool, norm_first: What the block consists of.
+    """
+
+    x: Tensor
+    weight: Tensor | None
+    mean: Tensor
+    rstd: Tensor
+    gate: Tensor
+    eps: float
+    pool: bool
+    norm_first: bool
+
+
+def launch_at(
+    kernel,
+    point: Point,
+    operand_tensors: Sequence[Tensor | None],
+    results: Sequence[Tensor],
+    flags: Sequence[bool],
+    block: int,
+    warps: int,
+) -> None:
+    """Runs the kernel of a derivative, which reads some operands and the point, in this order."""
+    x, weight, mean, rstd, gate, _, pool, norm_first = point
+    pointers, strides = operands(*operand_tensors, x, weight, mean, rstd, gate)
+    kernel[grid(x)](
+        *pointers, *results, *strides, x.shape[1], Plan.of(x, gate, pool, norm_first, block),
+        *flags, weight is not None, num_warps=warps,
+    )  # fmt: skip
 
 
 def grid(x: Tensor) -> tuple[int, int]:

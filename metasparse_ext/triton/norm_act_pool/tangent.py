@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,8 +16,7 @@ from metasparse_ext.triton.norm_act_pool.loads import (
     plane_offset,
     zeros,
 )
-from metasparse_ext.triton.norm_act_pool.plan import Plan, grid, out_shape
-from metasparse_ext.triton.operands import operands
+from metasparse_ext.triton.norm_act_pool.plan import Point, launch_at, out_shape
 
 
 @triton.jit
@@ -79,15 +80,7 @@ def norm_act_pool_tangent(
     x_dot: Tensor,
     weight_dot: Tensor | None,
     bias_dot: Tensor | None,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    gate: Tensor,
-    eps: float,
-    pool: bool,
-    norm_first: bool,
-    *,
+    *point: Any,
     block: int = 1024,
     warps: int = 4,
 ) -> Tensor:
@@ -95,13 +88,12 @@ def norm_act_pool_tangent(
 
     Args:
         x_dot, weight_dot, bias_dot: Like x, weight and bias; None for no direction of theirs.
-        eps: Unused: rstd holds it. The other arguments as for
-            :func:`~metasparse_ext.triton.norm_act_pool.norm_act_pool_backward`.
+        point: The fields of a :class:`~.plan.Point`.
+        block: Elements a program has in hand at a time.
+        warps: Warps of a program.
     """
-    y_dot = x.new_empty(out_shape(x, pool))
-    pointers, strides = operands(x_dot, weight_dot, bias_dot, x, weight, mean, rstd, gate)
-    tangent_kernel[grid(x)](
-        *pointers, y_dot, *strides, x.shape[1], Plan.of(x, gate, pool, norm_first, block),
-        weight_dot is not None, bias_dot is not None, weight is not None, num_warps=warps,
-    )  # fmt: skip
+    at = Point(*point)
+    y_dot = at.x.new_empty(out_shape(at.x, at.pool))
+    moves = [weight_dot is not None, bias_dot is not None]
+    launch_at(tangent_kernel, at, [x_dot, weight_dot, bias_dot], [y_dot], moves, block, warps)
     return y_dot

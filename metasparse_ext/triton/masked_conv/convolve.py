@@ -1,0 +1,172 @@
+"""The masked convolution and its input gradient, and the sums of two: one kernel.
+
+Both gather: a pixel of the result reads source pixels at fixed distances from its own place. The
+reduction is a loop over blocks of channels and rows of taps; the taps of a row follow each other in
+one step, so what a step costs in addresses and tests is shared by them. A pixel's address is
+computed once: all that a step adds to it is the same for all pixels, and a tap is a constant.
+
+An input gradient of stride s is s * s problems, one per parity of the pixel, each with the taps
+that reach it and no others.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from metasparse_ext.triton.masked_conv.loads import (
+    OUTSIDE,
+    load_flat,
+    multiply,
+    pixel_of,
+    round_tf32,
+    within,
+    zeros,
+)
+from metasparse_ext.triton.masked_conv.sizes import Sizes, Tile
+from metasparse_ext.triton.masked_conv.weights import pack_weights
+from metasparse_ext.triton.operands import operands
+
+
+@triton.jit
+def add_product(acc, x, w, S: tl.constexpr):
+    """acc (p, r) plus the product of patches x (c, p) and weights w (r, c)."""
+    x = tl.trans(x)
+    if S.ROUNDED:
+        x = round_tf32(x)
+    return multiply(x, tl.trans(w), acc, S)
+
+
+@triton.jit
+def reduce_taps(acc, X, WEIGHT, row, column, S: tl.constexpr, PHASE: tl.constexpr):
+    """acc (p, r) plus the sum over channels and the taps of a phase of patches times weights.
+
+    X points at each pixel's place of the first tap, in channel 0 of its source image.
+    """
+    ROWS: tl.constexpr = S.rows
+    CHANNELS: tl.constexpr = S.channels
+    FIRST_Y: tl.constexpr = (PHASE // S.SDW + S.PH) % S.SDH
+    FIRST_X: tl.constexpr = (PHASE % S.SDW + S.PW) % S.SDW
+    COUNT_Y: tl.constexpr = (S.KH - FIRST_Y + S.SDH - 1) // S.SDH
+    COUNT_X: tl.constexpr = (S.KW - FIRST_X + S.SDW - 1) // S.SDW
+    STEP: tl.constexpr = -1 if S.transposed else 1
+    BLOCK: tl.constexpr = ROWS * CHANNELS
+    c = tl.arange(0, CHANNELS)
+    channel = c.to(tl.int64) * (S.H * S.W)
+    weights = WEIGHT + tl.arange(0, ROWS)[:, None] * CHANNELS + c[None, :]
+    if COUNT_Y > 0:
+        for step in range(S.STEPS * COUNT_Y):
+            block, tap = step // COUNT_Y, step % COUNT_Y
+            in_row = within(row + STEP * tap, S.H)
+            here = X + (block * (CHANNELS * S.H * S.W) + STEP * tap * S.W)
+            x_row = here[None, :] + channel[:, None]
+            w_row = weights + ((FIRST_Y + S.SDH * tap) * (S.KW * S.STEPS) + block) * BLOCK
+            for b in tl.static_range(COUNT_X):
+                inside = (in_row & within(column + STEP * b, S.W))[None, :]
+                if S.C % CHANNELS != 0:
+                    inside &= (c < S.C - block * CHANNELS)[:, None]
+                x = tl.load(x_row + STEP * b, mask=inside, other=0.0)
+                w = tl.load(w_row + (FIRST_X + S.SDW * b) * (S.STEPS * BLOCK))
+                acc = add_product(acc, x, w, S)
+    return acc
+
+
+@triton.jit
+def reduce_term(acc, X, WEIGHT, n, y, x, inside, S: tl.constexpr, PHASE: tl.constexpr):
+    """acc (p, r) plus one convolution at pixels (n, y, x) of a phase."""
+    FIRST_Y: tl.constexpr = (PHASE // S.SDW + S.PH) % S.SDH
+    FIRST_X: tl.constexpr = (PHASE % S.SDW + S.PW) % S.SDW
+    if S.transposed:
+        row = y + (PHASE // S.SDW + S.PH - FIRST_Y) // S.SDH
+        column = x + (PHASE % S.SDW + S.PW - FIRST_X) // S.SDW
+    else:
+        row, column = y * S.SH - S.PH, x * S.SW - S.PW
+    X += n * (S.C * S.H * S.W) + (row * S.W + column)
+    row = tl.where(inside, row, OUTSIDE)
+    if S.flat:
+        ROWS: tl.constexpr = S.rows
+        CHANNELS: tl.constexpr = S.channels
+        at = tl.arange(0, ROWS)[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+        acc = add_product(acc, load_flat(X, row, column, S), tl.load(WEIGHT + at), S)
+    else:
+        acc = reduce_taps(acc, X, WEIGHT, row, column, S, PHASE)
+    return acc
+
+
+@triton.jit
+def convolve_kernel(
+    X1, WEIGHT1, X2, WEIGHT2, BIAS, Y,
+    x1_stride, weight1_stride, x2_stride, weight2_stride, bias_stride, N,
+    S: tl.constexpr, PAIR: tl.constexpr, BIASED: tl.constexpr,
+):  # fmt: skip
+    """y = conv(x1, w1) (+ conv(x2, w2)) + bias, of packed weights.
+
+    One program per (pixels of one phase, row block and phase, task).
+    """
+    ROWS: tl.constexpr = S.rows
+    PIXELS: tl.constexpr = S.pixels
+    PLANE: tl.constexpr = S.HR * S.WR
+    PHASES: tl.constexpr = S.PHASES
+    t = tl.program_id(2).to(tl.int64)
+    # The last phase has the most taps at stride 2 and padding 1: it starts first.
+    phase = S.PHASES - 1 - tl.program_id(1) % S.PHASES
+    rb = tl.program_id(1) // S.PHASES
+    n, y, x = pixel_of(tl.program_id(0) * PIXELS + tl.arange(0, PIXELS), S.HQ, S.WQ)
+    to_y, to_x = y * S.SDH + phase // S.SDW, x * S.SDW + phase % S.SDW
+    inside = (n < N) & (to_y < S.HR) & (to_x < S.WR)
+    r = rb * ROWS + tl.arange(0, ROWS)
+
+    block = rb * (S.BLOCKS * ROWS * S.channels)
+    acc = zeros(PIXELS, ROWS, S)
+    if BIASED:
+        bias = tl.load(BIAS + t * bias_stride + r, mask=r < S.R, other=0.0)
+        acc += bias.to(S.sums)[None, :]
+    for number in tl.static_range(PHASES):
+        if phase == number:
+            weight1 = WEIGHT1 + t * weight1_stride + block
+            acc = reduce_term(acc, X1 + t * x1_stride, weight1, n, y, x, inside, S, number)
+            if PAIR:
+                weight2 = WEIGHT2 + t * weight2_stride + block
+                acc = reduce_term(acc, X2 + t * x2_stride, weight2, n, y, x, inside, S, number)
+    at = (n * (S.R * PLANE) + (to_y * S.WR + to_x))[:, None] + (r * PLANE)[None, :]
+    Y += t * N * (S.R * PLANE)
+    tl.store(Y + at, acc.to(Y.dtype.element_ty), mask=inside[:, None] & (r < S.R)[None, :])
+
+
+def convolve(
+    terms: tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]],
+    bias: Tensor | None,
+    image: tuple[int, int],
+    window: tuple[tuple[int, int], ...],
+    tile: Tile,
+    precision: str,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """The convolution, or input gradient, of (source, weight, mask), plus that of a second term.
+
+    ``image`` is that of the result, ``window`` the kernel, stride and padding.
+    """
+    source, weight, _ = terms[0]
+    tasks, samples, channels, *source_image = source.shape
+    rows = weight.shape[2 if transposed else 1]
+    sizes = Sizes.of(
+        (rows, channels), (image, source_image), window, tile, source.dtype, precision,
+        transposed=transposed,
+    )  # fmt: skip
+    result = source.new_empty(tasks, samples, rows, *image)
+    packed = [
+        None if weight is None else pack_weights(weight, mask, sizes) for _, weight, mask in terms
+    ]
+    pointers, strides = operands(source, packed[0], terms[1][0], packed[1], bias)
+    grid = (
+        triton.cdiv(samples * sizes.HQ * sizes.WQ, tile.pixels),
+        triton.cdiv(rows, tile.rows) * sizes.PHASES,
+        tasks,
+    )
+    convolve_kernel[grid](
+        *pointers, result, *strides, samples, sizes, terms[1][0] is not None, bias is not None,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return result
