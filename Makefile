@@ -14,7 +14,7 @@ GPU_OUT ?= benchmarks/results
 # How many random cases make stress tries in each attack.
 DRAWS ?= 20000
 
-.PHONY: demo test bench gpu sanitize check-aarch64 stress clean
+.PHONY: demo test bench gpu sanitize check-aarch64 stress matrix clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
 	$(BIN)/metasparse demo --out runs/demo
@@ -42,6 +42,9 @@ check-aarch64:  ## the portable CPU kernels, compiled for 64-bit ARM and run in 
 
 stress: $(INSTALLED)  ## random attacks on ops, files and long runs, 20,000 cases of each: hours
 	OMP_NUM_THREADS=1 $(BIN)/python tools/stress.py --draws $(DRAWS) --out benchmarks/results/stress.md
+
+matrix:  ## builds, and a few tests, with every Python and torch that can be had
+	$(PYTHON) tools/matrix.py --out benchmarks/results/matrix.md
 
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

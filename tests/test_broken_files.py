@@ -33,6 +33,12 @@ REMEMBERED = {
         "PNG", "LA", (1, 5), edits=(Edit("number", place=126, number=0),)
     ),
     "a bit of the pixels of a PNG": Picture("PNG", "LA", (4, 8), edits=(Edit("flip", 110, 3),)),
+    "a name whose last character is none": Archive(
+        shape=(2, 1, 1), inner=(("class_names", Edit("flip", place=-1)),)
+    ),
+    "a name that is half a character": Archive(
+        shape=(2, 1, 1), inner=(("class_names", Edit("number", -4, 0xD800, 4)),)
+    ),
     "the stream in a PNG, and its end is missing": Picture(
         "PNG", "1", (1, 6), edits=(Edit("flip", 45), Edit("cut", -8), Edit("cut", -9))
     ),
@@ -40,7 +46,7 @@ REMEMBERED = {
 
 
 @pytest.mark.parametrize("name", REMEMBERED)
-def test_what_was_read_wrong_once_is_refused(name):
+def test_what_was_read_wrong_once_or_failed_otherwise_is_refused(name):
     assert REMEMBERED[name].check() is None
 
 

@@ -1,7 +1,8 @@
 """Compiles the CPU kernels without torch and runs them over odd and drawn shapes.
 
-    python tools/check_cpu_kernels.py [--sanitize address|thread|none] [--target aarch64]
+    python tools/check_cpu_kernels.py [--sanitize address|thread|none ...] [--target aarch64]
                                       [--op NAME ...] [--draws N] [--seed S] [--build FOLDER]
+                                      [--out TABLE]
 
 Every result is compared with a naive sum, and all operands lie between inaccessible pages. Needs a
 C++ compiler and no torch, of which the kernels know nothing. Every instruction set this CPU has is
@@ -11,13 +12,14 @@ access, no undefined behaviour or data race, and every result right; 2, that a t
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +48,9 @@ KERNEL_SANITIZE = {
         *("-fno-sanitize-address-use-after-scope", "-fno-sanitize=null,object-size"),
     ]
 }
+# The norm's many loops, once each and not wherever one is used: another attribute in this one's
+# place. With the convolutions' few and long ones that takes longer.
+NORM_SANITIZE = {"address": ["-Dalways_inline=unused"]}
 
 
 class Op(NamedTuple):
@@ -119,7 +124,8 @@ def compile_all(target: Target, sanitize: str, ops: Iterable[str], build: Path) 
     jobs = []
     for name in isa.compiled_for(target.machine):
         options = [*isa.flags(name), *KERNEL_SANITIZE.get(sanitize, [])]
-        jobs += [(kernel, options) for kernel in kernels]
+        norm = [*options, *NORM_SANITIZE.get(sanitize, [])]
+        jobs += [(k, norm if k.parent.name == "norm" else options) for k in kernels]
     jobs += [(source, []) for source in once]
 
     def run(job: tuple[int, tuple[Path, list[str]]]) -> Path:
@@ -137,8 +143,18 @@ def compile_all(target: Target, sanitize: str, ops: Iterable[str], build: Path) 
     return program
 
 
-def check(target: Target, program: Path, ops: dict[str, int], seed: int) -> int:
-    """Runs the ops on every instruction set, side by side; 0 if all is well."""
+class Outcome(NamedTuple):
+    """What came of an op on an instruction set; of a program that ended early, no cases."""
+
+    isa: str
+    op: str
+    cases: int
+    failures: int
+    status: int
+
+
+def check(target: Target, program: Path, ops: dict[str, int], seed: int) -> Iterator[Outcome]:
+    """Runs the ops on every instruction set, side by side, and shows what they print."""
     names = isa.supported() if target.machine is None else isa.compiled_for(target.machine)
 
     def run(job: tuple[str, str]) -> subprocess.CompletedProcess:
@@ -152,30 +168,48 @@ def check(target: Target, program: Path, ops: dict[str, int], seed: int) -> int:
             check=False,
         )
 
-    status = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [(op, name) for op in ops for name in names]
         for (op, name), result in zip(jobs, pool.map(run, jobs), strict=True):
             print(result.stdout, end="", flush=True)
             if result.returncode != 0:
-                status = 1
                 print(f"{name} {op}: failed, exit status {result.returncode}", flush=True)
-    return status
+            found = re.search(r"(\d+) cases, (\d+) failures", result.stdout)
+            cases, failures = map(int, found.groups()) if found else (0, 1)
+            yield Outcome(name, op, cases, failures, result.returncode)
+
+
+def table(target: Target, outcomes: dict[str, list[Outcome]]) -> str:
+    """Markdown: the compiler, and what each sanitizer found."""
+    command = [*target.compiler, "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    header = ["sanitizer", "op", "instruction set", "cases", "failures"]
+    rows = [
+        [sanitize, found.op, found.isa, f"{found.cases:,}", str(found.failures)]
+        for sanitize, all_found in outcomes.items()
+        for found in all_found
+    ]
+    lines = [header, ["---", "---", "---", "---:", "---:"], *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"Compiled by {version.splitlines()[0]}.\n\n{text}\n"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sanitize", choices=SANITIZE, help="default: address and undefined")
+    parser.add_argument(
+        "--sanitize", choices=SANITIZE, action="append", help="default: address and undefined"
+    )
     parser.add_argument("--target", choices=TARGETS, default="native", help="default: native")
     parser.add_argument("--op", choices=OPS, action="append", help="default: every op")
     parser.add_argument("--draws", type=int, help="drawn cases an op; default: by the op")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn cases")
     parser.add_argument("--build", type=Path, help="keep what is compiled in this folder")
+    parser.add_argument("--out", type=Path, help="where to write a table, as Markdown")
     given = parser.parse_args()
     if given.draws is not None and given.draws < 0:
         parser.error(f"argument --draws: expected at least 0, got {given.draws}")
     if given.sanitize is None:
-        given.sanitize = "address" if given.target == "native" else "none"
+        given.sanitize = ["address" if given.target == "native" else "none"]
     return given
 
 
@@ -186,17 +220,28 @@ def main() -> int:
     if problem is not None:
         print(problem, file=sys.stderr)
         return 2
+    outcomes = {sanitize: run(target, sanitize, given) for sanitize in given.sanitize}
+    if given.out is not None:
+        given.out.write_text(table(target, outcomes))
+    return int(any(found.status for all_found in outcomes.values() for found in all_found))
+
+
+def run(target: Target, sanitize: str, given: argparse.Namespace) -> list[Outcome]:
+    """Compiles the program and runs it."""
     # Several callers are of interest to ThreadSanitizer alone, and one caller to the others.
-    ops = given.op or [op for op in OPS if (op == "threads") == (given.sanitize == "thread")]
+    ops = given.op or [op for op in OPS if (op == "threads") == (sanitize == "thread")]
     draws = {op: OPS[op].draws if given.draws is None else given.draws for op in ops}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         build = given.build or Path(scratch)
         build.mkdir(parents=True, exist_ok=True)
-        program = compile_all(target, given.sanitize, ops, build)
-        status = check(target, program, draws, given.seed)
-    print(f"{'failed' if status else 'passed'} in {time.monotonic() - start:.0f} s")
-    return status
+        program = compile_all(target, sanitize, ops, build)
+        compiled = time.monotonic()
+        print(f"{sanitize}: compiled in {compiled - start:.0f} s", flush=True)
+        outcomes = list(check(target, program, draws, given.seed))
+    verdict = "failed" if any(found.status for found in outcomes) else "passed"
+    print(f"{sanitize}: {verdict} in {time.monotonic() - compiled:.0f} s", flush=True)
+    return outcomes
 
 
 if __name__ == "__main__":

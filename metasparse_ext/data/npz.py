@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -179,11 +180,20 @@ def _merge_splits(
                 f"{source}: array {array_name}: expected text (NumPy type U), "
                 f"got type {str(array.dtype)[:_LONGEST_REASON]}"
             )
+        _require_characters(array, f"{source}: array {array_name}")
     if twice := duplicate(names.tolist()):
         raise DataError(f"{source}: class_names: expected different names, got {twice!r} twice")
     for class_name, split in zip(names.tolist(), splits.tolist(), strict=True):
         if (other := class_splits.setdefault(class_name, split)) != split:
             raise DataError(f"{source}: class {class_name!r} is in splits {other!r} and {split!r}")
+
+
+def _require_characters(text: np.ndarray, source: str) -> None:
+    """NumPy takes any number for a character; Python makes no string of some, prints no others."""
+    codes = np.ascontiguousarray(text).view(text.dtype.byteorder.replace("|", "=") + "u4")
+    surrogates = (codes >= 0xD800) & (codes <= 0xDFFF)
+    if (wrong := codes[(codes > sys.maxunicode) | surrogates]).size:
+        raise DataError(f"{source}: expected text, got a character of number {wrong[0]}")
 
 
 def _rows_of_split(
