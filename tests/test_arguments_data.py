@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.bad_values import VALUES, Call, complaint, wrong_calls
+from support.bad_values import VALUES, Call, complaint, wrong_calls, wrong_values
 from support.data_sets import coded_classes
 
 from metasparse_ext import data
@@ -201,10 +201,12 @@ def test_the_call_itself_is_right(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_wrong_arguments_are_named(name):
+    call = CALLS[name]
     found = {
         f"{argument}={value}": said
-        for _, argument, value in wrong_calls({name: CALLS[name]})
-        if (said := complaint(CALLS[name], argument, value)) is not None
+        for _, argument in wrong_calls({name: call})
+        for value in wrong_values(call, argument)
+        if (said := complaint(call, argument, value)) is not None
     }
     assert not found
 

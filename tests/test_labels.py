@@ -108,10 +108,16 @@ def test_a_distribution_that_there_is_not_is_refused(tiny_root):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        ([0, 1, 2], "expected labels to be from 0 to 1, as class_names are, got 2 for image 2"),
+        (
+            [0, 1, 2],
+            "from 0 to 1, as class_names are, in .*, got 2 for image 2",
+        ),
         ([0, -1, 1], "got -1 for image 1"),
-        ([0, 1], r"expected labels to be an integer for each of 3 images, got shape \(2,\)"),
-        ([0.0, 1.0, 1.0], "type float64"),
+        (
+            [0, 1],
+            r"an integer for each of 3 images of .*, got \(2,\) of int64",
+        ),
+        ([0.0, 1.0, 1.0], "of float64"),
     ],
 )
 def test_grouping_images_leaves_none_out(labels, expected):

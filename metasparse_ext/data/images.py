@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from metasparse_ext._arguments import refuse, require_choice, require_count, require_type
+from metasparse_ext._arguments import refuse, require, require_choice, require_count, require_type
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.options import FITS, LARGEST_SIDE, MOST, require_name
 from metasparse_ext.data.picture import fitted
@@ -106,7 +106,8 @@ class ImageClasses:
         if not fits:
             expected = "of shape (n, H, W) or (n, H, W, 1 or 3)"
             refuse(owner, "images", expected, f"{images.shape} in {name}/{split}", DataError)
-        _check_labels(f"{owner}: {name}/{split}", images, labels, len(class_names))
+        require(len(class_names) > 0, owner, "class_names", "one name or more", class_names)
+        _check_labels(owner, f"{name}/{split}", images, labels, len(class_names))
         channels_last = images if images.ndim == 4 else images[..., np.newaxis]
         order = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels, minlength=len(class_names))
@@ -289,15 +290,13 @@ def require_memory(owner: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_labels(owner: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+def _check_labels(
+    owner: str, where: str, images: np.ndarray, labels: np.ndarray, classes: int
+) -> None:
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(
-            f"{owner}: expected labels to be an integer for each of {len(images)} images, "
-            f"got shape {labels.shape} and type {labels.dtype}"
-        )
+        expected = f"an integer for each of {len(images)} images of {where}"
+        refuse(owner, "labels", expected, f"{labels.shape} of {labels.dtype}", DataError)
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
-        raise DataError(
-            f"{owner}: expected labels to be from 0 to {classes - 1}, as class_names are, "
-            f"got {labels[wrong[0]]} for image {wrong[0]}"
-        )
+        expected = f"from 0 to {classes - 1}, as class_names are, in {where}"
+        refuse(owner, "labels", expected, f"{labels[wrong[0]]} for image {wrong[0]}", DataError)
