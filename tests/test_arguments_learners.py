@@ -165,6 +165,7 @@ CALLS: dict[str, Call] = {
         **dict.fromkeys(
             ("accuracy", "interval", "active", "macs"), ("fraction", "huge", "negative")
         ),
+        **dict.fromkeys(("tasks", "kernels", "dense_macs"), ("huge",)),
         loss=("fraction", "huge", "negative", "nan", "infinity"),
     ),
     "RunEvaluation": call(

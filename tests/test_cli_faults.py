@@ -104,7 +104,7 @@ def test_a_run_in_use(tmp_path, trained):
 
 def test_numbers_too_large(tmp_path, tiny_root):
     result = train("maml", tiny_root, tmp_path / "run", "--meta-lr", "1e38")
-    assert_one_line_error(result, "meta_lr: expected a number above 0 and at most 1e+06, got 1e+38")
+    assert_one_line_error(result, "RunConfig: expected meta_lr to be at most 1000000, got 1e+38")
     result = train("maml", tiny_root, tmp_path / "run", "--image-size", "100000")
     assert_one_line_error(result, "image_size: 96 images of 100000x100000 need 894 GiB")
     assert list(tmp_path.iterdir()) == []

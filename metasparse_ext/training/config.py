@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 _FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers", "capture"}
 
 # A rate above it takes every float32 weight out of range in a few steps.
-_LARGEST_RATE = 1e6
+_LARGEST_RATE = 10**6
 # torch's generators take no seed from here on.
 _SEEDS = 1 << 63
 

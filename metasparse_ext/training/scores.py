@@ -64,7 +64,7 @@ class Evaluation:
     usage: dict[str, Tensor] = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
-        check_fields(self, {"loss": {"finite": False}})
+        check_fields(self, {"loss": {"finite": False}}, integers={"least": 0})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values, without the kernel usage."""
