@@ -2,7 +2,6 @@
 // of some twenty operations. Work is cut into chunks of a task, so one task uses all threads too.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "../checks/cg.h"
 #include "kernels/cg.h"
 #include "runtime/isa.h"
+#include "runtime/parallel.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -41,7 +41,7 @@ template <class Function>
 void for_chunks(int64_t tasks, int64_t size, const std::vector<char>& takes_part,
                 const Function& f) {
   const auto chunks = (size + kChunk - 1) / kChunk;
-  at::parallel_for(0, tasks * chunks, 2, [&](int64_t first, int64_t last) {
+  parallel_range(0, tasks * chunks, 2, [&](int64_t first, int64_t last) {
     for (int64_t index = first; index < last; ++index) {
       const auto task = index / chunks, begin = index % chunks * kChunk;
       if (takes_part[task]) f(task, index, begin, std::min(kChunk, size - begin));

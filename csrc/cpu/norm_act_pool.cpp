@@ -9,6 +9,7 @@
 #include "kernels/norm/norm_act_pool.h"
 #include "runtime/isa.h"
 #include "runtime/memory.h"
+#include "runtime/parallel.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -85,7 +86,7 @@ void each_channel(const Tensor& x, const NormActPoolShape& shape, const Body& bo
   const int64_t room = kernels<T>().scratch_size(shape);
   const Tensor scratch = at::empty({at::get_num_threads(), room}, x.options());
   T* const first = scratch.mutable_data_ptr<T>();
-  at::parallel_for(0, x.size(0) * channels, grain, [&](int64_t begin, int64_t end) {
+  parallel_range(0, x.size(0) * channels, grain, [&](int64_t begin, int64_t end) {
     T* const own = first + at::get_thread_num() * room;
     for (int64_t i = begin; i < end; ++i) body(i / channels, i % channels, own);
   });

@@ -2,7 +2,6 @@
 // (kernels/row_products.cpp), then one small float64 problem per task (kernels/softmax_head.cpp).
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "kernels/row_products.h"
 #include "kernels/softmax_head.h"
 #include "runtime/isa.h"
+#include "runtime/parallel.h"
 
 namespace metasparse::cpu {
 namespace {
@@ -50,7 +50,7 @@ Tensor gram_of(const Tensor& features) {
   AT_DISPATCH_FLOATING_TYPES(features.scalar_type(), "softmax_head", [&] {
     const auto* x = features.const_data_ptr<scalar_t>();
     auto* y = out.mutable_data_ptr<double>();
-    at::parallel_for(0, tasks * blocks, blocks, [&](int64_t begin, int64_t end) {
+    parallel_range(0, tasks * blocks, blocks, [&](int64_t begin, int64_t end) {
       for (int64_t index = begin; index < end; ++index) {
         const auto task = index / blocks, row = index % blocks * kRowBlock;
         row_products_for<scalar_t>().gram(x + task * samples * size, row,
@@ -73,7 +73,7 @@ Tensor scores_of(const Tensor& weight, const Tensor& features) {
     const auto* x = features.const_data_ptr<scalar_t>();
     const auto* w = rows.const_data_ptr<scalar_t>();
     auto* y = out.mutable_data_ptr<double>();
-    at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    parallel_range(0, tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         row_products_for<scalar_t>().all(w + t * classes * size, 0, classes, x + t * samples * size,
                                          samples, size, y + t * classes * stride, stride);
@@ -105,7 +105,7 @@ struct Problems {
   template <class Function>
   void for_each(const Function& f) const {
     const auto vector = classes * gram.size(2);
-    at::parallel_for(0, gram.size(0), 1, [&](int64_t begin, int64_t end) {
+    parallel_range(0, gram.size(0), 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<double[]> scratch(new double[kernels().scratch_vectors * vector]);
       for (int64_t t = begin; t < end; ++t) f(t, task(t), scratch.get());
     });

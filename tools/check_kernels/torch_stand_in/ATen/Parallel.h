@@ -8,6 +8,7 @@
 namespace at {
 
 int get_num_threads();
+void set_num_threads(int threads);
 bool in_parallel_region();
 
 // Of `grain_size` only 1 is asked for: every index is a call of its own.
