@@ -13,7 +13,7 @@ def path(tmp_path):
 def test_records_come_back_in_order(path):
     with metrics.MetricsFile(path) as file:
         for number in range(3):
-            file.write({"iteration": number})
+            file.write({"kind": "train", "iteration": number})
             assert len(metrics.read(path)) == number + 1
     assert [record["iteration"] for record in metrics.read(path)] == [0, 1, 2]
 
@@ -26,19 +26,25 @@ def test_a_number_that_json_has_not_is_refused(path, loss):
 
 
 def test_a_last_line_that_is_cut_is_left_out_by_name(path, caplog):
-    path.write_text('{"iteration": 1}\n{"itera')
-    assert metrics.read(path) == [{"iteration": 1}]
+    path.write_text('{"kind": "train", "iteration": 1}\n{"itera')
+    assert metrics.read(path) == [{"kind": "train", "iteration": 1}]
     assert "metrics.jsonl, line 2: cut short" in caplog.text
     metrics.truncate(path, 1)
-    assert path.read_text() == '{"iteration": 1}\n'
+    assert path.read_text() == '{"kind": "train", "iteration": 1}\n'
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"iteration": 1}\n{"itera\n{"iteration": 3}\n', r"metrics\.jsonl, line 2: not JSON"),
-        ('{"iteration": 1}\n3\n{"iteration": 3}\n', r"line 2: expected a JSON object, got b'3"),
-        ('{"iteration": 1}\n{"iter', r"expected the 2 records .* got 1"),
+        (
+            '{"kind": "train", "iteration": 1}\n{"itera\n{"kind": "train", "iteration": 3}\n',
+            r"metrics\.jsonl, line 2: not JSON",
+        ),
+        (
+            '{"kind": "train", "iteration": 1}\n3\n{"kind": "train", "iteration": 3}\n',
+            r"line 2: expected a JSON object, got b'3",
+        ),
+        ('{"kind": "train", "iteration": 1}\n{"iter', r"expected the 2 records .* got 1"),
         ("", r"expected the 2 records .* got 0"),
     ],
 )
