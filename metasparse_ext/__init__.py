@@ -22,6 +22,7 @@ from metasparse_ext.ops import (
 
 if TYPE_CHECKING:
     from metasparse_ext import algorithms, data, implicit, nn, presets, training
+    from metasparse_ext.training import load
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "implicit",
     "info",
     "keep_memory",
+    "load",
     "masked_conv2d",
     "nn",
     "norm_act_pool",
@@ -53,8 +55,10 @@ def __getattr__(name: str) -> Any:
     """Imports a part of the package when it is first asked for."""
     if name in _MODULES:
         return importlib.import_module(f"metasparse_ext.{name}")
+    if name == "load":
+        return importlib.import_module("metasparse_ext.training").load
     raise AttributeError(f"module 'metasparse_ext' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_MODULES, "load"})

@@ -32,6 +32,7 @@ from metasparse_ext.training import Run, RunConfig, evaluation
 NOT_CALLED = {
     *("LEARNERS", "PRESETS", "ConvexMAML", "HeadLearner", "MetaLearner", "Metrics", "Outcome"),
     *("CheckpointError", "RunInUseError", "TrainingError", "Reporter"),
+    *("AdaptedTask", "Prediction", "Trained"),
 }
 
 TENSORS = tuple(name for name in VALUES if name.endswith("tensor"))
@@ -197,6 +198,7 @@ CALLS: dict[str, Call] = {
         training.export_masks,
         lambda: {"run": Run("no-such-run"), "path": "masks.npz"},
     ),
+    "load": call("load", training.load, lambda: {"run": Run("no-such-run")}),
     "preset": call("preset", presets.preset, lambda: {"name": "maml"}, name=()),
     "Preset": call(
         "Preset",

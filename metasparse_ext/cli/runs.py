@@ -1,4 +1,4 @@
-"""Commands on runs: ``metasparse train``, ``demo``, ``evaluate``, ``export`` and ``plot``."""
+"""Commands on runs: ``metasparse train``, ``demo``, ``evaluate`` and ``plot``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from metasparse_ext.training import (
     RunEvaluation,
     Trainer,
     evaluate_run,
-    export_masks,
 )
 from metasparse_ext.training.distributed import first_process, joined
 from metasparse_ext.training.evaluation import evaluate_best, keep
@@ -131,17 +130,6 @@ def evaluate(run: Run, split: str, **options: Any) -> None:
     say(shown_on, remark(evaluation))
     # Last: what was computed is on the screen even where it cannot be written.
     keep(run, split, evaluation, found)
-
-
-@click.command("export")
-@click.argument("run", callback=folder)
-@click.option("--out", required=True, help="File to write, .npz.")
-@click.option("--root", help="Folder of the data set's files, if it has moved.")
-def export(run: Run, out: str, root: str | None) -> None:
-    """Write the masks of RUN's best checkpoint: zeros and ones by the name of the layer."""
-    masks = checked(lambda: export_masks(run, out, root=root))
-    for name, mask in masks.items():
-        click.echo(f"{name:24}{tuple(mask.shape)!s:20}{mask.mean():7.2%} active")
 
 
 @click.command("plot")

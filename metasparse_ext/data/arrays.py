@@ -65,7 +65,7 @@ def from_arrays(
     array = _as_array("from_arrays", "images", images)
     if array.ndim not in (3, 4):
         refuse("from_arrays", "images", _ARRAY, f"the shape {array.shape}", DataError)
-    pixels = _bytes("from_arrays", array)
+    pixels = _bytes("from_arrays", "images", array)
     numbers = _labels("from_arrays", labels, len(pixels))
     for argument, value in (("name", name), ("split", split)):
         require_type("from_arrays", argument, value, str, "a text")
@@ -139,7 +139,7 @@ def _classes(dataset: Dataset, options: ReadOptions) -> dict[str, list[Picture]]
         if named and not 0 <= number < len(names):
             expected = f"a class of {len(names)}"
             refuse("from_dataset", f"the label of dataset[{index}]", expected, shown(label))
-        each = _held(_picture(f"dataset[{index}]", image), options)
+        each = _held(one_picture("from_dataset", f"dataset[{index}]", image), options)
         found.setdefault(str(names[number]) if named else str(number), []).append(each)
     return found
 
@@ -151,18 +151,29 @@ def _held(each: Picture, options: ReadOptions) -> Picture:
     return array_picture(each.name, array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
-def _picture(where: str, image: Any) -> Picture:
+def one_picture(owner: str, where: str, image: Any) -> Picture:
+    """A Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W), as a picture.
+
+    Args:
+        owner: who asks, for messages.
+        where: what messages call the image.
+        image: uint8, or floating point in [0, 1], which is rounded to 255ths.
+
+    Raises:
+        DataError: another shape or range.
+        TypeError: another type.
+    """
     if isinstance(image, Image.Image):
         return Picture(where, image.copy)
     if isinstance(image, Tensor) and image.ndim == 3:
         image = image.movedim(0, -1)
-    array = _bytes("from_dataset", _as_array("from_dataset", where, image))
+    array = _bytes(owner, where, _as_array(owner, where, image))
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim != 2 and array.shape[2:] != (3,):
+    if 0 in array.shape or (array.ndim != 2 and array.shape[2:] != (3,)):
         expected = "an image (H, W), (H, W, C) or, of a tensor, (C, H, W), C = 1 or 3"
-        refuse("from_dataset", where, expected, f"the shape {array.shape}", DataError)
-    return array_picture(where, array)
+        refuse(owner, where, expected, f"the shape {array.shape}", DataError)
+    return array_picture(where, np.ascontiguousarray(array))
 
 
 def _as_array(owner: str, argument: str, images: Any) -> np.ndarray:
@@ -176,16 +187,16 @@ def _as_array(owner: str, argument: str, images: Any) -> np.ndarray:
     return images
 
 
-def _bytes(owner: str, images: np.ndarray) -> np.ndarray:
+def _bytes(owner: str, argument: str, images: np.ndarray) -> np.ndarray:
     """The images as uint8."""
     if images.dtype == np.uint8:
         return images
     expected = "uint8, or floating point in [0, 1]"
     if images.dtype.kind != "f":
-        refuse(owner, "images", expected, str(images.dtype), DataError)
+        refuse(owner, argument, expected, str(images.dtype), DataError)
     if images.size and not (images.min() >= 0 and images.max() <= 1):
         found = f"{images.dtype} from {images.min():g} to {images.max():g}"
-        refuse(owner, "images", expected, found, DataError)
+        refuse(owner, argument, expected, found, DataError)
     return np.rint(images * 255).astype(np.uint8)
 
 

@@ -200,8 +200,7 @@ class ImageClasses:
             return replace(self, images=np.repeat(self.images, 3, axis=1))
         luma = np.empty(self.images[:, :1].shape, np.uint8)
         for source, target in zip(self.images, luma, strict=True):
-            red, green, blue = source.astype(np.uint32)
-            target[0] = (299 * red + 587 * green + 114 * blue + 500) // 1000
+            target[...] = in_channels(source, 1)
         return replace(self, images=luma)
 
     def with_rotations(self) -> ImageClasses:
@@ -251,6 +250,16 @@ class ImageClasses:
             class_names=tuple(self.class_names[index] for index in kept),
             notes=(*self.notes, left_out(dropped, note)),
         )
+
+
+def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """An image (1 or 3, H, W) uint8 in so many channels: grey repeated, RGB as its luma."""
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=0)
+    red, green, blue = image.astype(np.uint32)
+    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)[np.newaxis]
 
 
 def left_out(names: Sequence[str], what: str) -> str:

@@ -7,21 +7,26 @@ from metasparse_ext.training.loop import Outcome, Trainer, TrainingError
 from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.run import Run, RunInUseError
 from metasparse_ext.training.scores import Evaluation, evaluate, predict
+from metasparse_ext.training.trained import AdaptedTask, Prediction, Trained, load
 
 __all__ = [
+    "AdaptedTask",
     "Checkpoint",
     "CheckpointError",
     "Evaluation",
     "Outcome",
+    "Prediction",
     "Reporter",
     "Run",
     "RunConfig",
     "RunEvaluation",
     "RunInUseError",
+    "Trained",
     "Trainer",
     "TrainingError",
     "evaluate",
     "evaluate_run",
     "export_masks",
+    "load",
     "predict",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext import _library
-from metasparse_ext._arguments import require_path
+from metasparse_ext._arguments import require_path, require_size
 from metasparse_ext.ops import get_backend
 from metasparse_ext.training import checkpoint
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
@@ -25,10 +26,10 @@ except ImportError:  # pragma: no cover
 class Run:
     """Names and reads the files of a run folder.
 
-    ``config.json`` the configuration, ``metrics.jsonl`` the metrics, ``last.safetensors`` and
-    ``best.safetensors`` the checkpoints, each beside its previous generation,
-    ``evaluation-SPLIT.json`` and ``usage-SPLIT.npz`` the evaluations, ``.lock`` what the process
-    that trains holds.
+    ``config.json`` the configuration, ``images.json`` the shape of the images,
+    ``metrics.jsonl`` the metrics, ``last.safetensors`` and ``best.safetensors`` the checkpoints,
+    each beside its previous generation, ``evaluation-SPLIT.json`` and ``usage-SPLIT.npz`` the
+    evaluations, ``.lock`` what the process that trains holds.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -37,6 +38,7 @@ class Run:
         self.metrics_path = self.folder / "metrics.jsonl"
         self.last_path = self.folder / "last.safetensors"
         self.best_path = self.folder / "best.safetensors"
+        self.images_path = self.folder / "images.json"
         self.lock_path = self.folder / ".lock"
 
     def __str__(self) -> str:
@@ -79,18 +81,47 @@ class Run:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.last_path}: {error}") from error
 
-    def create(self, config: RunConfig) -> None:
-        """Removes what an earlier run left in the folder, and writes the configuration."""
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the images that the network is for, if the run says so.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        if not self.images_path.is_file():
+            return None
+        try:
+            said = json.loads(self.images_path.read_text(encoding="utf-8"))
+            channels, height, width = said["shape"]
+            for size in (channels, height, width):
+                require_size("Run", "image_shape", size)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.images_path}: not the shape of images: {error}"
+            ) from error
+        return channels, height, width
+
+    def create(self, config: RunConfig, image_shape: tuple[int, int, int]) -> None:
+        """Removes what an earlier run left in the folder; writes configuration and image shape."""
         self.clean()
-        stale = ("metrics.jsonl", "best*.safetensors", "evaluation-*.json", "usage-*.npz")
+        stale = (
+            "metrics.jsonl",
+            "images.json",
+            "best*.safetensors",
+            "evaluation-*.json",
+            "usage-*.npz",
+        )
         for pattern in stale:
             for path in self.folder.glob(pattern):
                 atomic.remove(path)
         atomic.replace_text(self.config_path, config.to_json())
+        atomic.replace_text(self.images_path, json.dumps({"shape": image_shape}) + "\n")
 
     def clean(self) -> None:
         """Removes files that a training which was killed has left half-written."""
-        written = (self.config_path, self.metrics_path, self.last_path, self.best_path)
+        written = (
+            *(self.config_path, self.images_path, self.metrics_path),
+            *(self.last_path, self.best_path),
+        )
         atomic.clean(self.folder, tuple(path.name for path in written))
 
     def forget(self) -> None:

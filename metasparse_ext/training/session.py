@@ -100,7 +100,7 @@ class Session:
         if self.workers.any(run.started):
             raise RunInUseError(f"{run}: another process has begun a run in this folder")
         if first:
-            run.create(self.config)
+            run.create(self.config, self.classes.shape)
         self._save(run.last_path)
 
     def _take_lock(self) -> None:
