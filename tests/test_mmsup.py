@@ -219,5 +219,5 @@ def test_what_does_not_fit_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             MMSUP(network(), **options)
-    with pytest.raises(ValueError, match=r"floor must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"floor to be at most 1.0, got 2.0"):
         LearnedTopKMask(floor=2.0)

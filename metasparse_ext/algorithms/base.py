@@ -334,3 +334,6 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             self.nonfinite |= ~finite
         elif not bool(finite):
             refuse_nonfinite(self.name, losses, solved, int(self.iteration))
+
+
+MetaLearner.__signature__ = spelled_out(MetaLearner)  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Task states; `metasparse_ext.implicit.HeadStatus` gives them to users.
 CONVERGED, ITERATIONS, NOT_FINITE = 0, 1, 3
@@ -28,6 +27,12 @@ def _solve(matrix: Tensor, rhs: Tensor) -> Tensor:
     return solution.view_as(rhs)
 
 
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(..., C) zeros and ones; unlike torch's, it reads nothing on the host."""
+    every = torch.arange(classes, device=labels.device)
+    return (labels.unsqueeze(-1) == every).to(dtype)
+
+
 def softmax_head(
     features: Tensor,
     labels: Tensor,
@@ -46,7 +51,7 @@ def softmax_head(
     classes = center.shape[1]
     gram = x @ x.mT
     start = x @ center.double().mT
-    hot = F.one_hot(labels, classes).to(x.dtype)
+    hot = one_hot(labels, classes, x.dtype)
     squares = gram.diagonal(dim1=1, dim2=2)
     scale = squares.mean(-1).sqrt()
 
@@ -96,7 +101,7 @@ def softmax_head_grad(
     x, w, q = features.double(), weight.double(), grad.double()
     wide = lam.double()[:, None, None]
     probabilities = (x @ w.mT).softmax(-1)
-    hot = F.one_hot(labels, w.shape[1]).to(x.dtype)
+    hot = one_hot(labels, w.shape[1], x.dtype)
 
     def curve(scores: Tensor) -> Tensor:
         product = probabilities * scores
