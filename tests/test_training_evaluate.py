@@ -146,5 +146,5 @@ def test_kernels_and_multiply_accumulates_are_those_of_the_masks(config, classes
 
 def test_too_few_tasks_are_an_error(config, classes, learner):
     stream = batches(config, classes)
-    with pytest.raises(ValueError, match="expected 5 tasks, got 4"):
+    with pytest.raises(ValueError, match="batches to be those of 5 tasks, got 4"):
         evaluate(learner, [next(stream), next(stream)], tasks=5)

@@ -31,7 +31,7 @@ REPRESENTATIVES = (
     "forward, tf32",
     "input grad, tf32",
     "weight grad, tf32x3",
-    "mask grad",
+    "mask grad, tf32",
     "forward pair, tf32",
     "norm forward, float32, pool",
     "norm double backward, float32, gate first",
@@ -77,7 +77,8 @@ def test_representative_variants_compile(arch):
 def assert_summed_in_float32(launches: list[dict]) -> None:
     for launch in launches:
         assert launch["sums_in"] in ("f32", "none"), launch
-        if launch["sums_in"] == "none":
+        # Packing sums nothing: its one product, weight times mask, is rounded as PyTorch's is.
+        if launch["sums_in"] == "none" and launch["kernel"] != "pack_weights_kernel":
             assert launch["arithmetic"] == ["f32"], launch
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from metasparse_ext.training import Run, RunConfig, RunEvaluation, metrics
+from metasparse_ext.training import Reporter, Run, RunConfig, RunEvaluation, metrics
 from metasparse_ext.training.evaluation import kept, usage
 
 _SMOOTHING = 0.95
@@ -155,7 +156,7 @@ class LineReporter:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def reporter(console: Console) -> BarReporter | LineReporter:
+def reporter(console: Console) -> AbstractContextManager[Reporter]:
     """The reporter that suits a console."""
     return BarReporter(console) if console.is_terminal else LineReporter(console)
 
