@@ -42,6 +42,15 @@ REMEMBERED = {
     "the stream in a PNG, and its end is missing": Picture(
         "PNG", "1", (1, 6), edits=(Edit("flip", 45), Edit("cut", -8), Edit("cut", -9))
     ),
+    "the tag of a TIFF that says what its pixels mean": Picture(
+        "TIFF", "1", (1, 1), edits=(Edit("flip", -58),)
+    ),
+    "the number of values of a TIFF's tag": Picture(
+        "TIFF", "1", (7, 1), edits=(Edit("flip", -19, 1),)
+    ),
+    "the end of a TIFF's directory": Picture(
+        "TIFF", "1", (1, 1), options=1, edits=(Edit("cut", -1),)
+    ),
 }
 
 

@@ -129,7 +129,10 @@ def read_npz(paths: Sequence[Path], name: str, split: str) -> ImageClasses:
         with _opened(path, name) as arrays:
             _merge_splits(class_splits, arrays, f"{name}: {path}")
             parts.append(_rows_of_split(arrays, split, f"{name}: {path}"))
-    return _join(parts, class_splits, name, split)
+    try:
+        return _join(parts, class_splits, name, split)
+    except DataError as error:
+        raise DataError(f"{error}, in {', '.join(map(str, paths))}") from error
 
 
 def classes_from_arrays(arrays: Mapping[str, np.ndarray], name: str, split: str) -> ImageClasses:

@@ -13,10 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
+from metasparse_ext.data import tiff
 from metasparse_ext.data.errors import DataError
 
 Box = tuple[int, int, int, int]
@@ -77,16 +79,25 @@ def _open_file(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():  # To open a pipe would wait for its other end.
         raise UnreadableError("not a regular file")
     # Of a path Pillow maps plain TIFF files into memory, and mixes up their rows if they lie.
-    with open(path, "rb") as file, Image.open(file) as image:
+    with open(path, "rb") as file, _opened(file) as image:
         yield image
 
 
 def _open_member(archive: zipfile.ZipFile, member: str) -> Image.Image:
-    return Image.open(io.BytesIO(archive.read(member)))
+    return _opened(io.BytesIO(archive.read(member)))
 
 
 def _open_bytes(data: bytes | np.ndarray) -> Image.Image:
-    return Image.open(io.BytesIO(bytes(data)))
+    return _opened(io.BytesIO(bytes(data)))
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    image = Image.open(file)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        wrong = tiff.damage(file, image.tag_v2)
+        if wrong is not None:
+            raise UnreadableError(wrong)
+    return image
 
 
 @cache

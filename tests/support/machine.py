@@ -145,6 +145,9 @@ def reproduction(draw) -> str:
 
 def _serve() -> None:
     """Checks the draws that arrive on standard input; what they print goes to standard error."""
+    # Definitions take one thread: MKL's LU factorization of a batch can wait for ever for threads
+    # that the parallel loop over the batch does not give it.
+    torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     result = None  # the first one says that this process is ready
