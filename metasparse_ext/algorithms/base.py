@@ -27,6 +27,7 @@ from metasparse_ext.algorithms.finite import all_finite, refuse_nonfinite
 from metasparse_ext.algorithms.models import check_model
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.signatures import spelled_out
+from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy, run_tasks
 from metasparse_ext.algorithms.tasks import (
     TakesTaskOptions,
@@ -91,6 +92,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
     task_chunk: int | None = None
     # In a meta-step in chunks: the sum of the meta-gradients so far, and the present one's share.
     collecting: tuple[dict[str, Tensor], float] | None = None
+    # Those of the model, inside of adapt and meta_backward.
+    slots: Slots | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Prepares a learner's class.
@@ -195,7 +198,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
     def logits(self, phi: Tensor, images: Tensor) -> Tensor:
         """(T, N, ways): each task's network, at row t of phi (T, P), on its own images."""
-        return run_tasks(self.name, self.model, self.layout.unflatten(phi), images)
+        return run_tasks(self.name, self.model, self.layout.unflatten(phi), images, self.slots)
 
     def losses(self, phi: Tensor, samples: Samples) -> Tensor:
         """(T,): each task's loss at row t of phi (T, P)."""

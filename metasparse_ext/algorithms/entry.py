@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from metasparse_ext.algorithms.models import check_model
 from metasparse_ext.algorithms.samples import checked_batch, checked_samples
+from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.tasks import in_chunks
 
 # Each with its argument, and the check of that.
@@ -46,6 +47,7 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
         elif argument in keywords:
             given = keywords[argument]
             keywords[argument] = check(self.name, argument, given, device, classes)
+        before, self.slots = self.slots, Slots(self.model)
         try:
             if torch.is_inference_mode_enabled():
                 with torch.inference_mode(False), torch.no_grad():
@@ -58,6 +60,8 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             _explain_attention(self.name, error)
             raise
+        finally:
+            self.slots = before
 
     return entered
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
 from metasparse_ext.algorithms.samples import INTEGERS, check_classes
+from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.vmapped import over_tasks
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
 
@@ -83,14 +84,24 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
 
 
 def run_tasks(
-    owner: str, model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
+    owner: str,
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    images: Tensor,
+    slots: Slots | None = None,
 ) -> Tensor:
-    """What :func:`task_call` computes of arguments that are known to be right."""
-    if is_task_aware(model):
-        return logits_of(owner, model, functional_call(model, dict(parameters), (images,)))
+    """What :func:`task_call` computes of arguments that are known to be right.
 
-    def one_task(own: dict[str, Tensor], x: Tensor) -> Tensor:
-        return logits_of(owner, model, functional_call(model, own, (x,)))
+    Args:
+        slots: Those of the model, where it is called more than once.
+    """
+    slots = slots or Slots(model)
+
+    def one_task(own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return logits_of(owner, model, slots.call(own, x))
+
+    if is_task_aware(model):
+        return one_task(parameters, images)
 
     return over_tasks(owner, model, one_task, dict(parameters), images)
 

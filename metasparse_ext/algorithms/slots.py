@@ -1,0 +1,49 @@
+"""Where the tensors of a model lie, found once for many calls with others in their place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+# A module's dictionary of parameters or buffers, and a key of it.
+Slot = tuple[dict[str, Any], str]
+
+
+class Slots:
+    """Calls a model with other parameters, as ``torch.func.functional_call`` does.
+
+    That searches the model in each call, for modules by their names and for tensors that are tied;
+    an inner loop calls one model many times. A tensor that several modules share is replaced in all
+    of them.
+
+    Args:
+        model: Not changed in its modules and parameters as long as this is used.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        of_tensor: dict[int, list[Slot]] = defaultdict(list)
+        self._slots: dict[str, list[Slot]] = {}
+        for name, module in model.named_modules():
+            for held in (module._parameters, module._buffers):
+                for key, tensor in held.items():
+                    if tensor is not None:
+                        slots = of_tensor[id(tensor)]
+                        slots.append((held, key))
+                        self._slots[f"{name}.{key}" if name else key] = slots
+
+    def call(self, tensors: Mapping[str, Tensor], *inputs: Any) -> Any:
+        """What the model returns with these tensors, by name, in place of its own."""
+        own: list[tuple[Slot, Tensor | None]] = []
+        try:
+            for name, tensor in tensors.items():
+                for held, key in self._slots[name]:
+                    own.append(((held, key), held[key]))
+                    held[key] = tensor
+            return self._model(*inputs)
+        finally:
+            for (held, key), kept in reversed(own):
+                held[key] = kept
