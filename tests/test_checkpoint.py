@@ -258,9 +258,9 @@ def assert_same_state(left, right):
 @pytest.mark.parametrize(
     ("stop", "network"),
     [
-        (2, {"backbone": "conv4"}),
-        (3, {"backbone": "resnet12", "width": 2, "data": "cifar-fs"}),
-        (5, {"backbone": "conv4"}),
+        (2, {"model": "conv4"}),
+        (3, {"model": "resnet12", "width": 2, "data": "cifar-fs"}),
+        (5, {"model": "conv4"}),
     ],
     ids=["2-conv4", "3-resnet12", "5-conv4"],
 )

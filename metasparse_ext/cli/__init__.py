@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -26,7 +27,13 @@ for _command in (
 
 
 def program() -> None:
-    """What the console script runs: the command line, in a process that keeps its memory."""
+    """What the console script runs: the command line, in a process that keeps its memory.
+
+    Modules are importable from the present folder, as under ``python -m``.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
     if sys.platform == "linux":
         metasparse_ext.keep_memory()
     main(prog_name="metasparse")

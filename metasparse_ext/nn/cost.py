@@ -102,8 +102,8 @@ def cost(
     active weight costs one multiply-accumulate a position.
 
     Args:
-        model: Any module that takes images (N, C, H, W).
-        input_shape: (C, H, W) of one image.
+        model: Any module that takes images (N, C, H, W), or other inputs (N, ...).
+        input_shape: Of one input: (C, H, W) of an image.
         masks: Masks to count instead of the model's own, by the name of the layer, with or without
             a leading task axis: what ``AdaptedTasks.masks()`` returns. Linear layers may have one
             too, with one entry a weight.
@@ -126,7 +126,7 @@ def cost(
     """
     require_type("cost", "model", model, nn.Module, "a module")
     require_type("cost", "input_shape", input_shape, (tuple, list), "(C, H, W)")
-    require(len(input_shape) == 3, "cost", "input_shape", "(C, H, W)", input_shape)
+    require(len(input_shape) > 0, "cost", "input_shape", "(C, H, W)", input_shape)
     for size in input_shape:
         require_size("cost", "input_shape", size)
     maskable = (MaskedConv2d, nn.Linear)

@@ -56,6 +56,18 @@ class Trainer(Session):
         reporter: Is told what happens.
         workers: The processes among which the tasks of a meta-batch are divided. Only the first
             of them writes; the others' reporters should be silent.
+        data: Data in place of those that the configuration names: a mapping from "train", "val" and
+            "test" to image classes, arrays (images, labels), or meta-batches (a list, a sampler
+            with ``[index]``, or anything to iterate over); or a function that returns those of a
+            split.
+        model: A network in place of the one that the configuration names, or a function that
+            returns one.
+        learner: A learner, which brings its model, loss and metric; or a class of learners.
+        optimizer: An optimizer of the learner's parameters, or a function that returns one.
+        loss, metric: Functions of the outputs (N, ...) and targets (N, ...) of a task.
+
+    What is given is named in the run's configuration: by where it can be imported from, else by its
+    class, and a run that goes on must be given one of the same name, and of the same state.
 
     Raises:
         DataError, CheckpointError, ValueError: If the configuration cannot be built.
@@ -180,6 +192,7 @@ class Trainer(Session):
         record = {
             "iteration": self.iteration,
             "kind": "skipped" if dropped else "train",
+            **self.measure.remark(),
             **found,
             **self.stages.status(),
             **self.skipped.status(),
@@ -214,6 +227,7 @@ class Trainer(Session):
         record = {
             "iteration": self.iteration,
             "kind": "validation",
+            **self.measure.remark(),
             **found.to_dict(),
             **self.stages.status(),
             "eligible": eligible(self.learner, self.stages, found.active)
@@ -227,7 +241,7 @@ class Trainer(Session):
                 found.loss,
             )
         better = record["eligible"] and (
-            self.best is None or record["accuracy"] >= self.best["accuracy"]
+            self.best is None or self.measure.better(record, self.best)
         )
         self._write(record)
         if better:
