@@ -83,9 +83,10 @@ def label(value: Any, known: Mapping[str, Any] | None = None) -> str:
     for name, entry in (known or {}).items():
         if entry is value:
             return name
-    named = value if hasattr(value, "__qualname__") else type(value)
+    is_named = isinstance(value, type) or inspect.isroutine(value)
+    named = value if is_named else type(value)
     module, name = named.__module__, named.__qualname__
-    if named is value and module != "__main__":
+    if is_named and module != "__main__":
         found: Any = sys.modules.get(module)
         for attribute in name.split("."):
             found = getattr(found, attribute, None)

@@ -13,6 +13,7 @@ import click
 import torch
 from rich.console import Console
 
+from metasparse_ext._entries import is_label
 from metasparse_ext.cli.display import draw_figures, remark, reporter, score_text, table
 from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
 from metasparse_ext.cli.options import base_fields, configure, over, run_options
@@ -111,7 +112,9 @@ def train_run(
             f"{run} already holds a run: add --resume to go on, or choose another --out"
         )
     if run.started:
-        base = over(run.config().to_dict(), settings)
+        begun = run.config()
+        _require_named(run, begun)
+        base = over(begun.to_dict(), settings)
     else:
         base = base_fields(learner, given, settings)
     config = configure(learner, given, base)
@@ -126,6 +129,14 @@ def train_run(
         say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
         sys.exit(INTERRUPTED)
     say(shown_on, _ending(trainer, outcome))
+
+
+def _require_named(run: Run, config: RunConfig) -> None:
+    """Refuses to go on with a run whose parts are objects."""
+    for name in ("learner", "model", "data", "loss", "metric", "optimizer"):
+        part = getattr(config, name)
+        if part is not None and is_label(part):
+            raise UserError(f"{run} was begun from Python with {name} {part}: go on with it there")
 
 
 @click.command("demo")

@@ -126,7 +126,9 @@ def cost(
     """
     require_type("cost", "model", model, nn.Module, "a module")
     require_type("cost", "input_shape", input_shape, (tuple, list), "(C, H, W)")
-    require(len(input_shape) > 0, "cost", "input_shape", "(C, H, W)", input_shape)
+    images = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    fits = len(input_shape) == 3 if images else len(input_shape) > 0
+    require(fits, "cost", "input_shape", "(C, H, W)", input_shape)
     for size in input_shape:
         require_size("cost", "input_shape", size)
     maskable = (MaskedConv2d, nn.Linear)

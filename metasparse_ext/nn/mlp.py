@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class MLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+        sizes: tuple[Any, ...] = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
         require_type("MLP", "hidden", hidden, (tuple, list), "widths of layers")
         for name, given in {"shape": sizes, "outputs": (outputs,), "hidden": hidden}.items():
             for size in given:

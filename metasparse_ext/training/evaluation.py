@@ -136,9 +136,9 @@ def evaluate_best(
         require_count(owner, "adapt_steps", adapt_steps, most=LARGEST)
     if transductive is not None:
         require_flag(owner, "transductive", transductive)
-    config = _moved(owner, run, root=root, device=device)
     given = Parts(data=data, model=model, learner=learner, loss=loss, metric=metric)
     given.check(owner)
+    config = _moved(owner, run, root=root, device=device)
     config = given.require_for(owner, config)
     classes = build.images(config, split, data)
     outputs = build.outputs(classes)
@@ -201,9 +201,9 @@ def export_masks(
     """
     require_type("export_masks", "run", run, Run, "a Run")
     path = require_path("export_masks", "path", path)
-    config = _moved("export_masks", run, root=root, device="cpu")
     given = Parts(model=model, learner=learner)
     given.check("export_masks")
+    config = _moved("export_masks", run, root=root, device="cpu")
     config = given.require_for("export_masks", config, data=False)
     shape, outputs = build.input_of(run, config)
     masks = build.trained(run, config, shape, outputs=outputs, given=given).masks()

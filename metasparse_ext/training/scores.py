@@ -68,7 +68,8 @@ class Evaluation:
     measure: str = "accuracy"
 
     def __post_init__(self) -> None:
-        check_fields(self, {"loss": {"finite": False}}, integers={"least": 0})
+        limits = {"loss": {"finite": False}, "measure": {"empty": False}}
+        check_fields(self, limits, integers={"least": 0})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values, without the kernel usage."""

@@ -230,13 +230,13 @@ def load(
         require_count("load", "adapt_steps", adapt_steps, most=LARGEST)
     if invert is not None:
         require_flag("load", "invert", invert)
+    given = Parts(model=model, learner=learner, loss=loss, metric=metric)
+    given.check("load")
     config = run.config()
     config = config.replace(root=root or config.root, device=device or config.device)
     sets = config.data.strip("<>").split("+")
     if distribution is not None:
         require_choice("load", "distribution", distribution, sets)
-    given = Parts(model=model, learner=learner, loss=loss, metric=metric)
-    given.check("load")
     made, shape = _best(run, given.require_for("load", config, data=False), given)
     if adapt_steps is not None:
         made.adapt_steps = adapt_steps
