@@ -10,14 +10,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from support import own_parts
-from support.training_helpers import StopAfter, assert_same_state, package_path, timeless
+from support.training_helpers import StopAfter, assert_same_state, one_line, package_path, timeless
 from torch import nn
 
 import metasparse_ext as ms
 from metasparse_ext import cli, load
 from metasparse_ext.algorithms import MAML
-from metasparse_ext.cli.options import base_fields, configure
-from metasparse_ext.cli.settings import read_settings
 from metasparse_ext.training import (
     CheckpointError,
     Run,
@@ -125,13 +123,6 @@ def test_modules_are_imported_from_the_present_folder(tmp_path):
     assert Run(tmp_path / "run").config().learner == "mine:Mine"
 
 
-def one_line(result):
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert len(result.stderr.splitlines()) == 1
-    return result.stderr
-
-
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -151,59 +142,6 @@ def one_line(result):
 def test_what_is_wrong_is_one_line(tmp_path, flags, sentence):
     result = invoke("train", "maml", *small_flags(**flags), "--out", tmp_path)
     assert sentence.replace("its parameters", "expected the parameters") in one_line(result)
-
-
-# Settings in a file.
-
-
-def test_settings_come_from_a_file_and_flags_win(tmp_path):
-    file = tmp_path / "mine.toml"
-    fields = {**SMALL, **NAMED, "learner": "maml"}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
-    file.write_text("\n".join([*lines, "[options]", "inner_lr = 0.2", "inner_steps = 3"]))
-    result = invoke(
-        "train", "--config", file, "--iterations", 2, "--inner-steps", 1, "--out", tmp_path
-    )
-    assert result.exit_code == 0, result.output
-    asked = config(iterations=2, options={"inner_lr": 0.2, "inner_steps": 1})
-    assert Run(tmp_path).config() == asked
-    again = tmp_path / "again"
-    copied = invoke("train", "--config", Run(tmp_path).config_path, "--seed", 1, "--out", again)
-    assert copied.exit_code == 0, copied.output
-    assert Run(again).config() == asked.replace(seed=1)
-
-
-def test_a_file_over_a_preset(tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text('preset = "maml/omniglot/5way-1shot"\ndata = "glyphs"\niterations = 7\n')
-    configured = configure(None, {}, base_fields(None, {}, read_settings(file)))
-    assert (configured.learner, configured.data, configured.iterations) == ("maml", "glyphs", 7)
-    assert configured.options["inner_lr"] > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("a.toml", "learner = ", "a.toml: "),
-        ("a.toml", "iteration = 3", "unknown field 'iteration': did you mean iterations?"),
-        ("a.toml", "options = 3", "expected options to be a table, got 3"),
-        ("a.toml", "[grid]", "a grid is of `metasparse sweep`"),
-        ("a.json", "[1]", "expected fields with values, got list"),
-        ("a.yaml", "learner: [", "a.yaml: "),
-        ("a.ini", "", "expected a file whose suffix is one of .toml, .json, .yaml, .yml"),
-        ("a.toml", "ways = 3", "expected a LEARNER, or a --config or --preset that names one"),
-        ("a.toml", 'learner = "maml"\nways = "many"', "expected ways to be an integer"),
-    ],
-)
-def test_a_file_that_is_wrong_is_one_line(tmp_path, name, text, sentence):
-    (tmp_path / name).write_text(text)
-    result = invoke("train", "--config", tmp_path / name, "--out", tmp_path / "run")
-    assert sentence in one_line(result)
-
-
-def test_a_file_that_is_missing_is_named(tmp_path):
-    result = invoke("train", "--config", tmp_path / "no.toml", "--out", tmp_path / "run")
-    assert "no.toml: No such file" in one_line(result)
 
 
 # As objects.

@@ -19,6 +19,7 @@ from metasparse_ext.training import (
     build,
     checkpoint,
     metrics,
+    outer,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +32,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 @pytest.fixture
 def as_on_a_gpu(monkeypatch, fake_graph):
     """The CPU takes the place of the GPU: its optimizer, and a graph that is none."""
-    monkeypatch.setattr(build, "on_gpu", lambda config: True)
+    monkeypatch.setattr(outer, "on_gpu", lambda config: True)
 
 
 def steps(run):

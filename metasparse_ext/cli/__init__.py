@@ -8,7 +8,7 @@ import sys
 import click
 
 import metasparse_ext
-from metasparse_ext.cli import catalog, data, out, runs
+from metasparse_ext.cli import catalog, data, out, runs, train
 from metasparse_ext.cli.messages import OneLineErrors
 
 
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 for _command in (
-    *(runs.train, runs.demo, runs.evaluate, out.predict, out.export, runs.plot),
+    *(train.train, train.sweep, runs.demo, runs.evaluate, out.predict, out.export, runs.plot),
     data.data,
     *(catalog.learners, catalog.presets, catalog.info),
 ):

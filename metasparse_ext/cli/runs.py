@@ -1,11 +1,9 @@
-"""Commands on runs: ``metasparse train``, ``demo``, ``evaluate`` and ``plot``."""
+"""Commands on runs: ``metasparse demo``, ``evaluate`` and ``plot``."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,9 @@ import click
 import torch
 from rich.console import Console
 
-from metasparse_ext._entries import is_label
-from metasparse_ext.cli.display import draw_figures, remark, reporter, score_text, table
-from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
-from metasparse_ext.cli.options import base_fields, configure, over, run_options
-from metasparse_ext.cli.settings import read_settings
-from metasparse_ext.training import (
-    Outcome,
-    Run,
-    RunConfig,
-    RunEvaluation,
-    Trainer,
-    evaluate_run,
-)
-from metasparse_ext.training.distributed import first_process, joined
+from metasparse_ext.cli.display import draw_figures, remark, reporter, table
+from metasparse_ext.cli.messages import checked, console, folder, say
+from metasparse_ext.training import Run, RunConfig, RunEvaluation, Trainer, evaluate_run
 from metasparse_ext.training.evaluation import evaluate_best, keep
 
 # Minutes instead of the hours of the published settings. The dense network learns by MAML with one
@@ -59,84 +46,6 @@ PRUNED = DENSE.replace(
     mask_lr=2e-4,
     validate_every=50,
 )
-
-
-@click.command("train")
-@click.argument("learner", required=False)
-@click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    help="Settings in a file, TOML, JSON (such as a run's config.json) or YAML; flags win over it.",
-)
-@run_options
-@click.option("--out", required=True, callback=folder, help="Run folder to write.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if any.")
-def train(learner: str | None, file: Path | None, out: Run, resume: bool, **flags: Any) -> None:
-    """Train LEARNER, one of `metasparse learners` or package.module:Class, into a run folder.
-
-    The folder gets config.json, metrics.jsonl, last.safetensors and best.safetensors. Ctrl-C
-    saves and stops; the same command with --resume goes on, exactly. Under torchrun, processes
-    share the tasks of a meta-batch. Modules are imported from the present folder, too.
-    """
-    settings = {} if file is None else read_settings(file)
-    if settings.pop("grid", None) is not None:
-        raise UserError(f"{file}: a grid is of `metasparse sweep`")
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    train_run(out, learner, given, settings, resume=resume)
-
-
-def train_run(
-    run: Run,
-    learner: str | None,
-    given: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    *,
-    resume: bool,
-) -> None:
-    """What ``metasparse train`` does: trains, or goes on with, one run.
-
-    Args:
-        run: The folder.
-        learner: The learner, if it was named.
-        given: The flags that were given, by name.
-        settings: The fields of a file.
-        resume: Whether to go on where the folder holds a run.
-
-    Raises:
-        SystemExit: If training was interrupted.
-    """
-    shown_on = console(quiet=not first_process())
-    if run.started and not resume:
-        raise UserError(
-            f"{run} already holds a run: add --resume to go on, or choose another --out"
-        )
-    if run.started:
-        begun = run.config()
-        _require_named(run, begun)
-        base = over(begun.to_dict(), settings)
-    else:
-        base = base_fields(learner, given, settings)
-    config = configure(learner, given, base)
-    if resume and not run.started:
-        say(shown_on, f"nothing to resume in {run}: starting")
-    with ExitStack() as stack:
-        workers = checked(lambda: stack.enter_context(joined(config.device)))
-        shown = stack.enter_context(reporter(shown_on))
-        trainer = checked(lambda: Trainer(config, run, reporter=shown, workers=workers))
-        outcome = checked(trainer.fit)
-    if outcome.interrupted:
-        say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
-        sys.exit(INTERRUPTED)
-    say(shown_on, _ending(trainer, outcome))
-
-
-def _require_named(run: Run, config: RunConfig) -> None:
-    """Refuses to go on with a run whose parts are objects."""
-    for name in ("learner", "model", "data", "loss", "metric", "optimizer"):
-        part = getattr(config, name)
-        if part is not None and is_label(part):
-            raise UserError(f"{run} was begun from Python with {name} {part}: go on with it there")
 
 
 @click.command("demo")
@@ -196,17 +105,6 @@ def plot(runs: Sequence[Run], out: Run | None, against: str) -> None:
     labelled = {str(run): run for run in runs}
     for picture in draw_figures(labelled, (out or runs[0]).folder, against=against):
         click.echo(picture)
-
-
-def _ending(trainer: Trainer, outcome: Outcome) -> str:
-    """What came out of training, in a line."""
-    best = outcome.best
-    if best is None:
-        return f"no checkpoint met the budget: {trainer.run} has its last one only"
-    return (
-        f"best: iteration {best['iteration']}, validation {score_text(best)}, "
-        f"active kernels {best['active']:.1%}; saved in {trainer.run}"
-    )
 
 
 def run_demo(folder: Path, shown_on: Console) -> dict[str, RunEvaluation]:

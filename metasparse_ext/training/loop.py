@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from metasparse_ext.data import TaskBatch
-from metasparse_ext.training import build, metrics
+from metasparse_ext.training import metrics, outer
 from metasparse_ext.training.distributed import StopRequest
 from metasparse_ext.training.meta_step import MOST_SKIPPED
 from metasparse_ext.training.scores import evaluate
@@ -36,11 +36,13 @@ class Outcome:
         iteration: Meta-iterations done.
         interrupted: Whether a signal ended it early; the run can be resumed.
         best: The validation record of the best eligible checkpoint, if any.
+        less_is_better: Whether the run was judged by its loss.
     """
 
     iteration: int
     interrupted: bool
     best: Mapping[str, Any] | None
+    less_is_better: bool = False
 
 
 class Trainer(Session):
@@ -89,7 +91,7 @@ class Trainer(Session):
             self._train()
         finally:
             self._lock.release()
-        return Outcome(self.iteration, not self._done, self.best)
+        return Outcome(self.iteration, not self._done, self.best, self.measure.is_loss)
 
     def _train(self) -> None:
         config = self.config
@@ -120,7 +122,7 @@ class Trainer(Session):
 
     def _clock(self) -> float:
         """Seconds of the processor; beside a GPU, on which it only waits, seconds."""
-        return time.perf_counter() if build.on_gpu(self.config) else time.process_time()
+        return time.perf_counter() if outer.on_gpu(self.config) else time.process_time()
 
     @property
     def _done(self) -> bool:
@@ -138,7 +140,7 @@ class Trainer(Session):
 
     def _step(self, batch: TaskBatch) -> None:
         started, spent = time.perf_counter(), self._clock()
-        factor = build.scheduled(self.config.schedule, self._fraction) * self.skipped.factor
+        factor = outer.scheduled(self.config.schedule, self._fraction) * self.skipped.factor
         self.meta_step.set_rates(factor)
         sums = self.meta_step(batch)
         self.iteration += 1

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from metasparse_ext._capture import capture
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import TaskBatch
-from metasparse_ext.training import build, metrics
+from metasparse_ext.training import metrics, outer
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.distributed import Workers
 from metasparse_ext.training.measure import ACCURACY, Measure
@@ -59,7 +59,7 @@ class MetaStep:
     def begin(self) -> None:
         """Takes a fresh optimizer, and where the step is captured, captures it anew."""
         undone = self._config.on_nonfinite != "stop"
-        self.optimizer = build.optimizer(self._config, self._learner, self._given)
+        self.optimizer = outer.optimizer(self._config, self._learner, self._given)
         self._last_state = LastState(self._learner) if undone else None
         self._run = capture(self._step) if self.captures else self._step
 
@@ -71,7 +71,7 @@ class MetaStep:
         """
         config = self._config
         alone = self._workers.size == 1
-        return config.capture and alone and build.on_gpu(config) and build.capturable(config)
+        return config.capture and alone and outer.on_gpu(config) and outer.capturable(config)
 
     def __call__(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Does it; returns the totals of the metrics (:func:`metrics.totals`), on the device.
@@ -122,7 +122,7 @@ class MetaStep:
         norm = self._clip()
         nonfinite = self._learner.nonfinite
         nonfinite |= ~norm.isfinite()
-        if build.on_gpu(self._config) and build.capturable(self._config):
+        if outer.on_gpu(self._config) and outer.capturable(self._config):
             self.optimizer.found_inf = nonfinite.float()
         elif bool(nonfinite):
             return {}

@@ -111,3 +111,11 @@ def assert_same_state(left, right):
             assert_same_state(one, other)
     else:
         assert left == right
+
+
+def one_line(result):
+    """What a command line that refused something said, which is one line."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr
