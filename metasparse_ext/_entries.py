@@ -6,6 +6,7 @@ instead has a label: the name by which it can be imported, if there is one, else
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -96,7 +97,9 @@ def label(value: Any, known: Mapping[str, Any] | None = None) -> str:
 
 
 def short_name(value: Any, known: Mapping[str, Any], otherwise: str) -> str:
-    """A word for a function: its name in a table, or that of its definition."""
+    """A word for a function: its name in a table, or that of its definition or class."""
+    while isinstance(value, functools.partial):
+        value = value.func
     name = label(value, known).strip("<>").rpartition(":")[2].rpartition(".")[2]
     return name if name.isidentifier() else otherwise
 
@@ -136,11 +139,8 @@ def blame(error: BaseException) -> str:
     places = [
         frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files
     ]
-    if isinstance(error, SyntaxError) and error.filename:
-        return said
-    if not places:
-        return said
-    return f"{said} ({Path(places[-1].filename).name}, line {places[-1].lineno})"
+    place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
+    return said + place
 
 
 def any_imported() -> bool:

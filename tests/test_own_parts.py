@@ -107,6 +107,28 @@ def test_every_kind_of_data_resumes_exactly(tmp_path, data):
     assert evaluate_run(parts).numbers == evaluate_run(whole).numbers
 
 
+def test_threads_draw_a_sampler_ahead(tmp_path):
+    runs = [Run(tmp_path / str(workers)) for workers in (0, 2)]
+    for workers, run in zip((0, 2), runs, strict=True):
+        Trainer(config(data=f"{MINE}:sampler", workers=workers), run).fit()
+    assert timeless(runs[0]) == timeless(runs[1])
+
+
+def test_a_sampler_goes_on_without_what_was_drawn(tmp_path):
+    drawn = []
+
+    class Noted(own_parts.Sampler):
+        def __getitem__(self, index):
+            drawn.append(index)
+            return super().__getitem__(index)
+
+    data = {"train": Noted(), "val": own_parts.Sampler(100)}
+    Trainer(config(data="own", iterations=4), Run(tmp_path), data=data).fit()
+    drawn.clear()
+    Trainer(config(data="own"), Run(tmp_path), data=data).fit()
+    assert drawn == [0, 4, 5]  # the first to see what they are like
+
+
 def test_modules_are_imported_from_the_present_folder(tmp_path):
     text = Path(own_parts.__file__).read_text(encoding="utf-8")
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from support.training_helpers import one_line, tiny_config
 
 from metasparse_ext import cli
 from metasparse_ext.algorithms import LEARNERS
@@ -172,6 +173,20 @@ def test_figures_of_one_measure(tmp_path):
         ValueError, match="learning_curves: expected runs to be judged by one measure"
     ):
         learning_curves(runs, tmp_path / "d.png")
+
+
+def test_runs_that_are_judged_differently_are_not_in_one_figure(tmp_path, tiny_root, run):
+    Trainer(tiny_config(tiny_root, iterations=1), Run(tmp_path)).fit()
+    shown = one_line(invoke("plot", run, tmp_path, "--out", tmp_path))
+    assert "expected runs to be judged by one measure, got ['accuracy', 'mse']" in shown
+
+
+def test_a_perceptron_is_the_model_where_inputs_are_no_images(tmp_path):
+    data = {
+        split: Sinusoids(shots=1, queries=1, tasks=4, split=split) for split in ("train", "val")
+    }
+    config = RunConfig(learner="maml", data="own", loss="mse")
+    assert Trainer(config, Run(tmp_path), data=data).config.model == "mlp"
 
 
 def test_a_perceptron_of_tasks_equals_a_loop():

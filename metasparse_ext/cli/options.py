@@ -60,7 +60,7 @@ run_options = _options(
     _field("--tasks", int, "Tasks per meta-batch."),
     click.option("--model", "--backbone", "model",
                  help="Network: conv4, resnet12, mlp, or package.module:function that makes one.  "
-                 "[default: conv4]"),
+                 "[default: conv4; mlp where inputs are no images]"),
     _field("--loss", str, "What tasks minimize in place of the cross-entropy: mse, mae, or "
            "package.module:function of outputs and targets."),
     _field("--metric", str, "What is reported in place of accuracy, named like a loss."),

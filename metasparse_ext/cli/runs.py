@@ -103,7 +103,8 @@ def plot(runs: Sequence[Run], out: Run | None, against: str) -> None:
     for run in runs:
         run.config()
     labelled = {str(run): run for run in runs}
-    for picture in draw_figures(labelled, (out or runs[0]).folder, against=against):
+    into = (out or runs[0]).folder
+    for picture in checked(lambda: draw_figures(labelled, into, against=against)):
         click.echo(picture)
 
 

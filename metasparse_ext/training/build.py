@@ -26,28 +26,33 @@ from metasparse_ext.training.run import Run
 #: Nothing is given: the configuration names every part.
 NAMED = Parts()
 
-# What is taken where the configuration names no model or loss.
-_SUITED = {"sinusoid": {"model": "mlp", "loss": "mse"}}
+# What is taken where the configuration names no loss.
+_LOSSES = {"sinusoid": "mse"}
 
 Tasks = ImageClasses | Mixture | OwnTasks
 
 
 def resolved(
-    config: RunConfig, distributions: int | None = None, kind: type[MetaLearner] | None = None
+    config: RunConfig, classes: Tasks | None = None, kind: type[MetaLearner] | None = None
 ) -> RunConfig:
     """Names the model and the loss that suit the data, and completes the learner's options.
 
-    A learner that wants to know is told how long the training is, and of how many data sets: so
-    many ``distributions``, or by default those that the configuration names. ``kind`` is its class,
-    where the configuration does not name it.
+    A learner that wants to know is told how long the training is, and of how many data sets.
+
+    Args:
+        config: The configuration.
+        classes: The data, where they are loaded already.
+        kind: The class of the learner, where the configuration does not name it.
     """
-    suited = {"model": "conv4", **_SUITED.get(config.data, {})}
+    shape = getattr(classes, "shape", None if config.data in TASKS else (1, 1, 1))
+    model = "mlp" if shape is None or len(shape) != 3 else "conv4"
+    suited = {"model": model, "loss": _LOSSES.get(config.data)}
     config = config.replace(**{n: v for n, v in suited.items() if getattr(config, n) is None})
     if kind is None and _entries.is_label(config.learner):
         return config
     known = {
         "total_iterations": config.iterations,
-        "distributions": distributions or config.data.count("+") + 1,
+        "distributions": len(distributions(classes)) or config.data.count("+") + 1,
     }
     wanted = inspect.signature(kind or find(config.learner)).parameters
     told = {name: value for name, value in known.items() if name in wanted}
@@ -114,7 +119,7 @@ def require_test_shape(config: RunConfig, train: Tasks, given: Any = None) -> No
     require_one_shape(train, held_out)
 
 
-def distributions(classes: Tasks) -> tuple[str, ...]:
+def distributions(classes: Tasks | None) -> tuple[str, ...]:
     """The names of the data sets of a mixture; none where there is one."""
     return classes.names if isinstance(classes, Mixture) else ()
 

@@ -61,7 +61,7 @@ class RunConfig:
         ways, shots, queries, tasks: Classes per task, support and query images per class, tasks
             per meta-batch.
         model: ``conv4``, ``resnet12``, ``mlp``, or a function that returns a network; by default
-            ``conv4``, and ``mlp`` for sinusoids.
+            ``conv4``, and ``mlp`` where inputs are no images.
         loss: What tasks minimize in place of the cross-entropy: ``mse``, ``mae``, or a function of
             the outputs and targets of a task; by default ``mse`` for sinusoids.
         metric: What is reported in place of accuracy, a function like the loss. More of it is

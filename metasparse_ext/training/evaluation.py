@@ -30,10 +30,11 @@ from metasparse_ext._arguments import (
     require_type,
 )
 from metasparse_ext._records import check_fields
+from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.training import build, metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import SPLITS, RunConfig
-from metasparse_ext.training.parts import Parts
+from metasparse_ext.training.parts import Data, Learner, Model, Parts
 from metasparse_ext.training.run import Run
 from metasparse_ext.training.scores import Evaluation, evaluate
 
@@ -102,11 +103,11 @@ def evaluate_best(
     adapt_steps: int | None = None,
     root: str | None = None,
     device: str | None = None,
-    data: Any = None,
-    model: Any = None,
-    learner: Any = None,
-    loss: Any = None,
-    metric: Any = None,
+    data: Data | None = None,
+    model: Model | None = None,
+    learner: Learner | None = None,
+    loss: TaskFunction | None = None,
+    metric: TaskFunction | None = None,
 ) -> tuple[RunEvaluation, Evaluation]:
     """Evaluates a run's best checkpoint on a split, without writing what it found.
 
@@ -179,8 +180,8 @@ def export_masks(
     path: str | Path,
     *,
     root: str | None = None,
-    model: Any = None,
-    learner: Any = None,
+    model: Model | None = None,
+    learner: Learner | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Writes the masks of a run's best meta-parameters to an ``.npz`` file, as bytes 0 and 1.
 

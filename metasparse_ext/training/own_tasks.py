@@ -80,12 +80,15 @@ class OwnTasks:
         return self._endless(value, skipped, workers)
 
     def _endless(self, value: Any, skipped: int, workers: int) -> Iterator[TaskBatch]:
-        done = 0
-        if _length(value) is not None:
-            done, skipped = divmod(skipped, max(_length(value), 1))
+        length, done = _length(value), 0
+        if length:
+            skipped %= length
         while True:
             before = done
-            for batch in self._batches(value, 0, workers):
+            # Of a sampler those are not drawn; what else ends before is begun again.
+            at_once = skipped if _is_sampler(value) else 0
+            skipped -= at_once
+            for batch in self._batches(value, at_once, workers):
                 done += 1
                 if skipped > 0:
                     skipped -= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,18 @@ from torch import nn
 from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_callable, shown, typed
 from metasparse_ext.algorithms import LEARNERS, MetaLearner
+from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.data import ImageClasses, Mixture, Sinusoids
 from metasparse_ext.nn import MLP, Conv4, ResNet12
 
 if TYPE_CHECKING:
     from metasparse_ext.training.config import RunConfig
+
+# What each part may be as an object.
+Data = Callable[..., Any] | Mapping[str, Any]
+Model = nn.Module | Callable[..., nn.Module]
+Learner = MetaLearner | type[MetaLearner]
+Optimizer = torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]
 
 MODELS: dict[str, Any] = {"conv4": Conv4, "resnet12": ResNet12, "mlp": MLP}
 LOSSES: dict[str, Any] = {"mse": F.mse_loss, "mae": F.l1_loss}
@@ -47,12 +54,12 @@ class Parts:
         loss, metric: Functions of the outputs and targets of a task.
     """
 
-    data: Any = None
-    model: Any = None
-    learner: Any = None
-    optimizer: Any = None
-    loss: Any = None
-    metric: Any = None
+    data: Data | None = None
+    model: Model | None = None
+    learner: Learner | None = None
+    optimizer: Optimizer | None = None
+    loss: TaskFunction | None = None
+    metric: TaskFunction | None = None
 
     def check(self, owner: str) -> None:
         """Refuses an object of another kind, and what a learner that is given brings itself.

@@ -11,6 +11,7 @@ import torch
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext._arguments import refuse, require_type
+from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.data import TaskBatch, on_device
 from metasparse_ext.training import build, checkpoint, metrics
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
@@ -19,7 +20,7 @@ from metasparse_ext.training.distributed import ALONE, Workers
 from metasparse_ext.training.measure import measure_of
 from metasparse_ext.training.meta_step import MetaStep, Skipped
 from metasparse_ext.training.metrics import Reporter
-from metasparse_ext.training.parts import Parts
+from metasparse_ext.training.parts import Data, Learner, Model, Optimizer, Parts
 from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
 from metasparse_ext.training.stages import length, stages_of
 
@@ -41,12 +42,12 @@ class Session:
         *,
         reporter: Reporter | None = None,
         workers: Workers = ALONE,
-        data: Any = None,
-        model: Any = None,
-        learner: Any = None,
-        optimizer: Any = None,
-        loss: Any = None,
-        metric: Any = None,
+        data: Data | None = None,
+        model: Model | None = None,
+        learner: Learner | None = None,
+        optimizer: Optimizer | None = None,
+        loss: TaskFunction | None = None,
+        metric: TaskFunction | None = None,
     ) -> None:
         require_type("Trainer", "config", config, RunConfig, "a RunConfig")
         require_type("Trainer", "run", run, Run, "a Run")
@@ -120,8 +121,7 @@ class Session:
         build.require_one_shape(self.classes, self.validation_classes)
         build.require_test_shape(config, self.classes, given)
         self.distributions = build.distributions(self.classes)
-        number = len(self.distributions) or None
-        self.config = build.resolved(self._asked, number, self.given.kind)
+        self.config = build.resolved(self._asked, self.classes, self.given.kind)
         build.require_loss(self.config, self.classes)
 
     def _require_fresh_optimizers(self) -> None:

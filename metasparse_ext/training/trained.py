@@ -23,11 +23,12 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.data import Samples
 from metasparse_ext.data.given import ImageReader, reader_of
 from metasparse_ext.training import build
 from metasparse_ext.training.config import RunConfig
-from metasparse_ext.training.parts import Parts
+from metasparse_ext.training.parts import Learner, Model, Parts
 from metasparse_ext.training.run import Run
 from metasparse_ext.training.scores import predict
 
@@ -186,10 +187,10 @@ def load(
     adapt_steps: int | None = None,
     distribution: str | None = None,
     invert: bool | None = None,
-    model: Any = None,
-    learner: Any = None,
-    loss: Any = None,
-    metric: Any = None,
+    model: Model | None = None,
+    learner: Learner | None = None,
+    loss: TaskFunction | None = None,
+    metric: TaskFunction | None = None,
 ) -> Trained:
     """Reads a run folder's best checkpoint (its last one, where none met the budget).
 
