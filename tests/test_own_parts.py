@@ -271,8 +271,9 @@ def test_evaluation_on_other_data(tmp_path):
         (lambda: map(own_parts.batch, itertools.count()), 5),
         (lambda: own_parts.stream(0, 2), 5),
         (lambda: torch.utils.data.DataLoader(own_parts.Sampler(), None, sampler=range(6)), 5),
+        (own_parts.Stream, 5),
     ],
-    ids=["list", "iterator", "map", "generator", "loader"],
+    ids=["list", "iterator", "map", "generator", "loader", "iterable"],
 )
 def test_kinds_of_objects(tmp_path, train, last):
     def data():

@@ -15,6 +15,7 @@ from metasparse_ext.data import Sinusoids
 from metasparse_ext.nn import MLP
 from metasparse_ext.plots import Point, accuracy_against_macs, learning_curves
 from metasparse_ext.training import Run, RunConfig, Trainer, evaluate_run, load, metrics
+from metasparse_ext.training.measure import measure_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,6 +123,23 @@ def test_another_metric_is_reported_beside_the_loss(tmp_path):
     outcome = Trainer(config, Run(tmp_path)).fit()
     assert outcome.best["measure"] == "mae"
     assert outcome.best["mae"] != outcome.best["loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "less"),
+    [
+        ({}, False),
+        ({"loss": F.mse_loss}, True),
+        ({"loss": F.mse_loss, "metric": F.l1_loss}, True),
+        ({"loss": F.mse_loss, "metric": lambda outputs, targets: outputs.mean()}, False),
+    ],
+)
+def test_which_of_two_checkpoints_is_better(options, less):
+    measure = measure_of(LEARNERS["maml"](MLP(1, 1), **options))
+    little, much = {measure.name: 1.0}, {measure.name: 2.0}
+    assert measure.better(little, much) is less
+    assert measure.better(much, little) is not less
+    assert measure.better(much, much)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -1,12 +1,15 @@
 """Settings in a file, one run a seed, and sweeps over settings."""
 
 import json
+import sys
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
 from support.training_helpers import StopAfter, assert_same_state, one_line, timeless
 
 from metasparse_ext import cli
+from metasparse_ext.cli.messages import UserError
 from metasparse_ext.cli.options import base_fields, configure
 from metasparse_ext.cli.settings import read_settings
 from metasparse_ext.training import Run, RunConfig, Trainer, checkpoint
@@ -89,6 +92,17 @@ def test_a_file_that_is_wrong_is_one_line(tmp_path, name, text, sentence):
     (tmp_path / name).write_text(text)
     result = invoke("train", "--config", tmp_path / name, "--out", tmp_path / "run")
     assert sentence in one_line(result)
+
+
+def test_yaml_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
+    reader = ModuleType("yaml")
+    reader.safe_load, reader.YAMLError = json.loads, ValueError
+    monkeypatch.setitem(sys.modules, "yaml", reader)
+    (tmp_path / "a.yml").write_text('{"learner": "maml"}')
+    assert read_settings(tmp_path / "a.yml") == {"learner": "maml"}
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(UserError, match="PyYAML is not installed, which reads YAML"):
+        read_settings(tmp_path / "a.yml")
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):

@@ -77,6 +77,23 @@ def test_a_captured_run_equals_an_eager_one(tmp_path, tiny_root, changes):
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+def test_an_optimizer_of_ones_own_is_not_captured(tmp_path, tiny_root):
+    own = Trainer(tiny_config(tiny_root, optimizer="torch.optim:SGD"), Run(tmp_path / "own"))
+    ours = Trainer(tiny_config(tiny_root, optimizer="sgd"), Run(tmp_path / "ours"))
+    for trainer in (own, ours):
+        trainer.fit()
+    assert ours.meta_step.captures
+    assert not own.meta_step.captures
+    for one, other in zip(own.learner.parameters(), ours.learner.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    # Without a graph that stands still, the host looks at every step.
+    own = Trainer(tiny_config(tiny_root, optimizer="torch.optim:SGD"), Run(tmp_path / "broken"))
+    own.learner.model.head.weight.data.fill_(torch.inf)
+    with pytest.raises(TrainingError, match=r"is nan at inner step|is inf at inner step"):
+        own.fit()
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("stop", [2, 5], ids=["while warming up", "after the capture"])
 @pytest.mark.parametrize("learner", ["maml", "metadock"])
 def test_a_resumed_captured_run_goes_on_exactly(tmp_path, tiny_root, learner, stop):

@@ -65,7 +65,8 @@ class RunConfig:
         loss: What tasks minimize in place of the cross-entropy: ``mse``, ``mae``, or a function of
             the outputs and targets of a task; by default ``mse`` for sinusoids.
         metric: What is reported in place of accuracy, a function like the loss. More of it is
-            better. A run with a loss and no metric is judged by its loss.
+            better, but of ``mse`` and ``mae`` less. A run with a loss and no metric is judged by
+            its loss.
         width: Channels of Conv-4's blocks, or of ResNet-12's first.
         strided: Of Conv-4: stride 2, or stride 1 with 2x2 max-pool.
         seed: Seeds the initial weights and the episodes.

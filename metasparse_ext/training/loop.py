@@ -36,7 +36,7 @@ class Outcome:
         iteration: Meta-iterations done.
         interrupted: Whether a signal ended it early; the run can be resumed.
         best: The validation record of the best eligible checkpoint, if any.
-        less_is_better: Whether the run was judged by its loss.
+        less_is_better: Whether the run was judged by its loss, or by another error.
     """
 
     iteration: int
@@ -91,7 +91,8 @@ class Trainer(Session):
             self._train()
         finally:
             self._lock.release()
-        return Outcome(self.iteration, not self._done, self.best, self.measure.is_loss)
+        less_is_better = self.measure.less_is_better
+        return Outcome(self.iteration, not self._done, self.best, less_is_better)
 
     def _train(self) -> None:
         config = self.config

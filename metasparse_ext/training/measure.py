@@ -29,11 +29,13 @@ class Measure:
     Attributes:
         name: By which records, evaluations, tables and figures have it: "accuracy", or the name of
             the metric, or of the loss.
-        is_loss: Whether it is the loss, of which less is better.
+        is_loss: Whether it is the loss.
+        less_is_better: Whether the best checkpoint is that of the least.
     """
 
     name: str = "accuracy"
     is_loss: bool = False
+    less_is_better: bool = False
 
     def values(self, metrics: Metrics) -> Tensor:
         """(T,) of the tasks of a meta-step."""
@@ -42,7 +44,7 @@ class Measure:
     def better(self, new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
         """Whether the validation of a record is as good as that of an older one, or better."""
         new_value, old_value = new[self.name], old[self.name]
-        return new_value <= old_value if self.is_loss else new_value >= old_value
+        return new_value <= old_value if self.less_is_better else new_value >= old_value
 
     def remark(self) -> dict[str, str]:
         """What a record says of it: nothing where it is the accuracy."""
@@ -53,12 +55,16 @@ ACCURACY = Measure()
 
 
 def measure_of(learner: MetaLearner) -> Measure:
-    """A learner's metric; its loss if it has a loss of its own and no metric; else accuracy."""
+    """A learner's metric; its loss if it has a loss of its own and no metric; else accuracy.
+
+    Of a loss, and of a metric that is one of our losses, less is better.
+    """
     if learner.metric is not None:
-        return Measure(_free(_entries.short_name(learner.metric, LOSSES, "metric"), "metric"))
+        name = _free(_entries.short_name(learner.metric, LOSSES, "metric"), "metric")
+        return Measure(name, less_is_better=learner.metric in LOSSES.values())
     if learner.loss is not None:
         name = _free(_entries.short_name(learner.loss, LOSSES, "loss"), "loss")
-        return Measure(name, is_loss=True)
+        return Measure(name, is_loss=True, less_is_better=True)
     return ACCURACY
 
 

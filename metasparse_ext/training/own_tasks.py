@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_tensor, typed
@@ -214,7 +215,8 @@ def _require_batches(value: Any) -> None:
 
 
 def _is_sampler(value: Any) -> bool:
-    return hasattr(value, "__getitem__")
+    # torch's iterable data sets have an [index] that is not to be used.
+    return hasattr(value, "__getitem__") and not isinstance(value, IterableDataset)
 
 
 def _length(value: Any) -> int | None:
