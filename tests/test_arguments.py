@@ -555,7 +555,7 @@ CALLS: dict[str, Call] = {
             "input_shape": (3, 4, 3),
             "masks": {},
         },
-        {"masks": ("none",), "input_shape": ("list",)},
+        {"masks": ("none",), "input_shape": ("list",), "dtype": ("none",)},
     ),
     "is_task_aware": Call("is_task_aware", msnn.is_task_aware, lambda: {"module": NETWORK}),
     "sparsify": Call(

@@ -107,6 +107,13 @@ def test_every_kind_of_data_resumes_exactly(tmp_path, data):
     assert evaluate_run(parts).numbers == evaluate_run(whole).numbers
 
 
+def test_inputs_may_be_numbers_of_words(tmp_path):
+    asked = config(data=f"{MINE}:sentences", model=f"{MINE}:Words")
+    outcome = Trainer(asked, Run(tmp_path)).fit()
+    assert outcome.best["dense_macs"] == 4 * 3
+    assert 0 <= evaluate_run(Run(tmp_path), transductive=False).score <= 1
+
+
 def test_threads_draw_a_sampler_ahead(tmp_path):
     runs = [Run(tmp_path / str(workers)) for workers in (0, 2)]
     for workers, run in zip((0, 2), runs, strict=True):

@@ -126,7 +126,13 @@ def test_a_run_for_each_seed(tmp_path):
         assert alone.exit_code == 0
         assert timeless(run) == timeless(Run(tmp_path / f"{seed}"))
     table = result.stdout[result.stdout.index("seed   validation") :]
-    assert {line.split()[0] for line in table.splitlines() if "mse" in line} == {"0", "3"}
+    rows = [line.split() for line in table.splitlines() if "mse" in line]
+    assert {row[0] for row in rows[:2]} == {"0", "3"}
+    mean, spread = (float(rows[2][place].rstrip(",")) for place in (2, -1))
+    scores = [float(row[2]) for row in rows[:2]]
+    assert rows[2][0] == "mean"
+    assert mean == pytest.approx(sum(scores) / 2, rel=1e-2)
+    assert spread == pytest.approx(abs(scores[0] - scores[1]) / 2, rel=0.1)
     longer = invoke(
         *("train", "maml", "--seeds", "0, 3, 4", "--iterations", 3, "--out", tmp_path / "runs"),
         *("--resume", "--data", "sinusoid"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,7 @@ def _ending(run: Run, outcome: Outcome) -> str:
     )
 
 
-def _summary(ended: Iterable[tuple[Planned, Outcome | str]]) -> Table:
+def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
     """All runs, the best first, then those without a best checkpoint, and those that failed."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [(_rank(outcome), each, outcome) for each, outcome in ended]
@@ -225,7 +226,21 @@ def _summary(ended: Iterable[tuple[Planned, Outcome | str]]) -> Table:
             "" if best is None else str(best["iteration"]),
             str(each.run),
         )
+    scores = [o.best for _, o in ended if not isinstance(o, str) and o.best is not None]
+    if list(rows[0][1].label) == ["seed"] and len(scores) == len(rows):
+        shown.add_section()
+        shown.add_row("mean", _mean(scores))
     return shown
+
+
+def _mean(scores: Sequence[Mapping[str, Any]]) -> str:
+    """The mean over runs of what they were judged by, and the standard deviation."""
+    name = scores[0].get("measure", "accuracy")
+    values = [float(score[name]) for score in scores]
+    spread = statistics.pstdev(values)
+    if name == "accuracy":
+        return f"{statistics.fmean(values):.2%}, standard deviation {spread:.2%}"
+    return f"{name} {statistics.fmean(values):.4g}, standard deviation {spread:.2g}"
 
 
 def _rank(outcome: Outcome | str) -> tuple[int, float]:

@@ -208,7 +208,9 @@ class _Totals:
             self._used[name] = self._used[name] + used if name in self._used else used
         if query.distribution is not None:
             self._distribution.append(query.distribution)
-        self._cost = cost(learner.model, query.images.shape[2:], masks)
+        images = query.images
+        dtype = None if images.is_floating_point() else images.dtype
+        self._cost = cost(learner.model, images.shape[2:], masks, dtype=dtype)
         self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
 
     def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:

@@ -92,6 +92,28 @@ def stream_from(seed, tasks, start):
     yield from stream(seed + start, tasks)
 
 
+class Words(nn.Module):
+    """A bag of words: sentences of numbers, not images."""
+
+    def __init__(self, ways):
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 4), nn.Linear(4, ways)
+
+    def forward(self, x):
+        return self.head(self.words(x).mean(-2))
+
+
+def sentences(split, seed, tasks, ways):
+    """Tasks in which a class is a word, among others."""
+    drawn = torch.Generator().manual_seed(1000 * SPLITS[split] + seed)
+    labels = torch.arange(ways).repeat(tasks, 2)
+    while True:
+        words = torch.rand(tasks, 20, generator=drawn).argsort(-1)[:, :ways]
+        noise = torch.randint(20, (tasks, 2 * ways, 2), generator=drawn)
+        x = torch.cat([words.repeat(1, 2)[..., None], noise], -1)
+        yield (x[:, :ways], labels[:, :ways]), (x[:, ways:], labels[:, ways:])
+
+
 def regression(split, seed, tasks):
     """Tasks y = a x, as two pairs of inputs and targets."""
     drawn = torch.Generator().manual_seed(1000 * SPLITS[split] + seed)
