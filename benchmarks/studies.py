@@ -113,8 +113,8 @@ def learners(given: Budget) -> Iterator[Case]:
 
 
 BACKBONES = {
-    "conv4": {"backbone": "conv4", "iterations": 1000},
-    "resnet12": {"backbone": "resnet12", "width": 8, "tasks": 4, "iterations": 1000},
+    "conv4": {"model": "conv4", "iterations": 1000},
+    "resnet12": {"model": "resnet12", "width": 8, "tasks": 4, "iterations": 1000},
 }
 # When each early search looks: as often as its share of the iterative search's cost allows.
 EARLY = {

@@ -61,6 +61,8 @@ def check_record(owner: str, record: Mapping[str, Any]) -> None:
     """Refuses a record of metrics without iteration and kind, or with a number that is none."""
     require_text(owner, "kind", record.get("kind"), empty=False)
     require_count(owner, "iteration", record.get("iteration"))
-    for name in _NUMBERS:
+    measure = record.get("measure", "accuracy")
+    require_text(owner, "measure", measure, empty=False)
+    for name in (*_NUMBERS, measure):
         if record.get(name) is not None:
             require_number(owner, name, record[name])

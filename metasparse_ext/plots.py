@@ -56,15 +56,21 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Point:
-    """One network in :func:`accuracy_against_macs`: accuracies in [0, 1], MACs per image."""
+    """One network in :func:`accuracy_against_macs`: accuracies in [0, 1], MACs per image.
+
+    Attributes:
+        measure: What ``accuracy`` is, if not that: the name of a metric or of a loss.
+    """
 
     label: str
     macs: float
     accuracy: float
     interval: float
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
-        check_fields(self, {"macs": {"least": 0}, "interval": {"least": 0}})
+        limits = {"macs": {"least": 0}, "interval": {"least": 0}, "measure": {"empty": False}}
+        check_fields(self, limits)
 
 
 def kernel_usage(
@@ -116,7 +122,7 @@ def accuracy_against_macs(
 
     Raises:
         TypeError: If an argument has another type.
-        ValueError: If there is no point.
+        ValueError: If there is no point, or points are of different measures.
     """
     owner = "accuracy_against_macs"
     require_type(owner, "points", points, (tuple, list), "a sequence of Point")
@@ -124,15 +130,17 @@ def accuracy_against_macs(
     require(bool(points), owner, "points", "at least one point", points)
     for point in points:
         require_type(owner, "each of points", point, Point, "a Point")
+    measure = _one_measure(owner, "points", {point.measure for point in points})
     with _figure(path, (5.6, 3.9)) as figure:
         axes = figure.subplots()
         for index, point in enumerate(points):
             _labelled_point(axes, point, COLOURS[index % len(COLOURS)])
         axes.set_xlim(0, 1.35 * max(point.macs for point in points) / 1e6)
-        _roomy_limits(axes, points)
         axes.set_xlabel("multiply-accumulates per image (millions)")
-        axes.set_ylabel("accuracy (95 % interval)")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axes.set_ylabel(f"{measure} (95 % interval)")
+        if measure == "accuracy":
+            _roomy_limits(axes, points)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         if title:
             axes.set_title(title)
 
@@ -146,6 +154,8 @@ def learning_curves(
 ) -> None:
     """Draws training (thin, smoothed) and validation (points, with intervals) accuracy of runs.
 
+    Or what their records say they are judged by in its place.
+
     Args:
         runs: For every run's label, the records of its ``metrics.jsonl``.
         path: The picture to write.
@@ -154,7 +164,7 @@ def learning_curves(
 
     Raises:
         TypeError: If an argument, or a number of a record, has another type.
-        ValueError: If no run has a record, or ``against`` is neither.
+        ValueError: If no run has a record, ``against`` is neither, or runs are judged differently.
     """
     owner = "learning_curves"
     require_mapping(owner, "runs", runs)
@@ -166,6 +176,8 @@ def learning_curves(
         for number, record in enumerate(records):
             require_mapping(owner, f"runs[{label!r}][{number}]", record)
             check_record(f"{owner}: runs[{label!r}][{number}]", record)
+    each = (record for records in runs.values() for record in records)
+    measure = _one_measure(owner, "runs", {record.get("measure", "accuracy") for record in each})
     pruning = any(
         record.get("active", 1.0) < 1.0 for records in runs.values() for record in records
     )
@@ -173,10 +185,10 @@ def learning_curves(
         panels = figure.subplots(1 + pruning, sharex=True, squeeze=False)[:, 0]
         for index, (label, records) in enumerate(runs.items()):
             colour = COLOURS[index % len(COLOURS)]
-            _accuracy_curve(panels[0], label, records, against, colour)
+            _score_curve(panels[0], label, records, against, colour, measure)
             if pruning:
                 _active_curve(panels[1], records, against, colour)
-        panels[0].set_ylabel("query accuracy")
+        panels[0].set_ylabel(f"query {measure}")
         styles = (
             Line2D(
                 [], [], color="#606060", linewidth=1, alpha=0.6, label="training (running mean)"
@@ -191,17 +203,24 @@ def learning_curves(
             ),
         )
         panels[0].legend(
-            handles=[*panels[0].get_legend_handles_labels()[0], *styles], loc="lower right"
+            handles=[*panels[0].get_legend_handles_labels()[0], *styles],
+            loc="lower right" if measure == "accuracy" else "best",
         )
         if pruning:
             panels[1].set_ylabel("active kernels")
             panels[1].set_ylim(0, 1.05)
-        for axes in panels:
+        for axes in panels if measure == "accuracy" else panels[1:]:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         panels[-1].set_xlabel(_ABSCISSAE[against])
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         if title:
             panels[0].set_title(title)
+
+
+def _one_measure(owner: str, name: str, measures: set[str]) -> str:
+    """What all are judged by; two scales do not fit one axis."""
+    require(len(measures) == 1, owner, name, "judged by one measure", sorted(measures))
+    return measures.pop()
 
 
 def _picture(owner: str, path: str | Path, title: str | None) -> Path:
@@ -265,13 +284,18 @@ def _labelled_point(axes: Axes, point: Point, colour: str) -> None:
         *where, yerr=point.interval, fmt="o", color=colour, markersize=7, capsize=4, linewidth=1.5
     )
     axes.annotate(
-        f"{point.label}\n{100 * point.accuracy:.1f} %",
+        f"{point.label}\n{_value(point)}",
         where,
         xytext=(9, 0),
         textcoords="offset points",
         va="center",
         color=colour,
     )
+
+
+def _value(point: Point) -> str:
+    percent = point.measure == "accuracy"
+    return f"{100 * point.accuracy:.1f} %" if percent else f"{point.accuracy:.4g}"
 
 
 def _roomy_limits(axes: Axes, points: Sequence[Point]) -> None:
@@ -282,13 +306,18 @@ def _roomy_limits(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_ylim(max(0.0, lowest - room), min(1.0, highest + room))
 
 
-def _accuracy_curve(
-    axes: Axes, label: str, records: Sequence[Mapping[str, Any]], against: str, colour: str
+def _score_curve(
+    axes: Axes,
+    label: str,
+    records: Sequence[Mapping[str, Any]],
+    against: str,
+    colour: str,
+    measure: str,
 ) -> None:
-    steps, values = _series(records, "train", against, "accuracy")
+    steps, values = _series(records, "train", against, measure)
     if len(steps):
         axes.plot(steps, _smooth(values), color=colour, linewidth=1, alpha=0.5)
-    steps, values = _series(records, "validation", against, "accuracy")
+    steps, values = _series(records, "validation", against, measure)
     _, intervals = _series(records, "validation", against, "interval")
     axes.errorbar(
         steps,

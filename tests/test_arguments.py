@@ -540,6 +540,13 @@ CALLS: dict[str, Call] = {
         msnn.ResNet12(3, 16, 2).forward,
         lambda: {"x": torch.randn(2, 3, 16, 16)},
     ),
+    "MLP": Call(
+        "MLP",
+        msnn.MLP,
+        lambda: {"shape": (1,), "outputs": 1},
+        {**PLACE, "shape": ("list",), "hidden": ("list", "empty list")},
+    ),
+    "MLP.forward": Call(("MLP", "Linear"), msnn.MLP(3, 2).forward, lambda: {"x": torch.ones(4, 3)}),
     "cost": Call(
         "cost",
         msnn.cost,
@@ -548,7 +555,7 @@ CALLS: dict[str, Call] = {
             "input_shape": (3, 4, 3),
             "masks": {},
         },
-        {"masks": ("none",)},
+        {"masks": ("none",), "input_shape": ("list",), "dtype": ("none",)},
     ),
     "is_task_aware": Call("is_task_aware", msnn.is_task_aware, lambda: {"module": NETWORK}),
     "sparsify": Call(

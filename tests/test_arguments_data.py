@@ -80,6 +80,12 @@ CALLS = {
         lambda: {"data": classes(), **TASK},
         {**COUNTS, "length": ("none",), "rotations": ("flag",)},
     ),
+    "Sinusoids": Call(
+        "Sinusoids",
+        data.Sinusoids,
+        lambda: {"shots": 1, "queries": 1, "tasks": 1},
+        {**COUNTS, "split": TEXTS},
+    ),
     "MixtureSampler": Call(
         "MixtureSampler",
         data.MixtureSampler,

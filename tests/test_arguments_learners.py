@@ -65,6 +65,7 @@ LEARNER_FITS: dict[str, dict[str, tuple[str, ...]]] = {
 
 # A loss or a metric is called when there are outputs for it.
 FUNCTIONS = ("none", "class", "function")
+PARTS = {**dict.fromkeys(("model", "loss", "metric"), FUNCTIONS), "learner": ("none",)}
 
 
 def learner_calls() -> Iterator[tuple[str, Call]]:
@@ -135,7 +136,8 @@ CALLS: dict[str, Call] = {
         lambda: {"learner": "maml"},
         options=MAPPINGS,
         image_size=("none",),
-        **dict.fromkeys(("backbone", "optimizer", "schedule", "on_nonfinite"), ()),
+        **dict.fromkeys(("optimizer", "schedule", "on_nonfinite"), ()),
+        **dict.fromkeys(("model", "loss", "metric"), ("none",)),
         **dict.fromkeys(("preset",), ("none", *EMPTY)),
         validation_split=(),
         **dict.fromkeys(("meta_lr",), ("fraction",)),
@@ -146,6 +148,8 @@ CALLS: dict[str, Call] = {
         training.Trainer,
         lambda: {"config": RunConfig(learner="maml"), "run": Run("no-such-run")},
         reporter=("none",),
+        **PARTS,
+        **dict.fromkeys(("data", "optimizer"), FUNCTIONS),
     ),
     "Checkpoint": call(
         "Checkpoint",
@@ -191,14 +195,19 @@ CALLS: dict[str, Call] = {
         lambda: {"adapted": adapted(), "support": batch().support, "images": batch().query.images},
     ),
     "evaluate_run": call(
-        "evaluate_run", evaluation.evaluate_best, lambda: {"run": Run("no-such-run")}, split=()
+        "evaluate_run",
+        evaluation.evaluate_best,
+        lambda: {"run": Run("no-such-run")},
+        split=(),
+        **{**PARTS, "data": FUNCTIONS},
     ),
     "export_masks": call(
         "export_masks",
         training.export_masks,
         lambda: {"run": Run("no-such-run"), "path": "masks.npz"},
+        **{name: PARTS[name] for name in ("model", "learner")},
     ),
-    "load": call("load", training.load, lambda: {"run": Run("no-such-run")}),
+    "load": call("load", training.load, lambda: {"run": Run("no-such-run")}, **PARTS),
     "preset": call("preset", presets.preset, lambda: {"name": "maml"}, name=()),
     "Preset": call(
         "Preset",

@@ -3,13 +3,12 @@
 import json
 import os
 import random
-import signal
 import struct
 
 import pytest
 import safetensors.torch
 import torch
-from support.training_helpers import timeless, tiny_config
+from support.training_helpers import StopAfter, assert_same_state, timeless, tiny_config
 
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import Checkpoint, CheckpointError, Run, Trainer, build, checkpoint
@@ -221,46 +220,13 @@ def test_a_run_whose_last_checkpoint_is_damaged_loses_one_interval(tmp_path, tin
     assert timeless(damaged) == timeless(whole)
 
 
-class StopAfter:
-    """A reporter that presses Ctrl-C after some iterations."""
-
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def start(self, config, iteration):
-        pass
-
-    def step(self, record, done):
-        if record["iteration"] == self.iteration:
-            signal.raise_signal(signal.SIGINT)
-
-    def validation(self, record, best):
-        pass
-
-
-def assert_same_state(left, right):
-    assert type(left) is type(right)
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same_state(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_same_state(one, other)
-    else:
-        assert left == right
-
-
 @pytest.mark.parametrize("learner", sorted(LEARNERS))
 @pytest.mark.parametrize(
     ("stop", "network"),
     [
-        (2, {"backbone": "conv4"}),
-        (3, {"backbone": "resnet12", "width": 2, "data": "cifar-fs"}),
-        (5, {"backbone": "conv4"}),
+        (2, {"model": "conv4"}),
+        (3, {"model": "resnet12", "width": 2, "data": "cifar-fs"}),
+        (5, {"model": "conv4"}),
     ],
     ids=["2-conv4", "3-resnet12", "5-conv4"],
 )

@@ -17,7 +17,7 @@ def test_every_case_builds_its_learner(name):
     built = set()
     for case in (case for study_name, case in ALL if study_name == name):
         for config in case.stages:
-            key = config.learner, str(config.options), config.backbone
+            key = config.learner, str(config.options), config.model
             if key not in built:
                 assert build.learner(config.replace(width=4), (1, 28, 28)).extra_repr()
                 built.add(key)

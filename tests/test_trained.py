@@ -213,7 +213,7 @@ def test_loading_needs_no_data_and_leaves_the_random_state(tmp_path, run):
     with pytest.raises(DataError, match="gone"):
         ms.load(moved)
     assert ms.load(moved, root=run.config().root).reader.shape == (1, 16, 16)
-    moved.images_path.write_text('{"shape": [1, 16]}')
+    moved.images_path.write_text('{"shape": [1, 0, 16]}')
     with pytest.raises(CheckpointError, match=r"images.json: not the shape of images"):
         ms.load(moved)
 

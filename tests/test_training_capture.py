@@ -19,6 +19,7 @@ from metasparse_ext.training import (
     build,
     checkpoint,
     metrics,
+    outer,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +32,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 @pytest.fixture
 def as_on_a_gpu(monkeypatch, fake_graph):
     """The CPU takes the place of the GPU: its optimizer, and a graph that is none."""
-    monkeypatch.setattr(build, "on_gpu", lambda config: True)
+    monkeypatch.setattr(outer, "on_gpu", lambda config: True)
 
 
 def steps(run):
@@ -73,6 +74,23 @@ def test_a_captured_run_equals_an_eager_one(tmp_path, tiny_root, changes):
         assert getattr(trainer.meta_step._run, "captured", False) is captures
     assert steps(runs[0]) == steps(runs[1])
     assert same_weights(*runs)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_an_optimizer_of_ones_own_is_not_captured(tmp_path, tiny_root):
+    own = Trainer(tiny_config(tiny_root, optimizer="torch.optim:SGD"), Run(tmp_path / "own"))
+    ours = Trainer(tiny_config(tiny_root, optimizer="sgd"), Run(tmp_path / "ours"))
+    for trainer in (own, ours):
+        trainer.fit()
+    assert ours.meta_step.captures
+    assert not own.meta_step.captures
+    for one, other in zip(own.learner.parameters(), ours.learner.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    # Without a graph that stands still, the host looks at every step.
+    own = Trainer(tiny_config(tiny_root, optimizer="torch.optim:SGD"), Run(tmp_path / "broken"))
+    own.learner.model.head.weight.data.fill_(torch.inf)
+    with pytest.raises(TrainingError, match=r"is nan at inner step|is inf at inner step"):
+        own.fit()
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -1,11 +1,14 @@
 """Two processes that share the tasks of a meta-batch train as one does."""
 
 import inspect
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from support import own_parts
 from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext.data import Samples, TaskBatch
@@ -28,6 +31,9 @@ def test_uneven_shares_are_refused():
         Workers(0, 3).require_shares(4)
 
 
+OWN = {"data": "regression", "model": "line", "loss": "squared"}
+
+
 def cases(root):
     # Plain descent: Adam would blow the rounding of gradients that are zero up to whole steps.
     plain = tiny_config(root, optimizer="sgd", meta_lr=0.1)
@@ -42,6 +48,9 @@ def cases(root):
         # In one iteration, the tasks of the second process alone are not finite.
         "skipped": plain.replace(on_nonfinite="skip"),
         "ticket": plain.replace(learner="meta-ticket", options=pruned, iterations=3),
+        "own": plain.replace(
+            **{part: f"support.own_parts:{name}" for part, name in OWN.items()}, metric="mae"
+        ),
     }
 
 
@@ -79,6 +88,7 @@ def alone_and_shared(tiny_root, tmp_path_factory, one_thread):
             trainer.batches = poisoned(trainer.batches)
         trainer.fit()
     (folder / "train.py").write_text(inspect.getsource(poisoned) + SCRIPT)
+    shutil.copytree(Path(own_parts.__file__).parent, folder / "support")
     work = [part for alone, shared in runs.values() for part in (alone.config_path, shared.folder)]
     ended = subprocess.run(
         [
@@ -95,7 +105,7 @@ def alone_and_shared(tiny_root, tmp_path_factory, one_thread):
 
 
 @pytest.mark.parametrize(
-    "case", ["maml", "mixture", "distributions", "reptile", "skipped", "ticket"]
+    "case", ["maml", "mixture", "distributions", "reptile", "skipped", "ticket", "own"]
 )
 def test_two_processes_train_as_one(alone_and_shared, case):
     alone, shared = alone_and_shared[case]
@@ -104,7 +114,7 @@ def test_two_processes_train_as_one(alone_and_shared, case):
     ):
         assert (one["iteration"], one["kind"]) == (two["iteration"], two["kind"])
         assert one.get("skipped") == two.get("skipped")
-        for name in set(one) & {"loss", "accuracy/glyphs", "density", "search_macs"}:
+        for name in set(one) & {"loss", "mae", "accuracy/glyphs", "density", "search_macs"}:
             assert one[name] == pytest.approx(two[name], rel=1e-4)
     assert checkpoint.load(shared.last_path).skipped["count"] == (case == "skipped")
     left, right = (checkpoint.load(run.last_path).learner for run in (alone, shared))

@@ -11,12 +11,12 @@ from support.training_helpers import tiny_config
 from metasparse_ext.training import (
     Run,
     Trainer,
-    build,
     checkpoint,
     evaluate_run,
     evaluation,
     loop,
     metrics,
+    outer,
 )
 from metasparse_ext.training.stages import SingleStage, eligible
 
@@ -120,7 +120,7 @@ def test_gradients_are_clipped_by_value(tmp_path, tiny_root):
     ],
 )
 def test_schedules(schedule, factors):
-    found = [build.scheduled(schedule, done) for done in (0, 0.25, 0.5)]
+    found = [outer.scheduled(schedule, done) for done in (0, 0.25, 0.5)]
     assert found == pytest.approx(factors, rel=1e-5)
 
 

@@ -5,7 +5,7 @@ import torch
 from support.training_helpers import tiny_config
 
 from metasparse_ext.nn import MaskedConv2d
-from metasparse_ext.training import Run, Trainer, build, metrics
+from metasparse_ext.training import Run, Trainer, build, metrics, outer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +51,7 @@ def test_a_budget_ramps_over_the_iterations_of_the_run(tiny_root):
 def test_mask_scores_have_their_own_rate(tiny_root):
     config = tiny_config(tiny_root, "metadock", meta_lr=1e-3, mask_lr=1e-2)
     learner = build.learner(config, (1, 16, 16))
-    groups = build.optimizer(config, learner).param_groups
+    groups = outer.optimizer(config, learner).param_groups
     scores = {id(m.masker.scores) for m in learner.modules() if isinstance(m, MaskedConv2d)}
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(learner.parameters()))
@@ -90,4 +90,4 @@ def test_a_rate_for_scores_that_there_are_not_is_refused(tiny_root):
     with pytest.raises(
         ValueError, match="expected mask_lr to be None, maml has no mask scores to learn, got"
     ):
-        build.optimizer(config, build.learner(config, (1, 16, 16)))
+        outer.optimizer(config, build.learner(config, (1, 16, 16)))

@@ -10,10 +10,10 @@ from metasparse_ext.training import (
     Run,
     Trainer,
     TrainingError,
-    build,
     checkpoint,
     meta_step,
     metrics,
+    outer,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ def way(request):
     if request.param == "captured":
         request.getfixturevalue("fake_graph")
         patch = request.getfixturevalue("monkeypatch")
-        patch.setattr(build, "on_gpu", lambda config: True)
+        patch.setattr(outer, "on_gpu", lambda config: True)
     return request.param
 
 

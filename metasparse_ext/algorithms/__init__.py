@@ -1,7 +1,6 @@
 """Meta-learners: one file each, one small protocol, one registry."""
 
-import importlib
-
+from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_type, shown
 from metasparse_ext.algorithms.anil import ANIL, ConvexMAML
 from metasparse_ext.algorithms.base import MetaLearner
@@ -68,14 +67,7 @@ def find(name: str) -> type[MetaLearner]:
     require_type("find", "name", name, str, "text")
     if name in LEARNERS:
         return LEARNERS[name]
-    module, colon, attribute = name.partition(":")
-    wanted = f"package.module:Class or one of {', '.join(LEARNERS)}"
-    require(bool(colon), "find", "name", wanted, name)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"find: expected name to be package.module:Class, got {name!r}: {error}"
-        raise ValueError(message) from error
+    found = _entries.find("find", "name", name, LEARNERS, "Class")
     _require_learner("find", "name", found, f"{name!r}, {shown(found)}")
     return found
 

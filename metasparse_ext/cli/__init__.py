@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
 import metasparse_ext
-from metasparse_ext.cli import catalog, data, out, runs
+from metasparse_ext.cli import catalog, data, out, runs, train
 from metasparse_ext.cli.messages import OneLineErrors
 
 
@@ -18,7 +19,7 @@ def main() -> None:
 
 
 for _command in (
-    *(runs.train, runs.demo, runs.evaluate, out.predict, out.export, runs.plot),
+    *(train.train, train.sweep, runs.demo, runs.evaluate, out.predict, out.export, runs.plot),
     data.data,
     *(catalog.learners, catalog.presets, catalog.info),
 ):
@@ -26,7 +27,13 @@ for _command in (
 
 
 def program() -> None:
-    """What the console script runs: the command line, in a process that keeps its memory."""
+    """What the console script runs: the command line, in a process that keeps its memory.
+
+    Modules are importable from the present folder, as under ``python -m``.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
     if sys.platform == "linux":
         metasparse_ext.keep_memory()
     main(prog_name="metasparse")

@@ -27,9 +27,11 @@ class _Smoothed:
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._weights: dict[str, float] = {}
+        self._measure = "accuracy"
 
     def add(self, record: Mapping[str, Any]) -> None:
-        for name in ("loss", "accuracy", "active", "seconds"):
+        self._measure = record.get("measure", "accuracy")
+        for name in ("loss", self._measure, "active", "seconds"):
             if record.get(name) is not None:
                 self._sums[name] = _SMOOTHING * self._sums.get(name, 0.0) + record[name]
                 self._weights[name] = _SMOOTHING * self._weights.get(name, 0.0) + 1.0
@@ -38,23 +40,44 @@ class _Smoothed:
         return self._sums[name] / self._weights[name]
 
     def text(self) -> str:
-        """The numbers as one line: loss, accuracy, active kernels, seconds per iteration."""
-        parts = [f"loss {self['loss']:.3f}", f"accuracy {self['accuracy']:6.1%}"]
+        """The numbers as one line: loss, accuracy, active kernels, seconds per iteration.
+
+        Of a run that is judged otherwise, that in place of the accuracy.
+        """
+        parts = [f"loss {self['loss']:.3f}"] if "loss" in self._sums else []
+        if self._measure == "accuracy" and "accuracy" in self._sums:
+            parts.append(f"accuracy {self['accuracy']:6.1%}")
+        elif self._measure in self._sums:
+            parts.append(f"{self._measure} {self[self._measure]:.4g}")
         if "active" in self._sums:
             parts.append(f"active {self['active']:6.1%}")
         return "  ".join([*parts, f"{self['seconds']:.3f} s/it"])
+
+
+def score_text(record: Mapping[str, Any]) -> str:
+    """What a record or an evaluation was judged by, with its interval: "97.13% ± 0.37%".
+
+    Of another measure than accuracy, with its name: "mse 0.52 ± 0.04".
+    """
+    name = record.get("measure", "accuracy")
+    value, interval = record[name], record["interval"]
+    if name == "accuracy":
+        return f"{value:.2%} ± {interval:.2%}"
+    return f"{name} {value:.4g} ± {interval:.2g}"
 
 
 def validation_text(record: Mapping[str, Any], best: bool) -> str:
     """A validation record as one line."""
     kind = "transductive" if record["transductive"] else "non-transductive"
     mark = "  best" if best else "" if record["eligible"] else "  not eligible"
+    measure = record.get("measure", "accuracy")
+    shown = ".2%" if measure == "accuracy" else ".4g"
     parts = "".join(
-        f", {name} {score['accuracy']:.2%}" for name, score in record["distributions"].items()
+        f", {name} {score[measure]:{shown}}" for name, score in record["distributions"].items()
     )
     return (
-        f"iteration {record['iteration']}: validation {record['accuracy']:.2%} "
-        f"± {record['interval']:.2%} on {record['tasks']} tasks ({kind}){parts}, "
+        f"iteration {record['iteration']}: validation {score_text(record)} "
+        f"on {record['tasks']} tasks ({kind}){parts}, "
         f"active kernels {record['active']:.1%}{mark}"
     )
 
@@ -170,14 +193,16 @@ def _duration(seconds: float) -> str:
 def table(evaluations: Mapping[str, RunEvaluation]) -> Table:
     """A rich table, one row a run; the title says what was evaluated and how."""
     first = next(iter(evaluations.values()))
+    measures = dict.fromkeys(each.measure for each in evaluations.values())
+    score = " or ".join(measures)
     shown = Table(
         title=f"{first.setting}, {_manner(first.numbers)}",
-        caption="accuracy with its 95 % interval; multiply-accumulates of one image",
+        caption=f"{score} with its 95 % interval; multiply-accumulates of one image",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     shown.add_column("", overflow="fold")
-    for heading in ("accuracy", "active kernels", "multiply-accumulates", "s/iteration"):
+    for heading in (score, "active kernels", "multiply-accumulates", "s/iteration"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for label, each in evaluations.items():
         shown.add_row(label, *_cells(each))
@@ -190,7 +215,7 @@ def remark(evaluation: RunEvaluation) -> str:
     if evaluation.adapt_steps:
         text += f", {evaluation.adapt_steps} steps of adaptation"
     for name, score in evaluation.numbers.get("distributions", {}).items():
-        text += f"; on {name} {_accuracy(score)}"
+        text += f"; on {name} {_score(score, evaluation.measure)}"
     if evaluation.budget is None:
         return text
     achieved = (
@@ -207,14 +232,16 @@ def _manner(numbers: Mapping[str, Any]) -> str:
 def _cells(evaluation: RunEvaluation) -> tuple[str, str, str, str]:
     numbers = evaluation.numbers
     return (
-        _accuracy(numbers),
+        _score(numbers, evaluation.measure),
         f"{100 * numbers['active']:.1f} %",
         f"{numbers['macs'] / 1e6:.2f} M",
         "" if evaluation.seconds is None else f"{evaluation.seconds:.3f}",
     )
 
 
-def _accuracy(score: Mapping[str, Any]) -> str:
+def _score(score: Mapping[str, Any], measure: str) -> str:
+    if measure != "accuracy":
+        return f"{score[measure]:.4g} ± {score['interval']:.2g}"
     return f"{100 * score['accuracy']:.2f} ± {100 * score['interval']:.2f} %"
 
 
@@ -245,7 +272,7 @@ def draw_figures(
         drawn.append(folder / "accuracy-macs.png")
         points = [
             plots.Point(
-                label, each.numbers["macs"], each.numbers["accuracy"], each.numbers["interval"]
+                label, each.numbers["macs"], each.score, each.numbers["interval"], each.measure
             )
             for label, each in evaluated.items()
         ]

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from metasparse_ext import _library
 from metasparse_ext._capture import CaptureError
+from metasparse_ext._entries import any_imported, blame
 from metasparse_ext.data import DataError
 from metasparse_ext.ops.backends import VARIABLES, get_backend
 from metasparse_ext.training import CheckpointError, Run, RunInUseError, TrainingError
@@ -72,10 +73,13 @@ class OneLineErrors(click.Group):
             code = _report(UserError(f"there is not enough memory: {error}"), 2)
         except (TrainingError, FloatingPointError, CaptureError) as error:
             code = _report(error, 1)
-        except RuntimeError as error:
-            if "memory" not in str(error):
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "memory" in str(error):
+                code = _report(UserError(str(error).splitlines()[0]), 2)
+            elif any_imported():  # code of the user's own, for all we know
+                code = _report(UserError(blame(error)), 2)
+            else:
                 raise
-            code = _report(UserError(str(error).splitlines()[0]), 2)
         sys.exit(code)
 
 

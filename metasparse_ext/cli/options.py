@@ -16,7 +16,7 @@ from metasparse_ext.algorithms import LEARNERS, MetaLearner, find
 from metasparse_ext.cli.messages import UserError, checked, known
 from metasparse_ext.presets import PRESETS
 from metasparse_ext.training import RunConfig
-from metasparse_ext.training.config import BACKBONES, ON_NONFINITE, OPTIMIZERS, SCHEDULES
+from metasparse_ext.training.config import ON_NONFINITE, SCHEDULES
 
 # Options of learners that have a flag of their own.
 _LEARNER_FLAGS = (
@@ -48,7 +48,8 @@ def _field(flag: str, kind: Any, text: str) -> Callable[..., Any]:
 
 run_options = _options(
     click.option("--preset", help="Published settings to start from: `metasparse presets`."),
-    _field("--data", str, "Data set: glyphs, omniglot, cifar-fs or folder; several joined by +."),
+    _field("--data", str, "Data set: glyphs, omniglot, cifar-fs or folder; several joined by +; or "
+           "sinusoid, or package.module:function that returns the data of a split."),
     _field("--root", str, "Folder of the data set's files."),
     _field("--image-size", int, "Resize images to this side."),
     _field("--rotations/--no-rotations", bool, "Rotate training classes by multiples of 90°."),
@@ -57,7 +58,12 @@ run_options = _options(
     _field("--queries", int, "Query images per class."),
     _field("--evaluation-queries", int, "Query images per class of validation and evaluation."),
     _field("--tasks", int, "Tasks per meta-batch."),
-    _field("--backbone", click.Choice(BACKBONES), "Network."),
+    click.option("--model", "--backbone", "model",
+                 help="Network: conv4, resnet12, mlp, or package.module:function that makes one.  "
+                 "[default: conv4; mlp where inputs are no images]"),
+    _field("--loss", str, "What tasks minimize in place of the cross-entropy: mse, mae, or "
+           "package.module:function of outputs and targets."),
+    _field("--metric", str, "What is reported in place of accuracy, named like a loss."),
     _field("--width", int, "Channels of Conv-4's blocks, or of ResNet-12's first."),
     _field("--strided/--pooled", bool, "Strided convolutions in Conv-4, or max-pools."),
     _field("--iterations", int, "Meta-iterations."),
@@ -77,7 +83,8 @@ run_options = _options(
     click.option("--rewind", type=int, help="Iteration that a ticket's weights return to."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                  help="Any other option of the learner; repeatable."),
-    _field("--optimizer", click.Choice(OPTIMIZERS), "Outer optimizer."),
+    _field("--optimizer", str, "Outer optimizer: adam, sgd, or package.module:function that makes "
+           "one, such as torch.optim:AdamW."),
     _field("--meta-lr", float, "Learning rate of the outer optimizer."),
     _field("--mask-lr", float, "The same for mask scores; by default --meta-lr."),
     _field("--adam-eps", float, "Adam's epsilon."),
@@ -103,26 +110,55 @@ run_options = _options(
 )  # fmt: skip
 
 
-def preset_fields(learner: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the preset that was named; --iterations sets ``total_iterations`` too."""
-    if "preset" not in given:
+def preset_fields(name: str | None, learner: str | None, longer: bool) -> dict[str, Any]:
+    """The fields of the preset of a name, if there is one.
+
+    Args:
+        name: The preset.
+        learner: The learner that was named, if one was; it must be the preset's.
+        longer: Whether the training is of another length than the preset's, which sets
+            ``total_iterations`` too.
+    """
+    if name is None:
         return {}
-    name = known("preset", given["preset"], PRESETS)
-    fields = PRESETS[name].settings()
-    if fields["learner"] != learner:
+    fields = PRESETS[known("preset", name, PRESETS)].settings()
+    if learner not in (None, fields["learner"]):
         raise UserError(f"preset {name} is of {fields['learner']}, not of {learner}")
-    if "iterations" in given and fields["options"].get("total_iterations") == fields["iterations"]:
+    if longer and fields["options"].get("total_iterations") == fields["iterations"]:
         del fields["options"]["total_iterations"]
     return fields
 
 
-def configure(learner: str, given: Mapping[str, Any], base: Mapping[str, Any]) -> RunConfig:
+def base_fields(
+    learner: str | None, given: Mapping[str, Any], file: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What flags are added to: the fields of a file over those of a preset."""
+    preset = given.get("preset", file.get("preset"))
+    longer = "iterations" in given or "iterations" in file
+    return over(preset_fields(preset, learner or file.get("learner"), longer), file)
+
+
+def over(base: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a file over others; its options over theirs, where the learner is the same."""
+    same = file.get("learner", base.get("learner")) == base.get("learner")
+    options = {**(base.get("options", {}) if same else {}), **file.get("options", {})}
+    return {**base, **file, "options": options}
+
+
+def configure(learner: str | None, given: Mapping[str, Any], base: Mapping[str, Any]) -> RunConfig:
     """The configuration ``base`` with the flags that were given."""
+    learner = learner or base.get("learner")
+    if learner is None:
+        raise UserError(
+            "expected a LEARNER, or a --config or --preset that names one: "
+            "`metasparse learners` lists them"
+        )
     kind = find_learner(learner)
     options = {**base.get("options", {}), **_chosen_options(learner, kind, given)}
     names = {entry.name for entry in dataclasses.fields(RunConfig)}
     fields = {name: value for name, value in given.items() if name in names}
-    return checked(lambda: RunConfig(**{**base, **fields, "learner": learner, "options": options}))
+    values = {**base, **fields, "learner": learner, "options": options}
+    return checked(lambda: RunConfig.from_dict(values))
 
 
 def _chosen_options(
@@ -138,6 +174,8 @@ def _chosen_options(
         if name not in options:
             flag = "--order" if name == "first_order" and name in chosen else name
             raise UserError(f"{learner} has no option {flag}; it has {', '.join(options)}")
+    for name in {"loss", "metric"} & settings.keys():
+        raise UserError(f"--set {name}: expected --{name} NAME")
     for name, text in settings.items():
         try:
             chosen[name] = read(text, options[name].annotation)

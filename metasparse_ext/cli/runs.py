@@ -1,11 +1,9 @@
-"""Commands on runs: ``metasparse train``, ``demo``, ``evaluate`` and ``plot``."""
+"""Commands on runs: ``metasparse demo``, ``evaluate`` and ``plot``."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,8 @@ import torch
 from rich.console import Console
 
 from metasparse_ext.cli.display import draw_figures, remark, reporter, table
-from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
-from metasparse_ext.cli.options import configure, preset_fields, run_options
-from metasparse_ext.training import (
-    Outcome,
-    Run,
-    RunConfig,
-    RunEvaluation,
-    Trainer,
-    evaluate_run,
-)
-from metasparse_ext.training.distributed import first_process, joined
+from metasparse_ext.cli.messages import checked, console, folder, say
+from metasparse_ext.training import Run, RunConfig, RunEvaluation, Trainer, evaluate_run
 from metasparse_ext.training.evaluation import evaluate_best, keep
 
 # Minutes instead of the hours of the published settings. The dense network learns by MAML with one
@@ -57,39 +46,6 @@ PRUNED = DENSE.replace(
     mask_lr=2e-4,
     validate_every=50,
 )
-
-
-@click.command("train")
-@click.argument("learner")
-@run_options
-@click.option("--out", required=True, callback=folder, help="Run folder to write.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if any.")
-def train(learner: str, out: Run, resume: bool, **flags: Any) -> None:
-    """Train LEARNER, one of `metasparse learners` or package.module:Class, into a run folder.
-
-    The folder gets config.json, metrics.jsonl, last.safetensors and best.safetensors. Ctrl-C
-    saves and stops; the same command with --resume goes on, exactly. Under torchrun, processes
-    share the tasks of a meta-batch.
-    """
-    run, shown_on = out, console(quiet=not first_process())
-    if run.started and not resume:
-        raise UserError(
-            f"{out} already holds a run: add --resume to go on, or choose another --out"
-        )
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    base = run.config().to_dict() if run.started else preset_fields(learner, given)
-    config = configure(learner, given, base)
-    if resume and not run.started:
-        say(shown_on, f"nothing to resume in {out}: starting")
-    with ExitStack() as stack:
-        workers = checked(lambda: stack.enter_context(joined(config.device)))
-        shown = stack.enter_context(reporter(shown_on))
-        trainer = checked(lambda: Trainer(config, run, reporter=shown, workers=workers))
-        outcome = trainer.fit()
-    if outcome.interrupted:
-        say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
-        sys.exit(INTERRUPTED)
-    say(shown_on, _ending(trainer, outcome))
 
 
 @click.command("demo")
@@ -147,19 +103,9 @@ def plot(runs: Sequence[Run], out: Run | None, against: str) -> None:
     for run in runs:
         run.config()
     labelled = {str(run): run for run in runs}
-    for picture in draw_figures(labelled, (out or runs[0]).folder, against=against):
+    into = (out or runs[0]).folder
+    for picture in checked(lambda: draw_figures(labelled, into, against=against)):
         click.echo(picture)
-
-
-def _ending(trainer: Trainer, outcome: Outcome) -> str:
-    """What came out of training, in a line."""
-    best = outcome.best
-    if best is None:
-        return f"no checkpoint met the budget: {trainer.run} has its last one only"
-    return (
-        f"best: iteration {best['iteration']}, validation {best['accuracy']:.2%} "
-        f"± {best['interval']:.2%}, active kernels {best['active']:.1%}; saved in {trainer.run}"
-    )
 
 
 def run_demo(folder: Path, shown_on: Console) -> dict[str, RunEvaluation]:

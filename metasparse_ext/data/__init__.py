@@ -10,6 +10,7 @@ from metasparse_ext.data.learn2learn import from_learn2learn
 from metasparse_ext.data.mixture import Mixture, MixtureSampler
 from metasparse_ext.data.registry import DATASETS, load
 from metasparse_ext.data.sampler import EpisodeSampler
+from metasparse_ext.data.sinusoid import Sinusoids
 from metasparse_ext.data.splits import published
 from metasparse_ext.data.transfer import on_device
 
@@ -24,6 +25,7 @@ __all__ = [
     "MixtureSampler",
     "Normalize",
     "Samples",
+    "Sinusoids",
     "TaskBatch",
     "augmented",
     "episodes",

@@ -11,12 +11,14 @@ from metasparse_ext.nn.learned_topk import LearnedTopKMask
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 from metasparse_ext.nn.masks import FixedMask, ScoreMask, TopKMask
+from metasparse_ext.nn.mlp import MLP
 from metasparse_ext.nn.norm import BatchNorm2d, NormActPool
 from metasparse_ext.nn.resnet12 import ResBlock, ResNet12
 from metasparse_ext.nn.sparsify import sparsify
 from metasparse_ext.nn.task_axis import is_task_aware
 
 __all__ = [
+    "MLP",
     "BatchNorm2d",
     "Conv4",
     "ConvBlock",

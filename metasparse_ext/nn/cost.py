@@ -93,6 +93,8 @@ def cost(
     model: nn.Module,
     input_shape: Sequence[int],
     masks: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Cost:
     """Counts a model's parameters and the multiply-accumulates of one image, dense and active.
 
@@ -102,11 +104,13 @@ def cost(
     active weight costs one multiply-accumulate a position.
 
     Args:
-        model: Any module that takes images (N, C, H, W).
-        input_shape: (C, H, W) of one image.
+        model: Any module that takes images (N, C, H, W), or other inputs (N, ...).
+        input_shape: Of one input: (C, H, W) of an image.
         masks: Masks to count instead of the model's own, by the name of the layer, with or without
             a leading task axis: what ``AdaptedTasks.masks()`` returns. Linear layers may have one
             too, with one entry a weight.
+        dtype: Of the input, such as ``torch.int64`` for a model of tokens; by default that of the
+            parameters.
 
     Returns:
         A :class:`Cost`; ``print`` it for a table.
@@ -126,15 +130,19 @@ def cost(
     """
     require_type("cost", "model", model, nn.Module, "a module")
     require_type("cost", "input_shape", input_shape, (tuple, list), "(C, H, W)")
-    require(len(input_shape) == 3, "cost", "input_shape", "(C, H, W)", input_shape)
+    images = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    fits = len(input_shape) == 3 if images else len(input_shape) > 0
+    require(fits, "cost", "input_shape", "(C, H, W)", input_shape)
     for size in input_shape:
         require_size("cost", "input_shape", size)
+    if dtype is not None:
+        require_type("cost", "dtype", dtype, torch.dtype, "a dtype or None")
     maskable = (MaskedConv2d, nn.Linear)
     masked = {name: m for name, m in model.named_modules() if isinstance(m, maskable)}
     if masks is not None:
         _check_masks(masks, masked)
     maskers = {m.masker for m in masked.values() if isinstance(m, MaskedConv2d)}
-    positions = _positions(model, input_shape)
+    positions = _positions(model, input_shape, dtype)
     layers, counted = [], set()
     for name, module in model.named_modules():
         parameters = [p for p in module.parameters(recurse=False) if id(p) not in counted]
@@ -203,7 +211,9 @@ def _ones(mask: Tensor, rank: int) -> Tensor:
     return mask.flatten(mask.dim() - rank).sum(-1)
 
 
-def _positions(model: nn.Module, input_shape: Sequence[int]) -> dict[nn.Module, int]:
+def _positions(
+    model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype | None
+) -> dict[nn.Module, int]:
     """How many outputs per output channel each convolution and linear layer makes of an image."""
     positions: dict[nn.Module, int] = {}
 
@@ -214,7 +224,8 @@ def _positions(model: nn.Module, input_shape: Sequence[int]) -> dict[nn.Module, 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     parameter = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    dtype = parameter.dtype if dtype is None else dtype
+    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=dtype)
     try:
         with torch.no_grad(), evaluating(model):
             model(image)

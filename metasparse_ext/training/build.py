@@ -2,42 +2,82 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from metasparse_ext import data
-from metasparse_ext._arguments import refuse, shown
+from metasparse_ext import _entries, data
+from metasparse_ext._arguments import refuse, require_type
 from metasparse_ext.algorithms import find
 from metasparse_ext.algorithms.base import MetaLearner
-from metasparse_ext.data import DataError, ImageClasses, Mixture, TaskBatch
-from metasparse_ext.nn import Conv4, ResNet12
+from metasparse_ext.data import DATASETS, DataError, ImageClasses, Mixture, TaskBatch
+from metasparse_ext.training import parts
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.own_tasks import OwnTasks, tasks_of
+from metasparse_ext.training.parts import TASKS, Parts
 from metasparse_ext.training.run import Run
 
+#: Nothing is given: the configuration names every part.
+NAMED = Parts()
 
-def resolved(config: RunConfig) -> RunConfig:
-    """Tells a learner that wants to know how long the training is, and of how many data sets."""
+# What is taken where the configuration names no loss.
+_LOSSES = {"sinusoid": "mse"}
+
+Tasks = ImageClasses | Mixture | OwnTasks
+
+
+def resolved(
+    config: RunConfig, classes: Tasks | None = None, kind: type[MetaLearner] | None = None
+) -> RunConfig:
+    """Names the model and the loss that suit the data, and completes the learner's options.
+
+    A learner that wants to know is told how long the training is, and of how many data sets.
+
+    Args:
+        config: The configuration.
+        classes: The data, where they are loaded already.
+        kind: The class of the learner, where the configuration does not name it.
+    """
+    shape = getattr(classes, "shape", None if config.data in TASKS else (1, 1, 1))
+    model = "mlp" if shape is None or len(shape) != 3 else "conv4"
+    suited = {"model": model, "loss": _LOSSES.get(config.data)}
+    config = config.replace(**{n: v for n, v in suited.items() if getattr(config, n) is None})
+    if kind is None and _entries.is_label(config.learner):
+        return config
     known = {
         "total_iterations": config.iterations,
-        "distributions": config.data.count("+") + 1,
+        "distributions": len(distributions(classes)) or config.data.count("+") + 1,
     }
-    wanted = inspect.signature(find(config.learner)).parameters
+    wanted = inspect.signature(kind or find(config.learner)).parameters
     told = {name: value for name, value in known.items() if name in wanted}
     return config.replace(options={**told, **config.options})
 
 
-def images(config: RunConfig, split: str) -> ImageClasses | Mixture:
-    """Loads one split of the run's data set, or of its several."""
-    return data.load(config.data, config.root, split=split, image_size=config.image_size)
+def images(config: RunConfig, split: str, given: Any = None) -> Tasks:
+    """Loads one split of the run's data: of a data set, of several, or of one's own.
+
+    Args:
+        config: Of the run.
+        split: The split.
+        given: The data themselves, where the configuration does not name them.
+    """
+    if given is None:
+        name, own = config.data, config.data in TASKS or _entries.is_import(config.data)
+        if not own or name.partition(":")[0] in DATASETS:
+            return data.load(name, config.root, split=split, image_size=config.image_size)
+        given = parts.find(config, "data")
+    if split != "train":
+        config = config.replace(queries=config.evaluation_queries or config.queries)
+    return tasks_of(given, config, split)
 
 
-def require_one_shape(train: ImageClasses | Mixture, held_out: ImageClasses | Mixture) -> None:
+def require_one_shape(train: Tasks, held_out: Tasks) -> None:
     """Refuses splits that one network cannot take.
 
     Raises:
@@ -45,8 +85,13 @@ def require_one_shape(train: ImageClasses | Mixture, held_out: ImageClasses | Mi
     """
     if train.shape == held_out.shape:
         return
-    (channels, *size), (other_channels, *other_size) = train.shape, held_out.shape
     advice = []
+    if isinstance(train, OwnTasks) or isinstance(held_out, OwnTasks):
+        raise DataError(
+            f"{train} and {held_out}: expected inputs of one shape, got {train.shape} and "
+            f"{held_out.shape}"
+        )
+    (channels, *size), (other_channels, *other_size) = train.shape, held_out.shape
     if size != other_size:
         advice.append("image_size brings sizes to one")
     if channels != other_channels:
@@ -57,28 +102,67 @@ def require_one_shape(train: ImageClasses | Mixture, held_out: ImageClasses | Mi
     )
 
 
-def require_test_shape(config: RunConfig, train: ImageClasses | Mixture) -> None:
+def require_test_shape(config: RunConfig, train: Tasks, given: Any = None) -> None:
     """Refuses a test split that the network could not be evaluated on; there may be none.
+
+    Meta-batches of one's own are not asked for before they are needed.
 
     Raises:
         DataError: If its images differ from those of training in size or channels.
     """
+    if isinstance(train, OwnTasks):
+        return
     try:
-        held_out = images(config, "test")
+        held_out = images(config, "test", given)
     except DataError:
         return  # what training needs is there; the evaluation will say what is missing
     require_one_shape(train, held_out)
 
 
-def distributions(classes: ImageClasses | Mixture) -> tuple[str, ...]:
+def distributions(classes: Tasks | None) -> tuple[str, ...]:
     """The names of the data sets of a mixture; none where there is one."""
     return classes.names if isinstance(classes, Mixture) else ()
 
 
+def outputs(classes: Tasks) -> int | None:
+    """How many numbers are to be predicted, or None where there are classes."""
+    return classes.outputs if isinstance(classes, OwnTasks) else None
+
+
+def setting(config: RunConfig, classes: Tasks) -> str:
+    """What is evaluated, in words."""
+    if isinstance(classes, OwnTasks):
+        kind = f"{config.ways}-way" if classes.outputs is None else "regression"
+        return f"{kind} {config.shots}-shot, {config.data} {classes.split} tasks"
+    return f"{config.ways}-way {config.shots}-shot, {config.data} {classes.split} classes"
+
+
+def input_of(run: Run, config: RunConfig) -> tuple[tuple[int, ...], int | None]:
+    """The shape of an input of a run's network, and how many numbers it predicts, if any."""
+    shape = run.image_shape()
+    if shape is not None:
+        return shape, run.outputs()
+    classes = images(config, "test")
+    return classes.shape, outputs(classes)
+
+
+def require_loss(config: RunConfig, classes: Tasks) -> None:
+    """Refuses to predict numbers without a loss for them.
+
+    Raises:
+        ValueError: If there are targets in place of classes, and no loss.
+    """
+    if outputs(classes) is not None and config.loss is None:
+        wanted = f"a function for the targets of {classes}, which are {classes.labels}, not classes"
+        refuse("RunConfig", "loss", wanted, "None")
+
+
 def episodes(
-    config: RunConfig, classes: ImageClasses | Mixture, *, seed: int, tasks: int, start: int = 0
+    config: RunConfig, classes: Tasks, *, seed: int, tasks: int, start: int = 0
 ) -> Iterator[TaskBatch]:
     """Draws meta-batches; batch ``i`` depends on the seed, the split and ``i`` alone."""
+    if isinstance(classes, OwnTasks):
+        return classes.batches(seed, start, config.workers, endless=True)
     return data.episodes(
         classes,
         ways=config.ways,
@@ -92,47 +176,106 @@ def episodes(
     )
 
 
-def held_out_episodes(
-    config: RunConfig, classes: ImageClasses | Mixture, *, seed: int
-) -> Iterator[TaskBatch]:
+def held_out_episodes(config: RunConfig, classes: Tasks, *, seed: int) -> Iterator[TaskBatch]:
     """Draws the meta-batches of a validation or an evaluation."""
+    if isinstance(classes, OwnTasks):
+        return classes.batches(seed, 0, config.workers, endless=False)
     config = config.replace(queries=config.evaluation_queries or config.queries)
     return episodes(config, classes, seed=seed, tasks=config.tasks)
 
 
-def network(config: RunConfig, image_shape: tuple[int, int, int]) -> Conv4 | ResNet12:
-    """Builds the backbone and, with ``init_from``, gives it that run's best weights.
+def network(
+    config: RunConfig, shape: tuple[int, ...], *, outputs: int | None = None, given: Any = None
+) -> nn.Module:
+    """Builds the model and, with ``init_from``, gives it that run's best weights.
+
+    Args:
+        config: Of the run.
+        shape: Of one input: (C, H, W) of an image.
+        outputs: How many numbers are to be predicted; by default a logit for each class.
+        given: The network, or a function that returns one, where the configuration names none. A
+            function is called with those of shape, in_channels, image_size, ways, outputs, width,
+            strided and seed that its parameters name.
 
     Raises:
-        ValueError: If the images are not square, or the other run's network has other shapes.
+        TypeError: If what is returned is no network.
+        ValueError: If images are not square, or the other run's network has other shapes.
     """
-    channels, height, width = image_shape
-    if height != width:
-        refuse("Trainer", "images", "square", f"{height}x{width}")
+    config = resolved(config)
     torch.manual_seed(config.seed)
-    if config.backbone == "resnet12":
-        net = ResNet12(channels, height, config.width, config.ways)
-    else:
-        net = Conv4(channels, height, config.width, config.ways, strided=config.strided)
+    net = given
+    if not isinstance(net, nn.Module):
+        made_by = parts.find(config, "model") if net is None else net
+        net = _entries.called("RunConfig", made_by, _offered(config, shape, outputs))
+        require_type("RunConfig", f"what model {config.model} returns", net, nn.Module, "a module")
     if config.init_from is not None:
         _copy_weights(net, config.init_from)
     return net
 
 
-def learner(config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner:
+def _offered(config: RunConfig, shape: tuple[int, ...], outputs: int | None) -> dict[str, Any]:
+    """What a function that makes a model can ask for."""
+    offered = {
+        **{"shape": shape, "outputs": config.ways if outputs is None else outputs},
+        **{name: getattr(config, name) for name in ("ways", "width", "strided", "seed")},
+    }
+    if len(shape) != 3:
+        return offered
+    channels, height, width = shape
+    if config.model in ("conv4", "resnet12") and height != width:
+        refuse("Trainer", "images", "square", f"{height}x{width}")
+    size = height if height == width else (height, width)
+    return {**offered, "in_channels": channels, "image_size": size}
+
+
+def learner(
+    config: RunConfig,
+    shape: tuple[int, ...],
+    *,
+    outputs: int | None = None,
+    given: Parts = NAMED,
+) -> MetaLearner:
     """Builds the learner that the configuration names, on its device.
+
+    Args:
+        config, shape, outputs: As in :func:`network`.
+        given: What came as an object.
 
     Raises:
         ValueError: If the device cannot be used, or an option is refused.
     """
     _require_device(config.device)
-    kind, options = find(config.learner), resolved(config).options
-    return kind(network(config, image_shape), **options).to(config.device)
+    if given.has_learner:
+        torch.manual_seed(config.seed)
+        if config.init_from is not None:
+            _copy_weights(given.learner.model, config.init_from)
+        return given.learner.to(config.device)
+    config = resolved(config)
+    kind = find(config.learner) if given.learner is None else given.learner
+    own = {}
+    for name in ("loss", "metric"):
+        function = getattr(given, name)
+        if function is None and getattr(config, name) is not None:
+            function = parts.find(config, name)
+        if function is not None:
+            own[name] = function
+    net = network(config, shape, outputs=outputs, given=given.model)
+    return kind(net, **config.options, **own).to(config.device)
 
 
-def trained(run: Run, config: RunConfig, image_shape: tuple[int, int, int]) -> MetaLearner:
-    """Builds a run's learner in its best trained state."""
-    made = learner(config.replace(init_from=None), image_shape)
+def trained(
+    run: Run,
+    config: RunConfig,
+    shape: tuple[int, ...],
+    *,
+    outputs: int | None = None,
+    given: Parts = NAMED,
+) -> MetaLearner:
+    """Builds a run's learner in its best trained state; what is given stays as it is."""
+    objects = {name: copy.deepcopy(getattr(given, name)) for name in ("model", "learner")}
+    given = dataclasses.replace(given, **objects)
+    config = config.replace(init_from=None)
+    made = learner(config, shape, outputs=outputs, given=given)
     load_state(made, run.best().learner, str(run))
     return made
 
@@ -148,51 +291,6 @@ def load_state(made: MetaLearner, state: Mapping[str, Any], where: str) -> None:
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{where}: not the state of this learner: {reason}") from error
-
-
-def on_gpu(config: RunConfig) -> bool:
-    """Whether the run trains on a CUDA device."""
-    return torch.device(config.device).type == "cuda"
-
-
-def optimizer(config: RunConfig, parameters_of: MetaLearner) -> torch.optim.Optimizer:
-    """Builds the outer optimizer; mask scores may have a rate of their own.
-
-    On a GPU it can be part of a CUDA graph: its rates and counters lie on the device, and it stands
-    still while ``found_inf`` is not zero.
-
-    Raises:
-        ValueError: If there is a rate for mask scores, and no scores.
-    """
-    scores, weights = [], []
-    for name, parameter in parameters_of.named_parameters():
-        (scores if name.endswith("scores") else weights).append(parameter)
-    if config.mask_lr is not None and not scores:
-        wanted = f"None, {config.learner} has no mask scores to learn"
-        refuse("RunConfig", "mask_lr", wanted, shown(config.mask_lr))
-    groups = [{"params": weights, "lr": config.meta_lr}]
-    if scores:
-        groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
-    if not on_gpu(config):
-        if config.optimizer == "sgd":
-            return torch.optim.SGD(groups)
-        return torch.optim.Adam(groups, eps=config.adam_eps)
-    for group in groups:
-        group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, fused=True)
-    return torch.optim.Adam(groups, eps=config.adam_eps, capturable=True, fused=True)
-
-
-def scheduled(schedule: str, done: float) -> float:
-    """Factor on the learning rates once a fraction of the training is done."""
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    if schedule == "linear":
-        return 1 - done
-    if schedule == "staircase":
-        return 0.9 ** int(12 * done)
-    return 1.0
 
 
 def _require_device(device: str) -> None:

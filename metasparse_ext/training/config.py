@@ -10,12 +10,14 @@ from typing import Any
 
 from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
 from metasparse_ext._records import check_fields
+from metasparse_ext.training import parts
 
-BACKBONES = ("conv4", "resnet12")
-OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "staircase")
 ON_NONFINITE = ("stop", "skip", "halve")
 SPLITS = ("train", "val", "test")
+
+# What files of earlier versions call the model.
+FORMER = "backbone"
 
 # What a resumed run may change without changing its numbers.
 _FREE = {"root", "init_from", "save_every", "evaluation_tasks", "workers", "capture"}
@@ -37,6 +39,7 @@ _LIMITS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("clip_norm", "clip_value", "max_seconds"), _ABOVE_0),
     **dict.fromkeys(("meta_lr", "mask_lr"), _RATE),
     **dict.fromkeys(("learner", "init_from", "data", "root", "device"), _NAMED),
+    **dict.fromkeys(("model", "optimizer", "loss", "metric"), _NAMED),
 }
 
 
@@ -44,24 +47,37 @@ _LIMITS: dict[str, dict[str, Any]] = {
 class RunConfig:
     """Everything that decides the numbers of a run.
 
+    Learner, data, model, optimizer, loss and metric are named: by a name of ours, or by
+    ``package.module:attribute``, which is imported. Of a part that came as an object and cannot be
+    imported, the name is ``<module.Name>``.
+
     Attributes:
         learner: Name in ``metasparse_ext.algorithms.LEARNERS``, or ``package.module:Class``.
         options: Keyword arguments of the learner's constructor.
         preset: Name of the preset that the run started from, for the record.
         init_from: Run folder whose best network is the starting point (a dense pre-training).
-        data, root, image_size, rotations: The data set and how its images are read.
+        data, root, image_size, rotations: The data set and how its images are read; or
+            ``sinusoid``; or a function that returns the data of a split.
         ways, shots, queries, tasks: Classes per task, support and query images per class, tasks
             per meta-batch.
-        backbone: ``conv4`` or ``resnet12``.
+        model: ``conv4``, ``resnet12``, ``mlp``, or a function that returns a network; by default
+            ``conv4``, and ``mlp`` where inputs are no images.
+        loss: What tasks minimize in place of the cross-entropy: ``mse``, ``mae``, or a function of
+            the outputs and targets of a task; by default ``mse`` for sinusoids.
+        metric: What is reported in place of accuracy, a function like the loss. More of it is
+            better, but of ``mse`` and ``mae`` less. A run with a loss and no metric is judged by
+            its loss.
         width: Channels of Conv-4's blocks, or of ResNet-12's first.
         strided: Of Conv-4: stride 2, or stride 1 with 2x2 max-pool.
         seed: Seeds the initial weights and the episodes.
         iterations: Meta-iterations of a training.
         max_seconds: Where given, training takes so many seconds of processor time (on a GPU,
             seconds) instead, its steps alone counted, and the schedule follows them.
-        optimizer, meta_lr, mask_lr, adam_eps, schedule: The outer loop. ``mask_lr`` is the rate of
-            mask scores and, where None, that of the weights. Schedules: constant, cosine and linear
-            to 0, and staircase, 0.9 times as much after every twelfth of the training (CAVIA's).
+        optimizer, meta_lr, mask_lr, adam_eps, schedule: The outer loop: ``adam``, ``sgd``, or a
+            function that returns an optimizer, such as ``torch.optim:AdamW``. ``mask_lr`` is the
+            rate of mask scores and, where None, that of the weights. Schedules: constant, cosine
+            and linear to 0, and staircase, 0.9 times as much after every twelfth of the training
+            (CAVIA's).
         clip_norm, clip_value: Gradient clipping by total norm, or by element.
         on_nonfinite: What a meta-step does after which a loss, the meta-gradient, a parameter or
             the optimizer's state is not finite: "stop" ends the run with an error, and the last
@@ -93,7 +109,9 @@ class RunConfig:
     shots: int = 1
     queries: int = 15
     tasks: int = 4
-    backbone: str = "conv4"
+    model: str | None = None
+    loss: str | None = None
+    metric: str | None = None
     width: int = 64
     strided: bool = True
     seed: int = 0
@@ -121,8 +139,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, _LIMITS, integers=_POSITIVE)
-        require_choice("RunConfig", "backbone", self.backbone, BACKBONES)
-        require_choice("RunConfig", "optimizer", self.optimizer, OPTIMIZERS)
+        parts.check_names(self)
         require_choice("RunConfig", "schedule", self.schedule, SCHEDULES)
         require_choice("RunConfig", "on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         require_choice("RunConfig", "validation_split", self.validation_split, SPLITS)
@@ -158,6 +175,8 @@ class RunConfig:
             ValueError: If a field is unknown, missing or out of range.
         """
         require_mapping("RunConfig", "values", values)
+        if FORMER in values:
+            values = {"model": values[FORMER], **{k: v for k, v in values.items() if k != FORMER}}
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         require(not unknown, "RunConfig", "values", "of known fields", unknown)

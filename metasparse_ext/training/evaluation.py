@@ -30,9 +30,11 @@ from metasparse_ext._arguments import (
     require_type,
 )
 from metasparse_ext._records import check_fields
+from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.training import build, metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import SPLITS, RunConfig
+from metasparse_ext.training.parts import Data, Learner, Model, Parts
 from metasparse_ext.training.run import Run
 from metasparse_ext.training.scores import Evaluation, evaluate
 
@@ -63,10 +65,21 @@ class RunEvaluation:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        wanted = {entry.name for entry in dataclasses.fields(Evaluation)} - {"usage"}
-        fits = {*self.numbers, "distributions"} == wanted
+        wanted = {entry.name for entry in dataclasses.fields(Evaluation)} - {"usage", "measure"}
+        named = {"accuracy" if name == self.measure else name for name in self.numbers}
+        fits = (named | {"distributions"}) - {"measure"} == wanted
         require(fits, "RunEvaluation", "numbers", "those of an Evaluation", sorted(self.numbers))
-        Evaluation(**{"distributions": {}, **self.numbers, "usage": {}})
+        Evaluation.from_dict(self.numbers)
+
+    @property
+    def measure(self) -> str:
+        """What the run was judged by: the key of its ``score`` among the numbers."""
+        return self.numbers.get("measure", "accuracy")
+
+    @property
+    def score(self) -> float:
+        """The accuracy, or what takes its place."""
+        return self.numbers[self.measure]
 
 
 def evaluate_run(run: Run, *, split: str = "test", **options: Any) -> RunEvaluation:
@@ -90,6 +103,11 @@ def evaluate_best(
     adapt_steps: int | None = None,
     root: str | None = None,
     device: str | None = None,
+    data: Data | None = None,
+    model: Model | None = None,
+    learner: Learner | None = None,
+    loss: TaskFunction | None = None,
+    metric: TaskFunction | None = None,
 ) -> tuple[RunEvaluation, Evaluation]:
     """Evaluates a run's best checkpoint on a split, without writing what it found.
 
@@ -101,10 +119,14 @@ def evaluate_best(
             time than in training.
         root: Where the data set's files are now, if not where the run found them.
         device: The torch device, if not the run's.
+        data: Other data than the run's, as for :class:`~metasparse_ext.training.Trainer`.
+        model, learner, loss, metric: What the run was trained with, where that has no name to be
+            imported by; it is left as it is.
 
     Raises:
         CheckpointError: If the folder holds no run.
         DataError: If the data cannot be had.
+        ValueError: If an object is missing that the run was trained with, or is another.
     """
     owner = "evaluate_run"
     require_type(owner, "run", run, Run, "a Run")
@@ -115,24 +137,28 @@ def evaluate_best(
         require_count(owner, "adapt_steps", adapt_steps, most=LARGEST)
     if transductive is not None:
         require_flag(owner, "transductive", transductive)
+    given = Parts(data=data, model=model, learner=learner, loss=loss, metric=metric)
+    given.check(owner)
     config = _moved(owner, run, root=root, device=device)
-    classes = build.images(config, split)
-    learner = build.trained(run, config, classes.shape)
+    config = given.require_for(owner, config)
+    classes = build.images(config, split, data)
+    outputs = build.outputs(classes)
+    made = build.trained(run, config, classes.shape, outputs=outputs, given=given)
     if adapt_steps is not None:
-        learner.adapt_steps = adapt_steps
+        made.adapt_steps = adapt_steps
     found = evaluate(
-        learner,
+        made,
         build.held_out_episodes(config, classes, seed=_SEED),
         tasks=config.evaluation_tasks if tasks is None else tasks,
         transductive=config.transductive if transductive is None else transductive,
         distributions=build.distributions(classes),
     )
     return RunEvaluation(
-        setting=f"{config.ways}-way {config.shots}-shot, {config.data} {split} classes",
-        adapt_steps=learner.adapt_steps,
+        setting=build.setting(config, classes),
+        adapt_steps=made.adapt_steps,
         checkpoint="best" if run.has_best else "last",
-        iteration=int(learner.iteration),
-        budget=getattr(learner, "budget", None),
+        iteration=int(made.iteration),
+        budget=getattr(made, "budget", None),
         seconds=_seconds(run),
         numbers=found.to_dict(),
     ), found
@@ -150,7 +176,12 @@ def keep(run: Run, split: str, evaluation: RunEvaluation, found: Evaluation) -> 
 
 
 def export_masks(
-    run: Run, path: str | Path, *, root: str | None = None
+    run: Run,
+    path: str | Path,
+    *,
+    root: str | None = None,
+    model: Model | None = None,
+    learner: Learner | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Writes the masks of a run's best meta-parameters to an ``.npz`` file, as bytes 0 and 1.
 
@@ -159,6 +190,7 @@ def export_masks(
         path: The file.
         root: Where the data set's files are now, whose images have the shape that the network is
             for, if not where the run found them.
+        model, learner: As in :func:`evaluate_best`.
 
     Returns:
         The masks by layer name: (O, I), or (O, I, kh, kw) with one entry a weight. Tasks may have
@@ -170,9 +202,12 @@ def export_masks(
     """
     require_type("export_masks", "run", run, Run, "a Run")
     path = require_path("export_masks", "path", path)
+    given = Parts(model=model, learner=learner)
+    given.check("export_masks")
     config = _moved("export_masks", run, root=root, device="cpu")
-    shape = build.images(config, "test").shape
-    masks = build.trained(run, config, shape).masks()
+    config = given.require_for("export_masks", config, data=False)
+    shape, outputs = build.input_of(run, config)
+    masks = build.trained(run, config, shape, outputs=outputs, given=given).masks()
     arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
     small = {name: mask.astype(np.uint8) for name, mask in arrays.items()}
     atomic.replace(path, _npz(small))

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from metasparse_ext.data import TaskBatch
-from metasparse_ext.training import build, metrics
+from metasparse_ext.training import metrics, outer
 from metasparse_ext.training.distributed import StopRequest
 from metasparse_ext.training.meta_step import MOST_SKIPPED
 from metasparse_ext.training.scores import evaluate
@@ -36,11 +36,13 @@ class Outcome:
         iteration: Meta-iterations done.
         interrupted: Whether a signal ended it early; the run can be resumed.
         best: The validation record of the best eligible checkpoint, if any.
+        less_is_better: Whether the run was judged by its loss, or by another error.
     """
 
     iteration: int
     interrupted: bool
     best: Mapping[str, Any] | None
+    less_is_better: bool = False
 
 
 class Trainer(Session):
@@ -56,6 +58,18 @@ class Trainer(Session):
         reporter: Is told what happens.
         workers: The processes among which the tasks of a meta-batch are divided. Only the first
             of them writes; the others' reporters should be silent.
+        data: Data in place of those that the configuration names: a mapping from "train", "val" and
+            "test" to image classes, arrays (images, labels), or meta-batches (a list, a sampler
+            with ``[index]``, or anything to iterate over); or a function that returns those of a
+            split.
+        model: A network in place of the one that the configuration names, or a function that
+            returns one.
+        learner: A learner, which brings its model, loss and metric; or a class of learners.
+        optimizer: An optimizer of the learner's parameters, or a function that returns one.
+        loss, metric: Functions of the outputs (N, ...) and targets (N, ...) of a task.
+
+    What is given is named in the run's configuration: by where it can be imported from, else by its
+    class, and a run that goes on must be given one of the same name, and of the same state.
 
     Raises:
         DataError, CheckpointError, ValueError: If the configuration cannot be built.
@@ -77,7 +91,8 @@ class Trainer(Session):
             self._train()
         finally:
             self._lock.release()
-        return Outcome(self.iteration, not self._done, self.best)
+        less_is_better = self.measure.less_is_better
+        return Outcome(self.iteration, not self._done, self.best, less_is_better)
 
     def _train(self) -> None:
         config = self.config
@@ -108,7 +123,7 @@ class Trainer(Session):
 
     def _clock(self) -> float:
         """Seconds of the processor; beside a GPU, on which it only waits, seconds."""
-        return time.perf_counter() if build.on_gpu(self.config) else time.process_time()
+        return time.perf_counter() if outer.on_gpu(self.config) else time.process_time()
 
     @property
     def _done(self) -> bool:
@@ -126,7 +141,7 @@ class Trainer(Session):
 
     def _step(self, batch: TaskBatch) -> None:
         started, spent = time.perf_counter(), self._clock()
-        factor = build.scheduled(self.config.schedule, self._fraction) * self.skipped.factor
+        factor = outer.scheduled(self.config.schedule, self._fraction) * self.skipped.factor
         self.meta_step.set_rates(factor)
         sums = self.meta_step(batch)
         self.iteration += 1
@@ -180,6 +195,7 @@ class Trainer(Session):
         record = {
             "iteration": self.iteration,
             "kind": "skipped" if dropped else "train",
+            **self.measure.remark(),
             **found,
             **self.stages.status(),
             **self.skipped.status(),
@@ -214,6 +230,7 @@ class Trainer(Session):
         record = {
             "iteration": self.iteration,
             "kind": "validation",
+            **self.measure.remark(),
             **found.to_dict(),
             **self.stages.status(),
             "eligible": eligible(self.learner, self.stages, found.active)
@@ -227,7 +244,7 @@ class Trainer(Session):
                 found.loss,
             )
         better = record["eligible"] and (
-            self.best is None or record["accuracy"] >= self.best["accuracy"]
+            self.best is None or self.measure.better(record, self.best)
         )
         self._write(record)
         if better:

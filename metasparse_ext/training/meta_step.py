@@ -16,9 +16,10 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from metasparse_ext._capture import capture
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import TaskBatch
-from metasparse_ext.training import build, metrics
+from metasparse_ext.training import metrics, outer
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.distributed import Workers
+from metasparse_ext.training.measure import ACCURACY, Measure
 
 MOST_SKIPPED = 20
 
@@ -32,6 +33,8 @@ class MetaStep:
             parameter or the optimizer's state is not finite.
         workers: The processes among which the tasks are divided.
         distributions: The names of the data sets of a mixture.
+        optimizer: The outer optimizer, or what makes one, where the configuration names none.
+        measure: What the run is judged by.
     """
 
     def __init__(
@@ -40,7 +43,11 @@ class MetaStep:
         learner: MetaLearner,
         workers: Workers,
         distributions: tuple[str, ...],
+        *,
+        optimizer: Any = None,
+        measure: Measure = ACCURACY,
     ) -> None:
+        self._given, self._measure = optimizer, measure
         self._config = config
         self._learner = learner
         self._workers = workers
@@ -52,7 +59,7 @@ class MetaStep:
     def begin(self) -> None:
         """Takes a fresh optimizer, and where the step is captured, captures it anew."""
         undone = self._config.on_nonfinite != "stop"
-        self.optimizer = build.optimizer(self._config, self._learner)
+        self.optimizer = outer.optimizer(self._config, self._learner, self._given)
         self._last_state = LastState(self._learner) if undone else None
         self._run = capture(self._step) if self.captures else self._step
 
@@ -63,7 +70,8 @@ class MetaStep:
         Processes that share tasks agree on the host, in every meta-step, whether all is well.
         """
         config = self._config
-        return config.capture and build.on_gpu(config) and self._workers.size == 1
+        alone = self._workers.size == 1
+        return config.capture and alone and outer.on_gpu(config) and outer.capturable(config)
 
     def __call__(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Does it; returns the totals of the metrics (:func:`metrics.totals`), on the device.
@@ -114,7 +122,7 @@ class MetaStep:
         norm = self._clip()
         nonfinite = self._learner.nonfinite
         nonfinite |= ~norm.isfinite()
-        if build.on_gpu(self._config):
+        if outer.on_gpu(self._config) and outer.capturable(self._config):
             self.optimizer.found_inf = nonfinite.float()
         elif bool(nonfinite):
             return {}
@@ -129,7 +137,9 @@ class MetaStep:
         sums: dict[str, Tensor] = {}
         try:
             found = learner.meta_backward(batch)
-            sums = metrics.totals(found, batch.distribution, self._distributions)
+            sums = metrics.totals(
+                found, batch.distribution, self._distributions, measure=self._measure
+            )
         except FloatingPointError as error:
             self._failure = error
         if workers.any(self._failure is not None):

@@ -20,12 +20,17 @@ from metasparse_ext._records import check_record
 from metasparse_ext.algorithms.records import Metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.measure import ACCURACY, Measure
 
 logger = logging.getLogger("metasparse_ext")
 
 
 def totals(
-    metrics: Metrics, distribution: Tensor | None = None, names: Sequence[str] = ()
+    metrics: Metrics,
+    distribution: Tensor | None = None,
+    names: Sequence[str] = (),
+    *,
+    measure: Measure = ACCURACY,
 ) -> dict[str, Tensor]:
     """Sum over the tasks and number of tasks, float64 (2,), of every metric.
 
@@ -33,10 +38,13 @@ def totals(
         metrics: A value per task.
         distribution: (T,) the data set of each task, where there are several.
         names: Their names; ``accuracy/NAME`` is the accuracy on the tasks of one of them.
+        measure: What stands in place of the accuracy.
     """
-    sums = {name: total(value) for name, value in vars(metrics).items()}
+    values = {**vars(metrics), "accuracy": measure.values(metrics)}
+    renamed = {measure.name if n == "accuracy" else n: value for n, value in values.items()}
+    sums = {name: total(value) for name, value in renamed.items()}
     for number, name in enumerate(names):
-        sums[f"accuracy/{name}"] = total(metrics.accuracy, where=distribution == number)
+        sums[f"{measure.name}/{name}"] = total(values["accuracy"], where=distribution == number)
     return sums
 
 

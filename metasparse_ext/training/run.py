@@ -81,27 +81,49 @@ class Run:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.last_path}: {error}") from error
 
-    def image_shape(self) -> tuple[int, int, int] | None:
+    def image_shape(self) -> tuple[int, ...] | None:
         """(C, H, W) of the images that the network is for, if the run says so.
+
+        Of inputs that are no images, their shape.
 
         Raises:
             CheckpointError: If the file is damaged.
         """
+        said = self._inputs()
+        return None if said is None else said[0]
+
+    def outputs(self) -> int | None:
+        """How many numbers the network predicts, or None where it tells classes apart.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        said = self._inputs()
+        return None if said is None else said[1]
+
+    def _inputs(self) -> tuple[tuple[int, ...], int | None] | None:
         if not self.images_path.is_file():
             return None
         try:
             said = json.loads(self.images_path.read_text(encoding="utf-8"))
-            channels, height, width = said["shape"]
-            for size in (channels, height, width):
+            shape = tuple(said["shape"])
+            for size in shape:
                 require_size("Run", "image_shape", size)
+            if said.get("outputs") is not None:
+                require_size("Run", "outputs", said["outputs"])
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"{self.images_path}: not the shape of images: {error}"
             ) from error
-        return channels, height, width
+        return shape, said.get("outputs")
 
-    def create(self, config: RunConfig, image_shape: tuple[int, int, int]) -> None:
-        """Removes what an earlier run left in the folder; writes configuration and image shape."""
+    def create(
+        self, config: RunConfig, image_shape: tuple[int, ...], outputs: int | None = None
+    ) -> None:
+        """Removes what an earlier run left in the folder; writes configuration and image shape.
+
+        And how many ``outputs`` the network has, where they are no classes.
+        """
         self.clean()
         stale = (
             "metrics.jsonl",
@@ -114,7 +136,8 @@ class Run:
             for path in self.folder.glob(pattern):
                 atomic.remove(path)
         atomic.replace_text(self.config_path, config.to_json())
-        atomic.replace_text(self.images_path, json.dumps({"shape": image_shape}) + "\n")
+        inputs = {"shape": image_shape, **({} if outputs is None else {"outputs": outputs})}
+        atomic.replace_text(self.images_path, json.dumps(inputs) + "\n")
 
     def clean(self) -> None:
         """Removes files that a training which was killed has left half-written."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metasparse_ext._arguments import (
     refuse,
@@ -28,6 +28,7 @@ from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating
+from metasparse_ext.training.measure import measure_of
 
 _FOLDED_TASKS = 64
 
@@ -38,9 +39,10 @@ class Evaluation:
 
     Attributes:
         tasks: How many tasks.
-        accuracy: Mean query accuracy, in [0, 1].
+        accuracy: Mean query accuracy, in [0, 1]; or of what takes its place, the ``measure`` of a
+            learner with a metric or a loss of its own.
         interval: Half the 95 % confidence interval of that mean, 1.96 std / sqrt(tasks).
-        loss: Mean query cross-entropy.
+        loss: Mean query cross-entropy, or that of the learner's own loss.
         transductive: Whether batch statistics were taken over the whole query set.
         active: Fraction of the network's kernels in use, mean over the tasks.
         kernels: Number of kernels of the network.
@@ -49,6 +51,7 @@ class Evaluation:
         distributions: Of a mixture of data sets, by name: the tasks drawn from it, and accuracy and
             interval on them.
         usage: For every masked layer, the fraction of tasks (O, I) in which a kernel is in use.
+        measure: What ``accuracy`` and ``interval`` are of; the key of the former in JSON.
     """
 
     tasks: int
@@ -62,13 +65,30 @@ class Evaluation:
     dense_macs: int
     distributions: dict[str, dict[str, float]]
     usage: dict[str, Tensor] = dataclasses.field(repr=False)
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
-        check_fields(self, {"loss": {"finite": False}}, integers={"least": 0})
+        limits = {"loss": {"finite": False}, "measure": {"empty": False}}
+        check_fields(self, limits, integers={"least": 0})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values, without the kernel usage."""
-        return {key: value for key, value in vars(self).items() if key != "usage"}
+        numbers = {key: value for key, value in vars(self).items() if key != "usage"}
+        if numbers["measure"] == "accuracy":
+            del numbers["measure"]
+            return numbers
+        return {self.measure if key == "accuracy" else key: v for key, v in numbers.items()}
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any]) -> Evaluation:
+        """What :meth:`to_dict` returned, with no kernel usage.
+
+        Raises:
+            TypeError, ValueError: If a number is missing, unknown or out of range.
+        """
+        measure = numbers.get("measure", "accuracy")
+        named = {"accuracy" if key == measure else key: value for key, value in numbers.items()}
+        return cls(**{"distributions": {}, **named, "usage": {}})
 
 
 def evaluate(
@@ -105,7 +125,7 @@ def evaluate(
     for name in distributions:
         require_text("evaluate", "each of distributions", name, empty=False)
     device = next(learner.parameters()).device
-    totals = _Totals(learner.model)
+    totals = _Totals(learner)
     with evaluating(learner):
         for batch in _first_tasks(batches, tasks):
             support, query = batch.to(device)
@@ -147,7 +167,7 @@ def predict(
 
 def _beside_support(adapted: AdaptedTasks, support: Tensor, images: Tensor) -> Tensor:
     queries = images.shape[1]
-    repeated = support.unsqueeze(1).expand(-1, queries, -1, -1, -1, -1)
+    repeated = support.unsqueeze(1).expand(-1, queries, *support.shape[1:])
     joined = torch.cat([repeated, images.unsqueeze(2)], dim=2).flatten(0, 1)
     each = copy.copy(adapted)
     each.parameters = {n: p.repeat_interleave(queries, 0) for n, p in adapted.parameters.items()}
@@ -157,8 +177,8 @@ def _beside_support(adapted: AdaptedTasks, support: Tensor, images: Tensor) -> T
 class _Totals:
     """What is gathered over the tasks; it stays on the learner's device until the end."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, learner: MetaLearner) -> None:
+        self._learner, self._measure = learner, measure_of(learner)
         self._accuracy: list[Tensor] = []
         self._distribution: list[Tensor] = []
         self._loss: list[Tensor] = []
@@ -169,9 +189,17 @@ class _Totals:
 
     def add(self, logits: Tensor, query: Samples, adapted: AdaptedTasks) -> None:
         """Adds T tasks: logits (T, Q, ways) of the query sets by the adapted networks."""
-        labels, tasks = query.labels, len(query.labels)
-        self._accuracy.append((logits.argmax(-1) == labels).double().mean(1))
-        self._loss.append(cross_entropy(logits, labels).double())
+        learner, labels, tasks = self._learner, query.labels, len(query.labels)
+        own = learner.loss is not None
+        losses = learner.task_losses(logits, labels) if own else cross_entropy(logits, labels)
+        if self._measure.is_loss:
+            scores = losses
+        elif learner.metric is not None:
+            scores = learner.task_scores(logits, labels)
+        else:
+            scores = (logits.argmax(-1) == labels).double().mean(1)
+        self._accuracy.append(scores.double())
+        self._loss.append(losses.double())
         self._active.append(adapted.active().double())
         masks = adapted.masks()
         for name, mask in masks.items():
@@ -180,7 +208,9 @@ class _Totals:
             self._used[name] = self._used[name] + used if name in self._used else used
         if query.distribution is not None:
             self._distribution.append(query.distribution)
-        self._cost = cost(self._model, query.images.shape[2:], masks)
+        images = query.images
+        dtype = None if images.is_floating_point() else images.dtype
+        self._cost = cost(learner.model, images.shape[2:], masks, dtype=dtype)
         self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
 
     def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:
@@ -197,6 +227,7 @@ class _Totals:
             dense_macs=self._cost.macs,
             distributions=self._by_distribution(accuracy, distributions),
             usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
+            measure=self._measure.name,
         )
 
     def _by_distribution(
@@ -210,13 +241,14 @@ class _Totals:
         wanted = "the names of the distributions that the tasks have"
         require(given, "evaluate", "distributions", wanted, tuple(names))
         scores = {name: accuracy[which == number] for number, name in enumerate(names)}
-        return {name: _score(found) for name, found in scores.items() if len(found)}
+        named = self._measure.name
+        return {name: _score(found, named) for name, found in scores.items() if len(found)}
 
 
-def _score(accuracy: Tensor) -> dict[str, float]:
-    """How many tasks (T,), their mean accuracy, and its interval."""
+def _score(accuracy: Tensor, name: str = "accuracy") -> dict[str, float]:
+    """How many tasks (T,), their mean accuracy by its name, and its interval."""
     interval = 1.96 * float(accuracy.std(correction=0)) / math.sqrt(len(accuracy))
-    return {"tasks": len(accuracy), "accuracy": float(accuracy.mean()), "interval": interval}
+    return {"tasks": len(accuracy), name: float(accuracy.mean()), "interval": interval}
 
 
 def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch]:

@@ -11,13 +11,16 @@ import torch
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext._arguments import refuse, require_type
+from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.data import TaskBatch, on_device
 from metasparse_ext.training import build, checkpoint, metrics
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.distributed import ALONE, Workers
+from metasparse_ext.training.measure import measure_of
 from metasparse_ext.training.meta_step import MetaStep, Skipped
 from metasparse_ext.training.metrics import Reporter
+from metasparse_ext.training.parts import Data, Learner, Model, Optimizer, Parts
 from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
 from metasparse_ext.training.stages import length, stages_of
 
@@ -39,13 +42,25 @@ class Session:
         *,
         reporter: Reporter | None = None,
         workers: Workers = ALONE,
+        data: Data | None = None,
+        model: Model | None = None,
+        learner: Learner | None = None,
+        optimizer: Optimizer | None = None,
+        loss: TaskFunction | None = None,
+        metric: TaskFunction | None = None,
     ) -> None:
         require_type("Trainer", "config", config, RunConfig, "a RunConfig")
         require_type("Trainer", "run", run, Run, "a Run")
         wanted = "None or a Reporter (start, step, validation)"
         require_type("Trainer", "reporter", reporter, (Reporter, type(None)), wanted)
         require_type("Trainer", "workers", workers, Workers, "Workers")
-        self.config = build.resolved(config)
+        self.given = Parts(
+            data=data, model=model, learner=learner, optimizer=optimizer, loss=loss, metric=metric
+        )
+        self.given.check("Trainer")
+        self._asked = self.given.labelled(config)
+        self.config = build.resolved(self._asked, kind=self.given.kind)
+        self.given.require_all("Trainer", self.config)
         self.run = run
         self.reporter = reporter
         self.workers = workers
@@ -64,23 +79,30 @@ class Session:
 
     def _prepare(self) -> None:
         """Builds what the configuration names, and restores or begins the run."""
-        config, run, workers = self.config, self.run, self.workers
-        workers.require_shares(config.tasks)
-        self.classes = build.images(config, "train")
-        self.validation_classes = build.images(config, config.validation_split)
-        build.require_one_shape(self.classes, self.validation_classes)
-        build.require_test_shape(config, self.classes)
-        self.distributions = build.distributions(self.classes)
+        run, workers, given = self.run, self.workers, self.given
+        workers.require_shares(self.config.tasks)
+        self._load()
+        config = self.config
         # One answer for all, and before the first of them makes the folder.
         resuming = workers.any(run.started)
         if resuming:
             self._take_lock()
         start = config.replace(init_from=None) if resuming else config
-        self.learner = build.learner(start, self.classes.shape)
+        outputs = build.outputs(self.classes)
+        self.learner = build.learner(start, self.classes.shape, outputs=outputs, given=given)
+        self.measure = measure_of(self.learner)
         self.stages = stages_of(self.learner)
+        self._require_fresh_optimizers()
         if config.max_seconds is None:
             self.stages.plan(config.iterations)
-        self.meta_step = MetaStep(config, self.learner, workers, self.distributions)
+        self.meta_step = MetaStep(
+            config,
+            self.learner,
+            workers,
+            self.distributions,
+            optimizer=given.optimizer,
+            measure=self.measure,
+        )
         self._validation_batches()
         if resuming:
             self._restore()
@@ -91,6 +113,23 @@ class Session:
         if not resuming:
             self._begin()
 
+    def _load(self) -> None:
+        """Loads the data, and tells the learner's options of them."""
+        config, given = self.config, self.given.data
+        self.classes = build.images(config, "train", given)
+        self.validation_classes = build.images(config, config.validation_split, given)
+        build.require_one_shape(self.classes, self.validation_classes)
+        build.require_test_shape(config, self.classes, given)
+        self.distributions = build.distributions(self.classes)
+        self.config = build.resolved(self._asked, self.classes, self.given.kind)
+        build.require_loss(self.config, self.classes)
+
+    def _require_fresh_optimizers(self) -> None:
+        """Refuses one optimizer for several stages, of which each begins with a fresh one."""
+        if self.stages.stages > 1 and isinstance(self.given.optimizer, torch.optim.Optimizer):
+            wanted = f"a function that returns one, for each of {self.stages.stages} stages"
+            refuse("Trainer", "optimizer", wanted, type(self.given.optimizer).__name__)
+
     def _begin(self) -> None:
         """Makes the run folder and its first checkpoint."""
         run, first = self.run, self.workers.first
@@ -100,7 +139,7 @@ class Session:
         if self.workers.any(run.started):
             raise RunInUseError(f"{run}: another process has begun a run in this folder")
         if first:
-            run.create(self.config, self.classes.shape)
+            run.create(self.config, self.classes.shape, build.outputs(self.classes))
         self._save(run.last_path)
 
     def _take_lock(self) -> None:

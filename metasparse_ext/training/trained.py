@@ -23,10 +23,12 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.data import Samples
 from metasparse_ext.data.given import ImageReader, reader_of
 from metasparse_ext.training import build
 from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.parts import Learner, Model, Parts
 from metasparse_ext.training.run import Run
 from metasparse_ext.training.scores import predict
 
@@ -185,6 +187,10 @@ def load(
     adapt_steps: int | None = None,
     distribution: str | None = None,
     invert: bool | None = None,
+    model: Model | None = None,
+    learner: Learner | None = None,
+    loss: TaskFunction | None = None,
+    metric: TaskFunction | None = None,
 ) -> Trained:
     """Reads a run folder's best checkpoint (its last one, where none met the budget).
 
@@ -200,6 +206,8 @@ def load(
             the run's ``data``. Learners with a part for each need it.
         invert: Whether to make dark bright in files and Pillow images. By default that is done for
             runs on ``omniglot``, whose drawings are read so; never to arrays and tensors.
+        model, learner, loss, metric: What the run was trained with, where that has no name to be
+            imported by; it is left as it is.
 
     Returns:
         The learner with :meth:`~Trained.classify` and :meth:`~Trained.adapt`.
@@ -223,17 +231,19 @@ def load(
         require_count("load", "adapt_steps", adapt_steps, most=LARGEST)
     if invert is not None:
         require_flag("load", "invert", invert)
+    given = Parts(model=model, learner=learner, loss=loss, metric=metric)
+    given.check("load")
     config = run.config()
     config = config.replace(root=root or config.root, device=device or config.device)
-    sets = config.data.split("+")
+    sets = config.data.strip("<>").split("+")
     if distribution is not None:
         require_choice("load", "distribution", distribution, sets)
-    learner, shape = _best(run, config)
+    made, shape = _best(run, given.require_for("load", config, data=False), given)
     if adapt_steps is not None:
-        learner.adapt_steps = adapt_steps
+        made.adapt_steps = adapt_steps
     reader = _reader(sets if distribution is None else [distribution], shape, invert)
     number = sets.index(distribution) if distribution is not None and len(sets) > 1 else None
-    return Trained(run, learner, config.ways, reader, number)
+    return Trained(run, made, config.ways, reader, number)
 
 
 def _run(folder: object) -> Run:
@@ -242,12 +252,15 @@ def _run(folder: object) -> Run:
     return Run(str(folder))
 
 
-def _best(run: Run, config: RunConfig) -> tuple[MetaLearner, tuple[int, int, int]]:
+def _best(run: Run, config: RunConfig, given: Parts) -> tuple[MetaLearner, tuple[int, int, int]]:
     """The learner, in evaluation mode, and the shape of its images."""
-    shape = run.image_shape() or build.images(config, "test").shape
+    shape, outputs = build.input_of(run, config)
+    if outputs is not None or len(shape) != 3:
+        wanted = "one that tells classes of images apart; evaluate_run takes any other"
+        refuse("load", "run", wanted, f"{run}, whose inputs are of shape {shape}")
     # Its first weights are drawn and then replaced.
     with torch.random.fork_rng():
-        return build.trained(run, config, shape).eval(), shape
+        return build.trained(run, config, shape, given=given).eval(), shape
 
 
 def _reader(sets: Iterable[str], shape: tuple[int, int, int], invert: bool | None) -> ImageReader:

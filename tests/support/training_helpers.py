@@ -2,10 +2,12 @@
 
 import inspect
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import metasparse_ext
 from metasparse_ext.algorithms import LEARNERS
@@ -76,3 +78,44 @@ def timeless(run: Run) -> list[dict[str, Any]]:
         {name: value for name, value in record.items() if name not in clocks}
         for record in metrics.read(run.metrics_path)
     ]
+
+
+class StopAfter:
+    """A reporter that presses Ctrl-C after some iterations."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def start(self, config, iteration):
+        pass
+
+    def step(self, record, done):
+        if record["iteration"] == self.iteration:
+            signal.raise_signal(signal.SIGINT)
+
+    def validation(self, record, best):
+        pass
+
+
+def assert_same_state(left, right):
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same_state(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same_state(one, other)
+    else:
+        assert left == right
+
+
+def one_line(result):
+    """What a command line that refused something said, which is one line."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr

@@ -1,0 +1,254 @@
+"""Training: ``metasparse train``, of one run or one for each seed, and ``metasparse sweep``."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from metasparse_ext._entries import is_label
+from metasparse_ext.cli.display import reporter, score_text
+from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
+from metasparse_ext.cli.options import base_fields, configure, over, run_options
+from metasparse_ext.cli.settings import read_settings, settings_of
+from metasparse_ext.training import Outcome, Run, RunConfig, Trainer, TrainingError
+from metasparse_ext.training.distributed import Workers, first_process, joined
+
+_FILE = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is to be trained.
+
+    Attributes:
+        run: Its folder.
+        config: What to train.
+        label: What to call it in a table, by column.
+    """
+
+    run: Run
+    config: RunConfig
+    label: Mapping[str, str]
+
+
+def _seeds(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    """Reads whole numbers with commas between."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        wanted = "different whole numbers, such as 0,1,2"
+        raise click.BadParameter(f"expected {wanted}, got {text!r}", context, option)
+    return tuple(map(int, parts))
+
+
+@click.command("train")
+@click.argument("learner", required=False)
+@click.option(
+    "--config",
+    "file",
+    type=_FILE,
+    help="Settings in a file, TOML, JSON (such as a run's config.json) or YAML; flags win over it.",
+)
+@run_options
+@click.option(
+    "--seeds",
+    callback=_seeds,
+    metavar="N,N,...",
+    help="Train one run for each of these seeds, in folders seed-N of --out.",
+)
+@click.option("--out", required=True, callback=folder, help="Run folder to write.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if any.")
+def train(
+    learner: str | None,
+    file: Path | None,
+    seeds: tuple[int, ...] | None,
+    out: Run,
+    resume: bool,
+    **flags: Any,
+) -> None:
+    """Train LEARNER, one of `metasparse learners` or package.module:Class, into a run folder.
+
+    The folder gets config.json, metrics.jsonl, last.safetensors and best.safetensors. Ctrl-C
+    saves and stops; the same command with --resume goes on, exactly. Under torchrun, processes
+    share the tasks of a meta-batch. Modules are imported from the present folder, too.
+    """
+    settings = {} if file is None else read_settings(file)
+    if "grid" in settings:
+        raise UserError(f"{file}: a grid is of `metasparse sweep`")
+    given = _given(flags)
+    if seeds is not None and "seed" in given:
+        raise UserError("--seeds: expected no --seed beside it")
+    each = [{}] if seeds is None else [{"seed": seed} for seed in seeds]
+    planned = []
+    for seed in each:
+        run = Run(out.folder / f"seed-{seed['seed']}") if seed else out
+        config = _configured(run, learner, {**given, **seed}, settings, resume=resume)
+        planned.append(Planned(run, config, {name: str(value) for name, value in seed.items()}))
+    train_all(planned, resume=resume)
+
+
+@click.command("sweep")
+@click.argument("file", type=_FILE)
+@run_options
+@click.option("--out", required=True, type=_FILE, help="Folder to write, with a run folder each.")
+@click.option("--resume", is_flag=True, help="Go on with the runs that are in --out.")
+def sweep(file: Path, out: Path, resume: bool, **flags: Any) -> None:
+    """Train a run for every combination of the lists under [grid] in FILE.
+
+    FILE is one of `metasparse train --config`; flags are those of train. Ends with a table of all
+    runs, the best first; a run that diverges does not stop the others.
+    """
+    settings = read_settings(file)
+    given = _given(flags)
+    planned = []
+    for setting in settings_of(file, settings, given):
+        run = Run(out / setting.name)
+        config = _configured(run, None, given, setting.fields, resume=resume)
+        planned.append(Planned(run, config, setting.label))
+    train_all(planned, resume=resume)
+
+
+def train_all(planned: list[Planned], *, resume: bool) -> None:
+    """Trains runs, or goes on with them, one after the other; of several, a table in the end.
+
+    Raises:
+        SystemExit: If training was interrupted, or one of several runs failed.
+        TrainingError: If the only one failed.
+    """
+    shown_on = console(quiet=not first_process())
+    devices = {each.config.device for each in planned}
+    if len(devices) > 1:
+        raise UserError(f"expected one device for all runs, got {', '.join(sorted(devices))}")
+    ended: list[tuple[Planned, Outcome | str]] = []
+    with ExitStack() as stack:
+        workers = checked(lambda: stack.enter_context(joined(devices.pop())))
+        for number, each in enumerate(planned, 1):
+            if len(planned) > 1:
+                say(shown_on, f"{each.run} ({number} of {len(planned)})")
+            elif resume and not each.run.started:
+                say(shown_on, f"nothing to resume in {each.run}: starting")
+            try:
+                ended.append((each, _trained(each, workers, shown_on)))
+            except TrainingError as error:
+                if len(planned) == 1:
+                    raise
+                say(shown_on, f"{each.run}: {error}")
+                ended.append((each, str(error)))
+    if len(planned) > 1:
+        shown_on.print(_summary(ended))
+    if any(isinstance(outcome, str) for _, outcome in ended):
+        sys.exit(1)
+
+
+def _trained(planned: Planned, workers: Workers, shown_on: Console) -> Outcome:
+    run = planned.run
+    with reporter(shown_on) as shown:
+        trainer = checked(lambda: Trainer(planned.config, run, reporter=shown, workers=workers))
+        outcome = checked(trainer.fit)
+    if outcome.interrupted:
+        say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
+        sys.exit(INTERRUPTED)
+    say(shown_on, _ending(run, outcome))
+    return outcome
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value not in (None, ())}
+
+
+def _configured(
+    run: Run,
+    learner: str | None,
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+) -> RunConfig:
+    """What a run is to be trained with: flags over a file, over a preset or the run as it was."""
+    if not run.started:
+        return configure(learner, given, base_fields(learner, given, settings))
+    if not resume:
+        raise UserError(
+            f"{run} already holds a run: add --resume to go on, or choose another --out"
+        )
+    begun = run.config()
+    _require_named(run, begun)
+    return configure(learner, given, over(begun.to_dict(), settings))
+
+
+def _require_named(run: Run, config: RunConfig) -> None:
+    """Refuses to go on with a run whose parts are objects."""
+    for name in ("learner", "model", "data", "loss", "metric", "optimizer"):
+        part = getattr(config, name)
+        if part is not None and is_label(part):
+            raise UserError(f"{run} was begun from Python with {name} {part}: go on with it there")
+
+
+def _ending(run: Run, outcome: Outcome) -> str:
+    """What came out of training, in a line."""
+    best = outcome.best
+    if best is None:
+        return f"no checkpoint met the budget: {run} has its last one only"
+    return (
+        f"best: iteration {best['iteration']}, validation {score_text(best)}, "
+        f"active kernels {best['active']:.1%}; saved in {run}"
+    )
+
+
+def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
+    """All runs, the best first, then those without a best checkpoint, and those that failed."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = [(_rank(outcome), each, outcome) for each, outcome in ended]
+    for column in rows[0][1].label:
+        shown.add_column(column, overflow="fold")
+    shown.add_column("validation", no_wrap=True)
+    shown.add_column("iteration", justify="right", no_wrap=True)
+    shown.add_column("run", overflow="fold")
+    for _, each, outcome in sorted(rows, key=lambda row: row[0]):
+        best = None if isinstance(outcome, str) else outcome.best
+        text = "failed" if isinstance(outcome, str) else "none met the budget"
+        shown.add_row(
+            *each.label.values(),
+            text if best is None else score_text(best),
+            "" if best is None else str(best["iteration"]),
+            str(each.run),
+        )
+    scores = [o.best for _, o in ended if not isinstance(o, str) and o.best is not None]
+    if list(rows[0][1].label) == ["seed"] and len(scores) == len(rows):
+        shown.add_section()
+        shown.add_row("mean", _mean(scores))
+    return shown
+
+
+def _mean(scores: Sequence[Mapping[str, Any]]) -> str:
+    """The mean over runs of what they were judged by, and the standard deviation."""
+    name = scores[0].get("measure", "accuracy")
+    values = [float(score[name]) for score in scores]
+    spread = statistics.pstdev(values)
+    if name == "accuracy":
+        return f"{statistics.fmean(values):.2%}, standard deviation {spread:.2%}"
+    return f"{name} {statistics.fmean(values):.4g}, standard deviation {spread:.2g}"
+
+
+def _rank(outcome: Outcome | str) -> tuple[int, float]:
+    """The better, the less."""
+    if isinstance(outcome, str):
+        return 2, 0.0
+    if outcome.best is None:
+        return 1, 0.0
+    name = outcome.best.get("measure", "accuracy")
+    value = float(outcome.best[name])
+    return 0, value if outcome.less_is_better else -value

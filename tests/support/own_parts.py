@@ -1,0 +1,154 @@
+"""A module of a user's: data, a model, a learner, losses and an optimizer, all of their own."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metasparse_ext.algorithms import MAML
+from metasparse_ext.data import ImageClasses, Samples, TaskBatch
+
+SPLITS = {"train": 0, "val": 1, "test": 2}
+
+
+class Mine(MAML):
+    """A learner of one's own."""
+
+
+class Net(nn.Module):
+    """A network that does not know of tasks."""
+
+    def __init__(self, ways: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, ways))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def net(ways):
+    return Net(ways)
+
+
+def broken(ways):
+    return nn.Sequential(nn.Flatten(), nn.Linear(7, ways))
+
+
+def arrays(split):
+    rng = np.random.default_rng(SPLITS[split])
+    pattern = rng.integers(0, 180, (8, 1, 8, 8))
+    drawn = pattern + rng.integers(0, 70, (8, 6, 8, 8))
+    return drawn.reshape(-1, 8, 8).astype(np.uint8), np.arange(8).repeat(6)
+
+
+def classes(split):
+    images, labels = arrays(split)
+    return ImageClasses.from_labels(
+        images[..., None], labels, tuple("abcdefgh"), name="patterns", split=split
+    )
+
+
+def batch(number, tasks=2):
+    """A batch of 3-way tasks by its number."""
+    drawn = torch.Generator().manual_seed(number)
+    labels = torch.arange(3).repeat(tasks, 2)
+    images = torch.rand(tasks, 6, 1, 8, 8, generator=drawn) + labels[..., None, None, None] / 4
+    return TaskBatch(
+        *(Samples(images[:, part], labels[:, part]) for part in (slice(3), slice(3, 6)))
+    )
+
+
+class Sampler:
+    """Batches by their number, without end."""
+
+    def __init__(self, first=0, tasks=2):
+        self.first, self.tasks = first, tasks
+
+    def __getitem__(self, index):
+        return batch(self.first + index, self.tasks)
+
+
+def sampler(split, seed, tasks):
+    return Sampler(1000 * SPLITS[split] + seed, tasks)
+
+
+def stream(seed, tasks):
+    """Batches one after the other, each two pairs of tensors; begins at the first."""
+    number = seed
+    while True:
+        yield tuple((part.images, part.labels) for part in batch(number, tasks))
+        number += 1
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """The same, as torch has it."""
+
+    def __iter__(self):
+        return stream(0, 2)
+
+
+def stream_from(seed, tasks, start):
+    """The same, which begins where it is told."""
+    yield from stream(seed + start, tasks)
+
+
+class Words(nn.Module):
+    """A bag of words: sentences of numbers, not images."""
+
+    def __init__(self, ways):
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 4), nn.Linear(4, ways)
+
+    def forward(self, x):
+        return self.head(self.words(x).mean(-2))
+
+
+def sentences(split, seed, tasks, ways):
+    """Tasks in which a class is a word, among others."""
+    drawn = torch.Generator().manual_seed(1000 * SPLITS[split] + seed)
+    labels = torch.arange(ways).repeat(tasks, 2)
+    while True:
+        words = torch.rand(tasks, 20, generator=drawn).argsort(-1)[:, :ways]
+        noise = torch.randint(20, (tasks, 2 * ways, 2), generator=drawn)
+        x = torch.cat([words.repeat(1, 2)[..., None], noise], -1)
+        yield (x[:, :ways], labels[:, :ways]), (x[:, ways:], labels[:, ways:])
+
+
+def regression(split, seed, tasks):
+    """Tasks y = a x, as two pairs of inputs and targets."""
+    drawn = torch.Generator().manual_seed(1000 * SPLITS[split] + seed)
+    while True:
+        x = torch.rand(tasks, 6, 1, generator=drawn)
+        y = x * torch.rand(tasks, 1, 1, generator=drawn)
+        yield (x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:])
+
+
+def line(outputs):
+    return nn.Linear(1, outputs)
+
+
+def squared(outputs, targets):
+    return (outputs - targets).square().mean()
+
+
+def failing(split):
+    raise RuntimeError(f"no {split} today")
+
+
+def needy(split, moon):
+    return classes(split)
+
+
+def soft(outputs, targets):
+    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+def top2(outputs, targets):
+    return (outputs.topk(2).indices == targets[:, None]).any(-1).float().mean()
+
+
+def descent(parameters, lr):
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+NUMBER = 3
