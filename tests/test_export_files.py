@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support.exported import task_images
 from support.training_helpers import tiny_config
+from torch import nn
 
 import metasparse_ext as ms
 from metasparse_ext.export.files import SETTINGS, program
@@ -138,6 +139,15 @@ def test_a_layer_of_ones_own_that_calls_our_ops_becomes_operators_of_torch():
 
     exported = program(Twice(3, 4, 3).eval().requires_grad_(False), (3, 8, 8))
     assert not any("metasparse" in str(node.target) for node in exported.graph.nodes)
+
+
+def test_a_network_that_no_program_can_be_made_of_is_refused_in_words():
+    class Chooses(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match=r"expected the network to be one that torch\.export can"):
+        program(Chooses(), (3, 8, 8))
 
 
 def test_a_run_leaves_in_one_call_and_replaces_what_was_there(tmp_path, trained, task, images):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,7 @@ def export(
     path = checked(lambda: require_path("export", "path", out))
     kind = checked(lambda: format_of("export", path, to, {**ENDINGS, "masks": ".npz"}))
     if kind == "masks":
-        given = {name: value for name, value in options.items() if value is not None} | (
-            {"support": support} if support else {}
-        )
-        _export_masks(run, out, **given)
+        _export_masks(run, out, options.pop("root"), {"support": support, **options})
         return
     if support is None:
         raise UserError(f"export: --to {kind} needs --support, the images to adapt to")
@@ -130,9 +127,9 @@ def export(
     click.echo(f"wrote {path}, {path.stat().st_size:,} bytes: {listed}")
 
 
-def _export_masks(run: Run, out: str, root: str | None = None, **unwanted: Any) -> None:
-    if unwanted:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unwanted)
+def _export_masks(run: Run, out: str, root: str | None, others: Mapping[str, Any]) -> None:
+    flags = ", ".join(f"--{n.replace('_', '-')}" for n, v in others.items() if v is not None)
+    if flags:
         raise UserError(f"export: masks are those of the run, not of a task: leave out {flags}")
     masks = checked(lambda: export_masks(run, out, root=root))
     for name, mask in masks.items():

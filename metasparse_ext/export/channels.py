@@ -9,7 +9,6 @@ at the border, all such channels go into one of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -170,4 +169,4 @@ def _keep(link: _Link, kept: Tensor) -> None:
         for name, buffer in layer.named_buffers(recurse=False):
             setattr(layer, name, buffer[kept] if buffer.dim() else buffer)
         if isinstance(layer, _BatchNorm):
-            cast("_BatchNorm", layer).num_features = len(kept)
+            layer.num_features = len(kept)

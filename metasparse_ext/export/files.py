@@ -9,7 +9,8 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,14 +108,30 @@ def described(task: AdaptedTask, transductive: bool) -> dict[str, str]:
 
 
 def program(network: nn.Module, shape: Shape) -> torch.export.ExportedProgram:
-    """The network as operators of PyTorch alone, for any number of images."""
+    """The network as operators of PyTorch alone, for any number of images.
+
+    Raises:
+        ValueError: If ``torch.export`` cannot make one of it.
+    """
     like = next((p for p in network.state_dict().values() if p.is_floating_point()), torch.ones(()))
     images = torch.zeros(_EXAMPLES, *shape, dtype=like.dtype)
     count = torch.export.Dim(_COUNT, min=1)
-    exported = torch.export.export(network, (images,), dynamic_shapes=({0: count},))
+    with _refusing("torch.export"):
+        exported = torch.export.export(network, (images,), dynamic_shapes=({0: count},))
     if any("metasparse" in str(node.target) for node in exported.graph.nodes):
         exported = exported.run_decompositions(metasparse_ext.decompositions())
     return exported
+
+
+@contextmanager
+def _refusing(exporter: str) -> Iterator[None]:
+    """Refuses a network that an exporter of PyTorch cannot take, whatever that raises."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        expected = f"one that {exporter} can take"
+        raise ValueError(f"export: expected the network to be {expected}: {reason}") from error
 
 
 def _torch(network: nn.Module, shape: Shape, settings: Mapping[str, str]) -> bytes:
@@ -125,10 +142,11 @@ def _torch(network: nn.Module, shape: Shape, settings: Mapping[str, str]) -> byt
 
 
 def _onnx(network: nn.Module, shape: Shape, settings: Mapping[str, str]) -> bytes:
-    with warnings.catch_warnings():
+    exported = program(network, shape)
+    with warnings.catch_warnings(), _refusing("torch.onnx.export"):
         warnings.simplefilter("ignore")  # of the exporter about itself
         made = torch.onnx.export(
-            program(network, shape),
+            exported,
             dynamo=True,
             verbose=False,
             input_names=[_INPUT],
@@ -145,7 +163,8 @@ def _onnx(network: nn.Module, shape: Shape, settings: Mapping[str, str]) -> byte
 
 
 def _safetensors(network: nn.Module, _: Shape, settings: Mapping[str, str]) -> bytes:
-    tensors: dict[str, Tensor] = {n: t.contiguous() for n, t in network.state_dict().items()}
+    # Copies: a file holds no tensor under two names.
+    tensors: dict[str, Tensor] = {n: t.clone() for n, t in network.state_dict().items()}
     return safetensors.torch.save(tensors, dict(settings))
 
 

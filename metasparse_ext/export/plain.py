@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -49,7 +49,10 @@ def plain_network(
             own[name].copy_(value)  # in place: a tensor that two modules share stays one
     names: dict[nn.Module, str] = {module: name for name, module in net.named_modules()}
     net = _replaced(net, {module: masks.get(name) for module, name in names.items()}, {})
-    return _with_outputs(_traced(net), outputs).eval().requires_grad_(False)
+    net = _with_outputs(_traced(net), outputs).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.contiguous()
+    return net
 
 
 @contextmanager
@@ -148,7 +151,8 @@ def _norm_act_pool(layer: NormActPool, _: Tensor | None) -> nn.Module:
 def _linear(layer: Linear, _: Tensor | None) -> nn.Module:
     linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
     linear.weight = _constant(layer.weight)
-    linear.bias = None if layer.bias is None else _constant(layer.bias)
+    if layer.bias is not None:
+        linear.bias = _constant(layer.bias)
     return linear
 
 
@@ -207,11 +211,12 @@ def _traced(net: nn.Module) -> nn.Module:
     return traced
 
 
-def _layers_for(node: fx.Node) -> list[nn.Module] | None:
+def _layers_for(node: fx.Node) -> Sequence[nn.Module] | None:
     """The layers that compute what a call of a function does to images (N, C, H, W)."""
     if node.op not in ("call_function", "call_method"):
         return None
-    called, how, named = node.target, node.args[1:], dict(node.kwargs)
+    called, named = node.target, dict(node.kwargs)
+    how: tuple[Any, ...] = node.args[1:]
     if named.get("inplace") is False:
         del named["inplace"]
     if called in (F.relu, torch.relu, "relu") and not how and not named:
@@ -219,7 +224,7 @@ def _layers_for(node: fx.Node) -> list[nn.Module] | None:
     if called is max_pool:
         return [nn.MaxPool2d(2)]
     if called in (torch.flatten, "flatten") and how in ((1,), (-3,)) and not named:
-        return [nn.Flatten(cast("int", how[0]))]
+        return [nn.Flatten(how[0])]
     if called in (torch.mean, "mean") and not named and len(how) == 1:
         axes = tuple(how[0]) if isinstance(how[0], (tuple, list)) else how[0]
         if axes in SPATIAL:
@@ -227,7 +232,7 @@ def _layers_for(node: fx.Node) -> list[nn.Module] | None:
     return None
 
 
-def _put_layers(traced: fx.GraphModule, node: fx.Node, layers: list[nn.Module]) -> None:
+def _put_layers(traced: fx.GraphModule, node: fx.Node, layers: Sequence[nn.Module]) -> None:
     value = node.args[0]
     with traced.graph.inserting_before(node):
         for index, layer in enumerate(layers):
@@ -251,7 +256,8 @@ def _with_outputs(net: nn.Module, outputs: int) -> nn.Module:
     if type(head) is nn.Linear and called.count(logits.target) == 1:
         if head.out_features > outputs:
             head.weight = _constant(head.weight[:outputs])
-            head.bias = None if head.bias is None else _constant(head.bias[:outputs])
+            if head.bias is not None:
+                head.bias = _constant(head.bias[:outputs])
             head.out_features = outputs
         return net
     with net.graph.inserting_before(output):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +179,15 @@ def _steps(network: fx.GraphModule) -> list[dict[str, Any]]:
         takes = [numbers[each] for each in node.all_input_nodes]
         if node.op == "placeholder" and not steps:
             steps.append({"kind": "images"})
-        elif type(layer) in kinds and len(takes) == 1 and not node.kwargs:
+        elif layer is not None and type(layer) in kinds and len(takes) == 1 and not node.kwargs:
             kind = kinds[type(layer)]
             settings = {key: _setting(layer, key) for key in _LAYERS[kind][1]}
             step = {"kind": kind, "name": str(node.target), "settings": settings}
             steps.append({**step, "takes": takes})
         elif node.target in (operator.add, torch.add) and len(node.args) == len(takes) == 2:
             steps.append({"kind": "add", "takes": takes})
+        elif node.target is operator.getitem and _first(node.args[1]) is not None:
+            steps.append({"kind": "first", "count": _first(node.args[1]), "takes": takes})
         elif node.op == "output" and len(takes) == 1:
             steps.append({"kind": "logits", "takes": takes})
         else:
@@ -195,6 +197,13 @@ def _steps(network: fx.GraphModule) -> list[dict[str, Any]]:
             refuse("export", "the network", expected, f"{called}; --to torch takes any")
         numbers[node] = len(steps) - 1
     return steps
+
+
+def _first(index: Any) -> int | None:
+    """The number of logits that an index leaves, if it is one of the first ones."""
+    rows, columns = index if isinstance(index, tuple) and len(index) == 2 else (None, None)
+    first = rows == slice(None) and isinstance(columns, slice) and columns == slice(columns.stop)
+    return columns.stop if first else None
 
 
 def _setting(layer: nn.Module, key: str) -> Any:
@@ -207,11 +216,14 @@ def _network(steps: list[dict[str, Any]]) -> fx.GraphModule:
     root, graph = nn.Module(), fx.Graph()
     made: list[fx.Node] = []
     for step in steps:
-        kind, takes = step["kind"], [made[_earlier(n, made)] for n in step.get("takes", ())]
+        kind, takes = step["kind"], [made[_number(n, len(made))] for n in step.get("takes", ())]
         if kind == "images":
             made.append(graph.placeholder("images"))
         elif kind == "add":
             made.append(graph.call_function(operator.add, (takes[0], takes[1])))
+        elif kind == "first":
+            index = (slice(None), slice(_number(step["count"], _MOST)))
+            made.append(graph.call_function(operator.getitem, (takes[0], index)))
         elif kind == "logits":
             made.append(graph.output(takes[0]))
         else:
@@ -221,15 +233,17 @@ def _network(steps: list[dict[str, Any]]) -> fx.GraphModule:
     return fx.GraphModule(root, graph, "ExportedNetwork")
 
 
-def _earlier(number: Any, made: list[fx.Node]) -> int:
-    if type(number) is not int or not 0 <= number < len(made):
-        raise ValueError(f"no step {number!r} comes before")
+def _number(number: Any, below: int) -> int:
+    """A number that a file names: that of an earlier step, or a count."""
+    if type(number) is not int or not 0 <= number < below:
+        raise ValueError(f"{number!r} is not from 0 to {below - 1}")
     return number
 
 
 def _add_layer(root: nn.Module, step: dict[str, Any]) -> None:
+    kind: Callable[..., nn.Module]
     kind, names = _LAYERS[step["kind"]]
-    settings = step["settings"]
+    settings: dict[str, Any] = step["settings"]
     if settings.keys() != set(names):
         raise ValueError(f"{step['kind']}: expected settings {', '.join(names)}")
     if any(_too_large(value) for value in settings.values()):
@@ -238,12 +252,14 @@ def _add_layer(root: nn.Module, step: dict[str, Any]) -> None:
     if not all(part.isidentifier() or part.isdecimal() for part in (*parents, last)):
         raise ValueError(f"{step['name']!r} is no name of a layer")
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    place = {"device": "meta"} if kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d) else {}
+    place: dict[str, Any] = (
+        {"device": "meta"} if kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d) else {}
+    )
     module = root
     for part in parents:
         if part not in module._modules:
             module.add_module(part, nn.Module())
-        module = module._modules[part]
+        module = module.get_submodule(part)
     if last not in module._modules:
         module.add_module(last, kind(**settings, **place))
 

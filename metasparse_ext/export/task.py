@@ -10,8 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from metasparse_ext._arguments import require, require_choice, require_size, require_text
+from metasparse_ext._arguments import (
+    require,
+    require_choice,
+    require_count,
+    require_flag,
+    require_mapping,
+    require_size,
+    require_text,
+    require_type,
+)
 from metasparse_ext.data.given import ImageReader
+from metasparse_ext.data.options import FITS, GROUNDS, LARGEST_SIDE
 from metasparse_ext.training.trained import Prediction, predictions
 
 
@@ -39,15 +49,20 @@ class ExportedTask:
             KeyError, TypeError, ValueError: If that is not what it should be.
         """
         classes = json.loads(settings["classes"])
-        require(isinstance(classes, list), "ExportedTask", "classes", "a list", classes)
+        require_type("ExportedTask", "classes", classes, list, "a list of names")
         for name in classes:
             require_text("ExportedTask", "each of classes", name)
-        images = json.loads(settings["images"])
-        reader = ImageReader(**{**images, "shape": tuple(images["shape"])})
-        for size in reader.shape:
-            require_size("ExportedTask", "image shape", size)
-        require_choice("ExportedTask", "inverted", reader.inverted, (True, False))
-        return cls(network, tuple(classes), reader, settings)
+        task = cls(network, tuple(classes), _reader(json.loads(settings["images"])), settings)
+        task._try()
+        return task
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Refuses a network that does not make a logit a class of images of this shape."""
+        weight = next(iter(self.network.state_dict().values()), torch.ones(()))
+        images = torch.zeros(2, *self.reader.shape, dtype=weight.dtype)
+        made, wanted = self.network(images), (2, len(self.classes))
+        require(made.shape == wanted, "ExportedTask", "logits", f"of shape {wanted}", made)
 
     @torch.no_grad()
     def classify(self, images: Any) -> list[Prediction]:
@@ -59,3 +74,17 @@ class ExportedTask:
         """
         names, pixels = self.reader.read("classify", "images", images)
         return predictions(names, self.classes, self.network(pixels))
+
+
+def _reader(said: Any) -> ImageReader:
+    """The reader whose fields a file names."""
+    require_mapping("ExportedTask", "images", said)
+    reader = ImageReader(**{**said, "shape": tuple(said["shape"])})
+    channels, height, width = reader.shape
+    require_size("ExportedTask", "channels", channels)
+    for size in (height, width):
+        require_count("ExportedTask", "image size", size, least=1, most=LARGEST_SIDE)
+    require_choice("ExportedTask", "fit", reader.fit, FITS)
+    require_choice("ExportedTask", "ground", reader.ground, GROUNDS)
+    require_flag("ExportedTask", "inverted", reader.inverted)
+    return reader
