@@ -185,8 +185,10 @@ def test_evaluate_prints_and_keeps_what_it_found(trained, kind):
     assert "3-way 1-shot, omniglot test classes" in text
     assert "±" in text
     assert "best checkpoint, iteration" in text
-    kept = json.loads(trained.evaluation_path("test").read_text())
+    name = "test-8tasks" if kind == "transductive" else "test-8tasks-not-transductive"
+    kept = json.loads(trained.evaluation_path(name).read_text())
     assert kept["numbers"]["tasks"] == 8
+    assert len(kept["numbers"]["accuracies"]) == 8
     assert kept["numbers"]["transductive"] is (kind == "transductive")
 
 
@@ -194,7 +196,7 @@ def test_evaluate_takes_more_steps_of_adaptation(trained):
     result = invoke("evaluate", trained, "--adapt-steps", "7")
     assert result.exit_code == 0, result.output
     assert "7 steps of adaptation" in " ".join(result.stdout.split())
-    assert json.loads(trained.evaluation_path("test").read_text())["adapt_steps"] == 7
+    assert json.loads(trained.evaluation_path("test-7steps").read_text())["adapt_steps"] == 7
 
 
 def test_evaluate_names_a_device_that_is_not_there(trained):

@@ -214,7 +214,7 @@ class Trainer(Session):
         record = {
             "iteration": self.iteration,
             "kind": "validation",
-            **found.to_dict(),
+            **found.summary(),
             **self.stages.status(),
             "eligible": eligible(self.learner, self.stages, found.active)
             and math.isfinite(found.loss),
