@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -56,9 +57,8 @@ def evaluate(runs: Sequence[Run], root: str | None, device: str | None, **settin
     evaluations: dict[str, RunEvaluation] = {}
     failure: OSError | None = None
     for run in runs:
-        evaluation, found = checked(
-            lambda run=run: evaluate_best(run, root=root, device=device, **setting)
-        )
+        one = partial(evaluate_best, run, root=root, device=device, **setting)
+        evaluation, found = checked(one)
         evaluations[str(run)] = evaluation
         try:
             keep(run, evaluation, found)

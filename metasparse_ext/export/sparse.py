@@ -201,9 +201,10 @@ def _steps(network: fx.GraphModule) -> list[dict[str, Any]]:
 
 def _first(index: Any) -> int | None:
     """The number of logits that an index leaves, if it is one of the first ones."""
-    rows, columns = index if isinstance(index, tuple) and len(index) == 2 else (None, None)
-    first = rows == slice(None) and isinstance(columns, slice) and columns == slice(columns.stop)
-    return columns.stop if first else None
+    if not (isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None)):
+        return None
+    stop = getattr(index[1], "stop", None)
+    return stop if type(stop) is int and index[1] == slice(stop) else None
 
 
 def _setting(layer: nn.Module, key: str) -> Any:

@@ -109,5 +109,5 @@ def check_setting(owner: str, *, split: Any, **given: Any) -> None:
 
 def _word(data: str) -> str:
     """A data set as part of a file's name, another one for each."""
-    plain = re.sub(r"[^\w.+]", "_", data)[-40:]
+    plain = re.sub(r"[^\w.+-]", "_", data)[-40:]
     return plain if plain == data else f"{plain}-{hashlib.sha256(data.encode()).hexdigest()[:8]}"
