@@ -287,7 +287,7 @@ def draw_figures(
         first = next(iter(evaluated.values()))
         plots.accuracy_against_macs(points, drawn[-1], title=first.setting)
     for label, each in evaluated.items():
-        layers = usage(runs[label], each.name or "test")
+        layers = usage(runs[label], each.name)
         if layers and each.numbers["active"] < 1:
             drawn.append(folder / f"kernels-{label.replace('/', '-')}.png")
             title = f"Kernels in use over {each.numbers['tasks']} tasks: {each.setting}"

@@ -281,7 +281,8 @@ def kept(run: Run, name: str = "test") -> RunEvaluation | None:
     if not path.exists():
         return None
     with _reading(path, "evaluation"):
-        return RunEvaluation(**json.loads(path.read_text(encoding="utf-8")))
+        # Files of earlier versions do not say their name.
+        return RunEvaluation(**{"name": name, **json.loads(path.read_text(encoding="utf-8"))})
 
 
 def find(run: Run, *, adapt_steps: int | None = None, **setting: Any) -> RunEvaluation | None:
