@@ -177,12 +177,12 @@ def table(evaluations: Mapping[str, RunEvaluation]) -> Table:
     first = next(iter(evaluations.values()))
     shown = Table(
         title=f"{first.setting}, {_manner(first.numbers)}",
-        caption="accuracy with its 95 % interval; multiply-accumulates of one image",
+        caption="accuracy with its 95 % interval; MACs: multiply-accumulates of one image",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     shown.add_column("", overflow="fold")
-    for heading in ("accuracy", "active kernels", "multiply-accumulates", "s/iteration"):
+    for heading in ("accuracy", "active kernels", "MACs", "s/iteration"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for label, each in evaluations.items():
         shown.add_row(label, *_cells(each))

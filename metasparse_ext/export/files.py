@@ -62,18 +62,23 @@ def format_of(owner: str, path: Path, to: str | None, endings: Mapping[str, str]
     return known[path.suffix]
 
 
-def require_packages(to: str) -> None:
-    """Refuses a format whose packages are not installed.
+def ready(path: str | Path, to: str | None) -> tuple[Path, str]:
+    """The file and its format, looked at before anything is computed.
 
     Raises:
-        ImportError: saying what to install.
+        FileNotFoundError: If there is no folder for the file.
+        ImportError: If packages for the format are not installed: saying what to install.
+        TypeError, ValueError: If the file cannot be one, or is of no format or another one.
     """
+    path = require_path("export", "out", path)
+    to = format_of("export", path, to)
     wanted = {"onnx": ("onnx", "onnxscript")}.get(to, ())
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
             f"export: --to {to} needs {' and '.join(missing)}: pip install 'metasparse_ext[onnx]'"
         )
+    return path, to
 
 
 def write(task: AdaptedTask, path: str | Path, to: str | None, transductive: bool) -> None:
@@ -84,9 +89,7 @@ def write(task: AdaptedTask, path: str | Path, to: str | None, transductive: boo
         OSError: If the file cannot be written.
         TypeError, ValueError: If an argument is wrong, or the network is not one for the format.
     """
-    path = require_path("export", "out", path)
-    to = format_of("export", path, to)
-    require_packages(to)
+    path, to = ready(path, to)
     network = task.network(transductive=transductive)
     data = _WRITERS[to](network, task.reader.shape, described(task, transductive))
     atomic.replace(path, data)

@@ -227,7 +227,10 @@ class Trained:
             DataError: If an image cannot be read, or has another shape or range.
             FloatingPointError, ImportError, OSError, TypeError, ValueError: As there.
         """
+        from metasparse_ext.export.files import ready
+
         require_flag("export", "transductive", transductive)
+        ready(path, to)
         self._adapt("export", support).export(path, to, transductive=transductive)
 
     def _adapt(self, owner: str, support: Mapping[str, Any]) -> AdaptedTask:
