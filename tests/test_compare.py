@@ -119,6 +119,17 @@ def test_another_data_set_comes_in_the_shape_of_the_networks_images(fresh, tiny_
     assert other.numbers["accuracies"] == kept(fresh["a0"]).numbers["accuracies"]
 
 
+def test_parts_for_data_sets_meet_those_alone(tiny_root, tmp_path):
+    run = trained(tiny_root, tmp_path, "multi-maml", data="omniglot+cifar-fs")
+    for data in ("omniglot", "cifar-fs+omniglot"):
+        said = r"data to be 'omniglot\+cifar-fs', for multi-maml has a part for each"
+        with pytest.raises(ValueError, match=said):
+            evaluate_run(run, data=data)
+    found = evaluate_run(run, data="omniglot+cifar-fs")
+    assert found.name == "test"
+    assert list(found.numbers["distributions"]) == ["omniglot", "cifar-fs"]
+
+
 def test_the_digest_is_that_of_the_tasks(fresh):
     first, second = (evaluate_run(fresh[name]) for name in ("a0", "a1"))
     again = evaluate_run(fresh["a0"], transductive=False)

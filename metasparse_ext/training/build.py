@@ -32,6 +32,11 @@ def resolved(config: RunConfig) -> RunConfig:
     return config.replace(options={**told, **config.options})
 
 
+def knows_distributions(config: RunConfig) -> bool:
+    """Whether the learner has a part for each data set of a mixture."""
+    return "distributions" in inspect.signature(find(config.learner)).parameters
+
+
 def images(config: RunConfig, split: str) -> ImageClasses | Mixture:
     """Loads one split of the run's data set, or of its several."""
     return data.load(config.data, config.root, split=split, image_size=config.image_size)

@@ -220,6 +220,9 @@ def _require_one_kind(owner: str, kinds: Mapping[str, Mapping[str, str]]) -> Non
 
 def _classes(run: Run, config: RunConfig, setting: Setting) -> ImageClasses | Mixture:
     """The classes that tasks are drawn from, with images that the network takes."""
+    if setting.data != config.data and "+" in config.data and build.knows_distributions(config):
+        expected = f"{config.data!r}, for {config.learner} has a part for each of these"
+        refuse("evaluate_run", "data", expected, repr(setting.data))
     shape = None if setting.data == config.data else run.image_shape()
     if shape is None:
         return build.images(config.replace(data=setting.data), setting.split)
