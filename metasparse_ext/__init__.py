@@ -21,7 +21,8 @@ from metasparse_ext.ops import (
 )
 
 if TYPE_CHECKING:
-    from metasparse_ext import algorithms, data, implicit, nn, presets, training
+    from metasparse_ext import algorithms, data, export, implicit, nn, presets, training
+    from metasparse_ext.export import load_sparse
     from metasparse_ext.training import load
 
 __version__ = "0.1.0"
@@ -34,11 +35,13 @@ __all__ = [
     "data",
     "decompositions",
     "explain",
+    "export",
     "get_backend",
     "implicit",
     "info",
     "keep_memory",
     "load",
+    "load_sparse",
     "masked_conv2d",
     "nn",
     "norm_act_pool",
@@ -48,17 +51,18 @@ __all__ = [
     "training",
 ]
 
-_MODULES = ("algorithms", "data", "implicit", "nn", "presets", "training")
+_MODULES = ("algorithms", "data", "export", "implicit", "nn", "presets", "training")
+_FUNCTIONS = {"load": "training", "load_sparse": "export"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports a part of the package when it is first asked for."""
     if name in _MODULES:
         return importlib.import_module(f"metasparse_ext.{name}")
-    if name == "load":
-        return importlib.import_module("metasparse_ext.training").load
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"metasparse_ext.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'metasparse_ext' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, "load"})
+    return sorted({*globals(), *_MODULES, *_FUNCTIONS})

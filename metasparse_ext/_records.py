@@ -14,7 +14,13 @@ from metasparse_ext._arguments import (
     require_number,
     require_tensor,
     require_text,
+    require_type,
 )
+
+
+def _require_list(owner: str, name: str, got: object) -> None:
+    require_type(owner, name, got, list, "a list")
+
 
 _CHECKS: dict[str, Callable[..., None]] = {
     "str": require_text,
@@ -24,6 +30,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "Tensor": require_tensor,
     "Mapping": require_mapping,
     "dict": require_mapping,
+    "list": _require_list,
 }
 
 

@@ -32,7 +32,7 @@ from metasparse_ext.training import Run, RunConfig, evaluation
 NOT_CALLED = {
     *("LEARNERS", "PRESETS", "ConvexMAML", "HeadLearner", "MetaLearner", "Metrics", "Outcome"),
     *("CheckpointError", "RunInUseError", "TrainingError", "Reporter"),
-    *("AdaptedTask", "Prediction", "Trained"),
+    *("AdaptedTask", "Prediction", "Trained", "Comparison", "Contender", "Difference"),
 }
 
 TENSORS = tuple(name for name in VALUES if name.endswith("tensor"))
@@ -96,6 +96,7 @@ def adapted() -> AdaptedTasks:
 EVALUATION = {
     **{"tasks": 2, "accuracy": 0.5, "interval": 0.1, "loss": 1.0, "transductive": True},
     **{"active": 1.0, "kernels": 4, "macs": 10.0, "dense_macs": 10, "distributions": {}},
+    **{"accuracies": [0.4, 0.6], "episodes": "digest"},
 }
 RECORD = {"kind": "train", "iteration": 1, "accuracy": 0.5}
 PRESET = {
@@ -171,6 +172,8 @@ CALLS: dict[str, Call] = {
             ("accuracy", "interval", "active", "macs"), ("fraction", "huge", "negative")
         ),
         **dict.fromkeys(("tasks", "kernels", "dense_macs"), ("huge",)),
+        accuracies=("list", "empty list"),
+        episodes=EMPTY,
         loss=("fraction", "huge", "negative", "nan", "infinity"),
     ),
     "RunEvaluation": call(
@@ -180,7 +183,8 @@ CALLS: dict[str, Call] = {
             **{"setting": "s", "adapt_steps": 1, "checkpoint": "best", "iteration": 1},
             **{"budget": None, "seconds": None, "numbers": EVALUATION},
         },
-        **dict.fromkeys(("setting", "checkpoint"), EMPTY),
+        **dict.fromkeys(("setting", "checkpoint", "name"), EMPTY),
+        drawn=MAPPINGS,
         **dict.fromkeys(("budget", "seconds"), ("none", "fraction", "huge", "negative")),
     ),
     "evaluate": call(
@@ -199,8 +203,9 @@ CALLS: dict[str, Call] = {
         evaluation.evaluate_best,
         lambda: {"run": Run("no-such-run")},
         split=(),
-        **{**PARTS, "data": FUNCTIONS},
+        **{**PARTS, "data": (*FUNCTIONS, "text")},
     ),
+    "compare": call("compare", training.compare, lambda: {"runs": [Run("no-such-run")]}, split=()),
     "export_masks": call(
         "export_masks",
         training.export_masks,

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, checked, safe to load, and enough to resume exactly."""
 
+import hashlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 from support.training_helpers import StopAfter, assert_same_state, timeless, tiny_config
 
+from metasparse_ext import _sealed
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.training import Checkpoint, CheckpointError, Run, Trainer, build, checkpoint
 
@@ -97,7 +99,7 @@ def signed(header: dict, body: bytes = b"") -> bytes:
     metadata["sha256"] = "0" * 64
     text = json.dumps(header, separators=(",", ":")).encode()
     data = struct.pack("<Q", len(text)) + text + body
-    return checkpoint._with_digest(data, "0" * 64, checkpoint.hashlib.sha256(data).hexdigest())
+    return _sealed._with_digest(data, "0" * 64, hashlib.sha256(data).hexdigest())
 
 
 def state_of(**changes) -> dict:

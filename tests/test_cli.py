@@ -16,7 +16,7 @@ from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.cli import runs
+from metasparse_ext.cli import demo
 from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.cli.options import read
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics
@@ -187,8 +187,10 @@ def test_evaluate_prints_and_keeps_what_it_found(trained, kind):
     assert "3-way 1-shot, omniglot test classes" in text
     assert "±" in text
     assert "best checkpoint, iteration" in text
-    kept = json.loads(trained.evaluation_path("test").read_text())
+    name = "test-8tasks" if kind == "transductive" else "test-8tasks-not-transductive"
+    kept = json.loads(trained.evaluation_path(name).read_text())
     assert kept["numbers"]["tasks"] == 8
+    assert len(kept["numbers"]["accuracies"]) == 8
     assert kept["numbers"]["transductive"] is (kind == "transductive")
 
 
@@ -196,7 +198,7 @@ def test_evaluate_takes_more_steps_of_adaptation(trained):
     result = invoke("evaluate", trained, "--adapt-steps", "7")
     assert result.exit_code == 0, result.output
     assert "7 steps of adaptation" in " ".join(result.stdout.split())
-    assert json.loads(trained.evaluation_path("test").read_text())["adapt_steps"] == 7
+    assert json.loads(trained.evaluation_path("test-7steps").read_text())["adapt_steps"] == 7
 
 
 def test_evaluate_names_a_device_that_is_not_there(trained):
@@ -414,8 +416,8 @@ def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):
         **{"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 8},
         **{"iterations": 40, "validate_every": 10, "validation_tasks": 4, "evaluation_tasks": 6},
     }
-    monkeypatch.setattr(runs, "DENSE", runs.DENSE.replace(**tiny))
-    monkeypatch.setattr(runs, "PRUNED", runs.PRUNED.replace(**tiny, mask_lr=1e-3))
+    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
+    monkeypatch.setattr(demo, "PRUNED", demo.PRUNED.replace(**tiny, mask_lr=1e-3))
     result = invoke("demo", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines()]
@@ -470,7 +472,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, interrupted):
 
 def test_ctrl_c_ends_the_demo(tmp_path, tiny_root, monkeypatch, interrupted):
     tiny = {"data": "omniglot", "root": str(tiny_root), "ways": 3, "queries": 2, "width": 4}
-    monkeypatch.setattr(runs, "DENSE", runs.DENSE.replace(**tiny))
+    monkeypatch.setattr(demo, "DENSE", demo.DENSE.replace(**tiny))
     result = invoke("demo", "--out", tmp_path)
     assert result.exit_code == 130
     assert not (tmp_path / "pruned").exists()

@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from support.training_helpers import tiny_config
 from test_cli import assert_one_line_error, invoke
 
@@ -101,3 +103,71 @@ def test_files_that_are_no_images_are_named(run, support):
     finally:
         note.unlink()
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+@pytest.mark.parametrize("ending", ["pt2", "safetensors", "metasparse"])
+def test_a_network_is_written_as_python_writes_it(tmp_path, run, support, ending, transductive):
+    out, wanted = tmp_path / f"cli.{ending}", tmp_path / f"python.{ending}"
+    flags = ["--transductive"] if transductive else []
+    arguments = ["export", run, "--support", support, "--out", out, *flags, "--adapt-steps", 3]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    size = f"{out.stat().st_size:,} bytes"
+    assert result.stdout == f"wrote {out}, {size}: circle, cross, star\n"
+    trained = ms.load(run, adapt_steps=3)
+    trained.export(by_class(support), wanted, transductive=transductive)
+    if ending == "pt2":  # an archive, with the times of its parts
+        found, wanted = (torch.export.load(each).module() for each in (out, wanted))
+        images = torch.rand(4, 1, 16, 16)
+        assert torch.equal(found(images), wanted(images))
+    else:
+        found, wanted = load_file(out), load_file(wanted)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in found)
+    assert invoke(*arguments).exit_code == 0  # over the file that is there
+
+
+def test_onnx_is_written(tmp_path, run, support):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "task.onnx"
+    result = invoke("export", run, "--support", support, "--to", "onnx", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"wrote {out}, ")
+    assert result.stderr == ""
+    found = runtime.InferenceSession(out).get_modelmeta().custom_metadata_map
+    assert json.loads(found["classes"]) == ["circle", "cross", "star"]
+    assert json.loads(found["images"])["inverted"] is True
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path, run, support, monkeypatch):
+    call = ["export", run, "--support", support, "--out"]
+    out = tmp_path / "task.pt2"
+    assert_one_line_error(invoke(*call, tmp_path / "a.pth"), "a file that ends in .pt2, .onnx")
+    assert_one_line_error(invoke(*call, out, "--to", "onnx"), "a file that ends in .onnx, for onnx")
+    assert_one_line_error(invoke(*call, out, "--to", "keras"), "'keras' is not one of 'torch'")
+    gone = tmp_path / "absent" / "task.pt2"
+    assert_one_line_error(invoke(*call, gone), f"{gone}: No such file or directory")
+    assert_one_line_error(invoke("export", run, "--out", out), "--to torch needs --support")
+    masks = ["--out", tmp_path / "masks.npz"]
+    assert_one_line_error(
+        invoke("export", run, "--support", support, *masks), "leave out --support"
+    )
+    assert_one_line_error(
+        invoke("export", run, "--adapt-steps", 2, *masks), "leave out --adapt-steps"
+    )
+    assert_one_line_error(
+        invoke("export", tmp_path, "--support", support, "--out", out), "not a run folder"
+    )
+    assert_one_line_error(
+        invoke("export", run, "--support", tmp_path / "none", "--out", out), "export: no folder"
+    )
+    assert_one_line_error(
+        invoke("export", run, "--support", support / "star", "--out", out), "a folder of images for"
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_one_line_error(
+        invoke(*call, tmp_path / "task.onnx"), "pip install 'metasparse_ext[onnx]'"
+    )
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +21,11 @@ BACKENDS = ["dense", pytest.param("triton", marks=runs_kernels)]
 
 @pytest.fixture(autouse=True)
 def unforced(monkeypatch):
-    """As without the environment variable, and with the table of the package."""
+    """As without the environment variable and CUDA C++, and with the table of the package."""
     monkeypatch.setattr(backends, "_cuda", backends.AUTOMATIC)
+    # Other tests may have loaded the kernels' emulation into this process.
+    monkeypatch.setattr(cuda.torch.ops, "metasparse_cuda", SimpleNamespace(), raising=False)
+    cuda.problem.cache_clear()
     cuda_table.table.cache_clear()
     cuda_table.rows_for.cache_clear()
 

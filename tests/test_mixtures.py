@@ -206,7 +206,7 @@ def test_training_and_evaluation_report_each_distribution(tmp_path, two_sets):
     found = evaluate_run(run, tasks=6)
     assert found.setting == "3-way 1-shot, omniglot+cifar-fs test classes"
     assert list(found.numbers["distributions"]) == ["omniglot", "cifar-fs"]
-    assert evaluation.kept(run).numbers == json.loads(json.dumps(found.numbers))
+    assert evaluation.kept(run, "test-6tasks").numbers == json.loads(json.dumps(found.numbers))
 
 
 def test_resume_is_exact(tmp_path, two_sets):

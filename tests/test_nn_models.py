@@ -82,6 +82,15 @@ def test_cost_of_per_task_and_weight_masks():
         cost(net, (5, 5))
 
 
+def test_cost_of_a_mask_of_weights_whose_kernels_are_as_many_as_its_channels():
+    mask = torch.ones(3, 3, 3, 3)
+    mask[0, 0] = 0
+    mask[1, 1, 0] = 0
+    conv = MaskedConv2d(3, 3, 3, padding=1, bias=False, mask=mask)
+    counted = cost(conv, (3, 4, 4))
+    assert (counted.active_kernels, counted.active_parameters) == (8, 81 - 9 - 3)
+
+
 def test_cost_leaves_the_model_as_it_was():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout())
     net[2].eval()

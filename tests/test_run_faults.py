@@ -155,11 +155,11 @@ def test_an_evaluation_that_cannot_be_written_leaves_the_earlier_one(
 ):
     run = Run(tmp_path / "run")
     Trainer(config_of(tiny_root), run).fit()
-    evaluate_run(run, tasks=2)
+    evaluate_run(run)
     before = run.evaluation_path("test").read_bytes()
     monkeypatch.setattr(atomic, "_system", Fault(at=2))
     with pytest.raises(OSError, match="No space left"):
-        evaluate_run(run, tasks=4)
+        evaluate_run(run)
     assert run.evaluation_path("test").read_bytes() == before
     assert not list(run.folder.glob(".*.tmp"))
 

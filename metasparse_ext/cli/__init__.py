@@ -8,18 +8,19 @@ import sys
 import click
 
 import metasparse_ext
-from metasparse_ext.cli import catalog, data, out, runs, train
+from metasparse_ext.cli import catalog, data, demo, evaluations, out, train
 from metasparse_ext.cli.messages import OneLineErrors
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(metasparse_ext.__version__, prog_name="metasparse")
 def main() -> None:
-    """Sparse meta-learning: train, evaluate, use and plot."""
+    """Sparse meta-learning: train, evaluate, compare, use and plot."""
 
 
 for _command in (
-    *(train.train, train.sweep, runs.demo, runs.evaluate, out.predict, out.export, runs.plot),
+    *(train.train, train.sweep, demo.demo),
+    *(evaluations.evaluate, evaluations.compare_runs, evaluations.plot, out.predict, out.export),
     data.data,
     *(catalog.learners, catalog.presets, catalog.info),
 ):

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from metasparse_ext.training import Reporter, Run, RunConfig, RunEvaluation, metrics
-from metasparse_ext.training.evaluation import kept, usage
+from metasparse_ext.training import Comparison, Reporter, Run, RunConfig, RunEvaluation, metrics
+from metasparse_ext.training.evaluation import find, require_one_task, usage
 
 _SMOOTHING = 0.95
 _SECONDS_BETWEEN_LINES = 10.0
@@ -191,21 +191,48 @@ def _duration(seconds: float) -> str:
 
 
 def table(evaluations: Mapping[str, RunEvaluation]) -> Table:
-    """A rich table, one row a run; the title says what was evaluated and how."""
+    """A rich table, one row a run; the title says what was evaluated and how.
+
+    Raises:
+        ValueError: If the evaluations are on tasks of several kinds.
+    """
+    require_one_task("table", evaluations)
     first = next(iter(evaluations.values()))
-    measures = dict.fromkeys(each.measure for each in evaluations.values())
-    score = " or ".join(measures)
     shown = Table(
         title=f"{first.setting}, {_manner(first.numbers)}",
-        caption=f"{score} with its 95 % interval; multiply-accumulates of one image",
+        caption=f"{first.measure} with its 95 % interval; MACs: multiply-accumulates of one image",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     shown.add_column("", overflow="fold")
-    for heading in (score, "active kernels", "multiply-accumulates", "s/iteration"):
+    for heading in (first.measure, "active kernels", "MACs", "s/iteration"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for label, each in evaluations.items():
         shown.add_row(label, *_cells(each))
+    return shown
+
+
+def comparison_table(found: Comparison) -> Table:
+    """A rich table, one row a contender, each with its difference to the first."""
+    first, measure = found.contenders[0], found.evaluation.measure
+    shown = Table(
+        title=f"{found.evaluation.setting}, {_manner(found.evaluation.numbers)}",
+        caption=f"{measure} with its 95 % interval, or of several trainings ± their standard "
+        f"deviation; difference to {first.label} on the same tasks with its 95 % interval",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    shown.add_column("", overflow="fold")
+    for heading in ("trainings", measure, "difference", "p"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for each in found.contenders:
+        around = each.interval if each.spread is None else each.spread
+        cells = ("", "")
+        if each.difference is not None:
+            difference = _number(each.difference.mean, each.difference.interval, measure, "+")
+            cells = difference, f"{each.difference.p:.2g}"
+        score = _number(each.score, around or 0, measure)
+        shown.add_row(each.label, str(len(each.runs)), score, *cells)
     return shown
 
 
@@ -240,34 +267,44 @@ def _cells(evaluation: RunEvaluation) -> tuple[str, str, str, str]:
 
 
 def _score(score: Mapping[str, Any], measure: str) -> str:
+    return _number(score[measure], score["interval"], measure)
+
+
+def _number(value: float, around: float, measure: str, sign: str = "") -> str:
     if measure != "accuracy":
-        return f"{score[measure]:.4g} ± {score['interval']:.2g}"
-    return f"{100 * score['accuracy']:.2f} ± {100 * score['interval']:.2f} %"
+        return f"{value:{sign}.4g} ± {around:.2g}"
+    return f"{100 * value:{sign}.2f} ± {100 * around:.2f} %"
 
 
 def draw_figures(
-    runs: Mapping[str, Run], folder: Path, *, split: str = "test", against: str = "iteration"
+    runs: Mapping[str, Run], folder: Path, *, against: str = "iteration", **setting: Any
 ) -> list[Path]:
     """Draws what runs have: learning curves and, of evaluated ones, accuracy and kernels in use.
 
     Args:
         runs: The runs by the label they get.
         folder: Where the pictures go.
-        split: Which evaluations to show.
         against: Abscissa of the learning curves, "iteration" or "elapsed".
+        setting: Which evaluations to show, as :func:`~metasparse_ext.training.evaluate_run` takes
+            it; by default the runs' own on test classes.
 
     Returns:
         The pictures written.
+
+    Raises:
+        ValueError: If those evaluations are on tasks of several kinds.
     """
     from metasparse_ext import plots  # matplotlib takes a second to import
 
+    evaluations = {label: find(run, **setting) for label, run in runs.items()}
+    evaluated = {label: each for label, each in evaluations.items() if each is not None}
+    if evaluated:
+        require_one_task("plot", evaluated)
     drawn = []
     records = {label: metrics.read(run.metrics_path) for label, run in runs.items()}
     if any(records.values()):
         drawn.append(folder / "learning-curves.png")
         plots.learning_curves(records, drawn[-1], against=against, title="Meta-training")
-    evaluations = {label: kept(run, split) for label, run in runs.items()}
-    evaluated = {label: each for label, each in evaluations.items() if each is not None}
     if evaluated:
         drawn.append(folder / "accuracy-macs.png")
         points = [
@@ -279,7 +316,7 @@ def draw_figures(
         first = next(iter(evaluated.values()))
         plots.accuracy_against_macs(points, drawn[-1], title=first.setting)
     for label, each in evaluated.items():
-        layers = usage(runs[label], split)
+        layers = usage(runs[label], each.name)
         if layers and each.numbers["active"] < 1:
             drawn.append(folder / f"kernels-{label.replace('/', '-')}.png")
             title = f"Kernels in use over {each.numbers['tasks']} tasks: {each.setting}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import click
 from rich import box
 from rich.table import Table
 
-from metasparse_ext.cli.messages import checked, console, folder
+from metasparse_ext._arguments import require_path
+from metasparse_ext.cli.messages import UserError, checked, console, folder
 from metasparse_ext.data.given import class_folders
+from metasparse_ext.export.files import ENDINGS, format_of
 from metasparse_ext.training import Prediction, Run, export_masks, load
 
 _FOLDER = click.Path(path_type=Path)
@@ -83,10 +85,52 @@ def predict(
 
 @click.command("export")
 @click.argument("run", callback=folder)
-@click.option("--out", required=True, help="File to write, .npz.")
-@click.option("--root", help="Folder of the data set's files, if it has moved.")
-def export(run: Run, out: str, root: str | None) -> None:
-    """Write the masks of RUN's best checkpoint: zeros and ones by the name of the layer."""
+@click.option(
+    "--out",
+    required=True,
+    help="File to write: .pt2, .onnx, .safetensors, .metasparse, or .npz for masks.",
+)
+@click.option(
+    "--to",
+    type=click.Choice([*ENDINGS, "masks"]),
+    help="What to write; by default as --out ends.",
+)
+@click.option("--support", type=_FOLDER, help="Folder with a folder of images for each class.")
+@click.option(
+    "--transductive",
+    is_flag=True,
+    help="Batch statistics of the images given together; else those of the support set, fixed.",
+)
+@_loading
+def export(
+    run: Run, out: str, to: str | None, support: Path | None, transductive: bool, **options: Any
+) -> None:
+    """Write RUN's network, adapted to the classes of --support, to a file that others read.
+
+    torch (.pt2) is a program for torch.export.load, onnx one for ONNX runtimes, safetensors the
+    tensors, metasparse what of them is not pruned. Without --support, masks (.npz): zeros and ones
+    of RUN's best checkpoint by the name of the layer.
+    """
+    path = checked(lambda: require_path("export", "path", out))
+    kind = checked(lambda: format_of("export", path, to, {**ENDINGS, "masks": ".npz"}))
+    if kind == "masks":
+        _export_masks(run, out, options.pop("root"), {"support": support, **options})
+        return
+    if support is None:
+        raise UserError(f"export: --to {kind} needs --support, the images to adapt to")
+    classes = class_folders("export", support)
+    try:
+        checked(lambda: load(run, **options).export(classes, path, kind, transductive=transductive))
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    listed = ", ".join(classes)
+    click.echo(f"wrote {path}, {path.stat().st_size:,} bytes: {listed}")
+
+
+def _export_masks(run: Run, out: str, root: str | None, others: Mapping[str, Any]) -> None:
+    flags = ", ".join(f"--{n.replace('_', '-')}" for n, v in others.items() if v is not None)
+    if flags:
+        raise UserError(f"export: masks are those of the run, not of a task: leave out {flags}")
     masks = checked(lambda: export_masks(run, out, root=root))
     for name, mask in masks.items():
         click.echo(f"{name:24}{tuple(mask.shape)!s:20}{mask.mean():7.2%} active")

@@ -185,7 +185,7 @@ def _layer(
     with torch.no_grad():
         own: Tensor = module.masker(module.weight) if mask is None else mask
     weights, area = module.weight.numel(), math.prod(module.kernel_size)
-    if own.shape[-2:] == module.weight.shape[:2]:
+    if own.dim() < 4:
         kernels = own != 0
         active_weights: Count = _ones(kernels, 2) * area
     else:

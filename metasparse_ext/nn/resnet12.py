@@ -90,7 +90,7 @@ class ResBlock(nn.Module):
         y = self.inner(self.norms[0](self.convs[0](x)))
         y = self.inner(self.norms[1](self.convs[1](y)))
         y = self.norms[2](self.convs[2](y)) + self.shortcut_norm(self.shortcut(x))
-        y = _max_pool(y)
+        y = max_pool(y)
         return self.outer(y if self.film is None else self.film(y))
 
 
@@ -175,6 +175,6 @@ def _widths(width: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(width)
 
 
-def _max_pool(x: Tensor) -> Tensor:
+def max_pool(x: Tensor) -> Tensor:
     """2x2 with stride 2, whatever axes come before (C, H, W)."""
     return F.max_pool2d(x.flatten(0, -4), 2).unflatten(0, x.shape[:-3])

@@ -1,10 +1,12 @@
 """Training: configurations, the loop, checkpoints, evaluation."""
 
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
+from metasparse_ext.training.compare import Comparison, Contender, compare
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.evaluation import RunEvaluation, evaluate_run, export_masks
 from metasparse_ext.training.loop import Outcome, Trainer, TrainingError
 from metasparse_ext.training.metrics import Reporter
+from metasparse_ext.training.paired import Difference
 from metasparse_ext.training.run import Run, RunInUseError
 from metasparse_ext.training.scores import Evaluation, evaluate, predict
 from metasparse_ext.training.trained import AdaptedTask, Prediction, Trained, load
@@ -13,6 +15,9 @@ __all__ = [
     "AdaptedTask",
     "Checkpoint",
     "CheckpointError",
+    "Comparison",
+    "Contender",
+    "Difference",
     "Evaluation",
     "Outcome",
     "Prediction",
@@ -24,6 +29,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "TrainingError",
+    "compare",
     "evaluate",
     "evaluate_run",
     "export_masks",

@@ -59,6 +59,12 @@ def resolved(
     return config.replace(options={**told, **config.options})
 
 
+def is_own(name: str) -> bool:
+    """Whether data of this name are made by a function, and are no data set to be read."""
+    own = name in TASKS or _entries.is_import(name)
+    return own and name.partition(":")[0] not in DATASETS
+
+
 def images(config: RunConfig, split: str, given: Any = None) -> Tasks:
     """Loads one split of the run's data: of a data set, of several, or of one's own.
 
@@ -68,13 +74,17 @@ def images(config: RunConfig, split: str, given: Any = None) -> Tasks:
         given: The data themselves, where the configuration does not name them.
     """
     if given is None:
-        name, own = config.data, config.data in TASKS or _entries.is_import(config.data)
-        if not own or name.partition(":")[0] in DATASETS:
-            return data.load(name, config.root, split=split, image_size=config.image_size)
+        if not is_own(config.data):
+            return data.load(config.data, config.root, split=split, image_size=config.image_size)
         given = parts.find(config, "data")
     if split != "train":
         config = config.replace(queries=config.evaluation_queries or config.queries)
     return tasks_of(given, config, split)
+
+
+def knows_distributions(config: RunConfig) -> bool:
+    """Whether the learner has a part for each data set of a mixture."""
+    return "distributions" in inspect.signature(find(config.learner)).parameters
 
 
 def require_one_shape(train: Tasks, held_out: Tasks) -> None:

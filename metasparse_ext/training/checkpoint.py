@@ -1,13 +1,12 @@
 """Checkpoints: the whole state of a run in one file, with a checksum over every byte of it.
 
 The file is one of safetensors: the tensors by name, and as metadata a JSON text of all that is no
-tensor and the SHA-256 of the file, computed with zeros in its own place. Reading it runs no code.
+tensor, sealed by :mod:`metasparse_ext._sealed`.
 The file that a new one replaces is kept as its previous generation.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -15,19 +14,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext import _sealed as sealed
 from metasparse_ext._records import check_fields
 
 logger = logging.getLogger("metasparse_ext")
 
 FORMAT = "metasparse checkpoint 2"
-
-_DIGEST = "sha256"
-_NO_DIGEST = "0" * 64
-_HEADER_LENGTH = 8  # bytes, at the beginning of a safetensors file
 
 
 class CheckpointError(Exception):
@@ -117,11 +112,9 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
         return from_bytes(path.read_bytes())
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except sealed.ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: not a whole checkpoint ({reason})") from error
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
 
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:
@@ -131,27 +124,16 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         entry.name: _pack(getattr(checkpoint, entry.name), entry.name, tensors)
         for entry in fields(checkpoint)
     }
-    metadata = {"format": FORMAT, "state": json.dumps(tree), _DIGEST: _NO_DIGEST}
-    data = safetensors.torch.save(tensors, metadata)
-    return _with_digest(data, _NO_DIGEST, hashlib.sha256(data).hexdigest())
+    return sealed.to_bytes(tensors, {"format": FORMAT, "state": json.dumps(tree)})
 
 
 def from_bytes(data: bytes) -> Checkpoint:
     """What :func:`to_bytes` wrote.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError, RecursionError, SafetensorError: for anything
-            else.
+        Those of ``_sealed.ERRORS``: for anything else.
     """
-    metadata = _metadata(data)
-    digest = metadata.get(_DIGEST)
-    if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST):
-        raise ValueError("it has no checksum")
-    if hashlib.sha256(_with_digest(data, digest, _NO_DIGEST)).hexdigest() != digest:
-        raise ValueError("its checksum is not that of its content")
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"expected format {FORMAT!r}, got {metadata.get('format')!r}")
-    tensors = safetensors.torch.load(data)
+    tensors, metadata = sealed.from_bytes(data, FORMAT)
     tree = json.loads(metadata["state"])
     if not isinstance(tree, dict):
         raise TypeError(f"expected a JSON object as its state, got {type(tree).__name__}")
@@ -160,25 +142,6 @@ def from_bytes(data: bytes) -> Checkpoint:
         raise ValueError(f"unknown or missing entry {', '.join(unknown)}")
     state = {name: _unpack(value, tensors) for name, value in tree.items()}
     return Checkpoint(**state)
-
-
-def _metadata(data: bytes) -> Mapping[str, Any]:
-    length = int.from_bytes(data[:_HEADER_LENGTH], "little")
-    if len(data) < _HEADER_LENGTH or length > len(data) - _HEADER_LENGTH:
-        raise ValueError("it ends within its header")
-    header = json.loads(data[_HEADER_LENGTH : _HEADER_LENGTH + length])
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
-        raise ValueError("it has no metadata")
-    return metadata
-
-
-def _with_digest(data: bytes, old: str, new: str) -> bytes:
-    """The file with another checksum in the place of the old one."""
-    old_entry, new_entry = (f'"{_DIGEST}":"{digest}"'.encode() for digest in (old, new))
-    if data.count(old_entry) != 1:
-        raise ValueError("the place of its checksum is not clear")
-    return data.replace(old_entry, new_entry)
 
 
 # Values that are no tensors are JSON. A tensor is the name it has in the file; containers say what

@@ -231,7 +231,7 @@ class Trainer(Session):
             "iteration": self.iteration,
             "kind": "validation",
             **self.measure.remark(),
-            **found.to_dict(),
+            **found.summary(),
             **self.stages.status(),
             "eligible": eligible(self.learner, self.stages, found.active)
             and math.isfinite(found.loss),

@@ -28,7 +28,7 @@ class Run:
 
     ``config.json`` the configuration, ``images.json`` the shape of the images,
     ``metrics.jsonl`` the metrics, ``last.safetensors`` and ``best.safetensors`` the checkpoints,
-    each beside its previous generation, ``evaluation-SPLIT.json`` and ``usage-SPLIT.npz`` the
+    each beside its previous generation, ``evaluation-NAME.json`` and ``usage-NAME.npz`` the
     evaluations, ``.lock`` what the process that trains holds.
     """
 
@@ -49,13 +49,13 @@ class Run:
         """Whether the folder holds a checkpoint to resume."""
         return checkpoint.exists(self.last_path)
 
-    def evaluation_path(self, split: str) -> Path:
-        """Where the evaluation on a split is written."""
-        return self.folder / f"evaluation-{split}.json"
+    def evaluation_path(self, name: str) -> Path:
+        """Where an evaluation is written; its name is the split where all else is the run's own."""
+        return self.folder / f"evaluation-{name}.json"
 
-    def usage_path(self, split: str) -> Path:
+    def usage_path(self, name: str) -> Path:
         """Where the kernel usage found by that evaluation is written."""
-        return self.folder / f"usage-{split}.npz"
+        return self.folder / f"usage-{name}.npz"
 
     def config(self) -> RunConfig:
         """Reads the configuration.

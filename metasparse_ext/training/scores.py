@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor
 
 from metasparse_ext._arguments import (
+    LARGEST,
     refuse,
     require,
+    require_count,
     require_flag,
+    require_number,
     require_size,
     require_tensor,
     require_text,
@@ -31,6 +35,11 @@ from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.training.measure import measure_of
 
 _FOLDED_TASKS = 64
+# One pixel in so many, each way, goes into the digest of the tasks.
+_EVERY = 3
+
+# What numbers of earlier versions lack.
+LATER: dict[str, Any] = {"distributions": {}, "accuracies": [], "episodes": ""}
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class Evaluation:
             tasks), and of the same network without masks.
         distributions: Of a mixture of data sets, by name: the tasks drawn from it, and accuracy and
             interval on them.
+        accuracies: The accuracy, or what takes its place, on each task, in their order.
+        episodes: A digest of the images and labels of all tasks: the same where the tasks are.
         usage: For every masked layer, the fraction of tasks (O, I) in which a kernel is in use.
         measure: What ``accuracy`` and ``interval`` are of; the key of the former in JSON.
     """
@@ -64,12 +75,16 @@ class Evaluation:
     macs: float
     dense_macs: int
     distributions: dict[str, dict[str, float]]
+    accuracies: list[float] = dataclasses.field(repr=False)
+    episodes: str
     usage: dict[str, Tensor] = dataclasses.field(repr=False)
     measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         limits = {"loss": {"finite": False}, "measure": {"empty": False}}
         check_fields(self, limits, integers={"least": 0})
+        for value in self.accuracies if self.measure == "accuracy" else ():
+            require_number("Evaluation", "each of accuracies", value, least=0, most=1)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values, without the kernel usage."""
@@ -88,7 +103,12 @@ class Evaluation:
         """
         measure = numbers.get("measure", "accuracy")
         named = {"accuracy" if key == measure else key: value for key, value in numbers.items()}
-        return cls(**{"distributions": {}, **named, "usage": {}})
+        return cls(**{**LATER, **named, "usage": {}})
+
+    def summary(self) -> dict[str, Any]:
+        """Returns those of them that are of all tasks together."""
+        each = ("accuracies", "episodes")
+        return {key: value for key, value in self.to_dict().items() if key not in each}
 
 
 def evaluate(
@@ -98,6 +118,7 @@ def evaluate(
     tasks: int = 600,
     transductive: bool = True,
     distributions: Sequence[str] = (),
+    ways: int | None = None,
 ) -> Evaluation:
     """Adapts to the support set of every task and classifies its query set.
 
@@ -109,6 +130,8 @@ def evaluate(
             codes do. Otherwise each query image is classified in a batch of the task's support
             images and itself alone.
         distributions: The names of the data sets of a mixture, to have the accuracy on each.
+        ways: How many classes the tasks have, if fewer than the network has outputs: the other
+            logits are left out.
 
     Returns:
         The evaluation. The standard deviation is that of the population, as in the sources.
@@ -124,15 +147,18 @@ def evaluate(
     require_type("evaluate", "distributions", distributions, (tuple, list), "names")
     for name in distributions:
         require_text("evaluate", "each of distributions", name, empty=False)
+    if ways is not None:
+        require_count("evaluate", "ways", ways, least=2, most=LARGEST)
     device = next(learner.parameters()).device
     totals = _Totals(learner)
     with evaluating(learner):
         for batch in _first_tasks(batches, tasks):
+            totals.note(batch)
             support, query = batch.to(device)
             adapted = learner.adapt(support)
             with torch.no_grad():
                 logits = predict(adapted, support, query.images, transductive=transductive)
-                totals.add(logits, query, adapted)
+                totals.add(logits[..., :ways], query, adapted)
     return totals.evaluation(transductive, distributions)
 
 
@@ -186,6 +212,17 @@ class _Totals:
         self._macs: list[Tensor] = []
         self._used: dict[str, Tensor] = {}
         self._cost: Cost | None = None
+        self._episodes = hashlib.sha256()
+
+    def note(self, batch: TaskBatch) -> None:
+        """Adds tasks to the digest, one after the other: batches of another size make the same."""
+        shown = [
+            samples.images[..., ::_EVERY, ::_EVERY] if samples.images.dim() == 5 else samples.images
+            for samples in batch
+        ]
+        for values in zip(*shown, *(samples.labels for samples in batch), strict=True):
+            for each in values:
+                self._episodes.update(each.detach().cpu().contiguous().view(torch.uint8).numpy())
 
     def add(self, logits: Tensor, query: Samples, adapted: AdaptedTasks) -> None:
         """Adds T tasks: logits (T, Q, ways) of the query sets by the adapted networks."""
@@ -226,6 +263,8 @@ class _Totals:
             macs=float(torch.cat(self._macs).mean()),
             dense_macs=self._cost.macs,
             distributions=self._by_distribution(accuracy, distributions),
+            accuracies=accuracy.tolist(),
+            episodes=self._episodes.hexdigest(),
             usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
             measure=self._measure.name,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metasparse_ext._arguments import (
     LARGEST,
@@ -58,6 +58,7 @@ class AdaptedTask:
         networks: The adapted network, as :class:`~metasparse_ext.algorithms.AdaptedTasks` of one.
         support: The images that it was adapted to, (1, N, C, H, W), and their labels.
         reader: Brings images to what the network takes.
+        origin: Where the network is from, by name, for the files that it leaves in.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class AdaptedTask:
         networks: AdaptedTasks,
         support: Samples,
         reader: ImageReader,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.classes, self.networks = classes, networks
         self.support, self.reader = support, reader
+        self.origin = dict(origin or {})
 
     def classify(self, images: Any, *, transductive: bool = False) -> list[Prediction]:
         """Classifies images, as :meth:`Trained.classify` does.
@@ -78,11 +81,7 @@ class AdaptedTask:
         """
         require_flag("classify", "transductive", transductive)
         names, pixels = self.reader.read("classify", "images", images)
-        probabilities = self.logits(pixels, transductive=transductive).softmax(-1)
-        return [
-            self._prediction(name, row)
-            for name, row in zip(names, probabilities.double().tolist(), strict=True)
-        ]
+        return predictions(names, self.classes, self.logits(pixels, transductive=transductive))
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, transductive: bool = False) -> Tensor:
@@ -102,10 +101,61 @@ class AdaptedTask:
             )
         return logits
 
-    def _prediction(self, image: str, row: list[float]) -> Prediction:
-        best = max(range(len(row)), key=row.__getitem__)
-        named = dict(zip(self.classes, row, strict=True))
-        return Prediction(image, self.classes[best], row[best], named)
+    def network(self, *, transductive: bool = False) -> nn.Module:
+        """The network in PyTorch's own layers: from images (N, C, H, W) to logits (N, classes).
+
+        Pruned weights are zeros; channels that do nothing are taken out. It is a module of its own,
+        on the CPU, in evaluation mode, and needs this package no longer.
+
+        Args:
+            transductive: Batch norm takes the statistics of the images given together, as
+                ``classify`` does with this flag. Otherwise those of the support set, fixed: the
+                same for an image whatever comes with it. (``classify`` has each image beside the
+                support set take part in them; logits differ a little.)
+
+        Raises:
+            FloatingPointError: If the network gives numbers that are not finite.
+            ValueError: If PyTorch's own layers do not compute the same.
+        """
+        from metasparse_ext.export.network import task_network
+
+        require_flag("network", "transductive", transductive)
+        return task_network(self, transductive)
+
+    def export(
+        self, path: str | Path, to: str | None = None, *, transductive: bool = False
+    ) -> None:
+        """Writes :meth:`network` to a file; what was there is replaced once it is whole.
+
+        Args:
+            path: The file; its ending says what it is to be.
+            to: "torch" (``.pt2``, for ``torch.export.load``), "onnx" (``.onnx``), "safetensors"
+                (``.safetensors``, its tensors) or "metasparse" (``.metasparse``, what is not
+                pruned, for :func:`metasparse_ext.load_sparse`); by default as ``path`` ends.
+            transductive: As in :meth:`network`.
+
+        Raises:
+            FloatingPointError: As :meth:`network`.
+            ImportError: If packages that the format needs are not installed.
+            OSError: If the file cannot be written.
+            TypeError, ValueError: If an argument is wrong, or the network is not one for the
+                format.
+        """
+        from metasparse_ext.export.files import write
+
+        require_flag("export", "transductive", transductive)
+        write(self, path, to, transductive)
+
+
+def predictions(names: Sequence[str], classes: Sequence[str], logits: Tensor) -> list[Prediction]:
+    """What images, by name, are by their logits (N, classes)."""
+    rows = logits.softmax(-1).double().tolist()
+    return [_prediction(name, classes, row) for name, row in zip(names, rows, strict=True)]
+
+
+def _prediction(image: str, classes: Sequence[str], row: list[float]) -> Prediction:
+    best = max(range(len(row)), key=row.__getitem__)
+    return Prediction(image, classes[best], row[best], dict(zip(classes, row, strict=True)))
 
 
 class Trained:
@@ -165,6 +215,26 @@ class Trained:
         """
         return self._adapt("adapt", support)
 
+    def export(
+        self,
+        support: Mapping[str, Any],
+        path: str | Path,
+        to: str | None = None,
+        *,
+        transductive: bool = False,
+    ) -> None:
+        """Adapts to the support set and writes the network, as :meth:`AdaptedTask.export` does.
+
+        Raises:
+            DataError: If an image cannot be read, or has another shape or range.
+            FloatingPointError, ImportError, OSError, TypeError, ValueError: As there.
+        """
+        from metasparse_ext.export.files import ready
+
+        require_flag("export", "transductive", transductive)
+        ready(path, to)
+        self._adapt("export", support).export(path, to, transductive=transductive)
+
     def _adapt(self, owner: str, support: Mapping[str, Any]) -> AdaptedTask:
         require_mapping(owner, "support", support)
         expected = f"of 2 to {self.ways} classes, the outputs of the network"
@@ -176,7 +246,17 @@ class Trained:
         )
         number = None if self.distribution is None else torch.tensor([self.distribution])
         samples = Samples(torch.cat(read)[None], labels[None], number).to(device)
-        return AdaptedTask(tuple(support), self.learner.adapt(samples), samples, self.reader)
+        networks = self.learner.adapt(samples)
+        return AdaptedTask(tuple(support), networks, samples, self.reader, self._origin())
+
+    def _origin(self) -> dict[str, Any]:
+        config = self.run.config()
+        return {
+            "learner": config.learner,
+            "data": config.data,
+            "iteration": int(self.learner.iteration),
+            "adapt_steps": self.learner.adapt_steps,
+        }
 
 
 def load(

@@ -1,20 +1,17 @@
-"""Commands on runs: ``metasparse demo``, ``evaluate`` and ``plot``."""
+"""``metasparse demo``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from rich.console import Console
 
 from metasparse_ext.cli.display import draw_figures, remark, reporter, table
-from metasparse_ext.cli.messages import checked, console, folder, say
+from metasparse_ext.cli.messages import console, folder
 from metasparse_ext.training import Run, RunConfig, RunEvaluation, Trainer, evaluate_run
-from metasparse_ext.training.evaluation import evaluate_best, keep
 
 # Minutes instead of the hours of the published settings. The dense network learns by MAML with one
 # large inner step. MetaDOCK takes five smaller ones, under a proximal term of the order of
@@ -55,57 +52,6 @@ PRUNED = DENSE.replace(
 def demo(out: Run) -> None:
     """Train dense, prune half, and compare, on drawn characters: a few minutes."""
     run_demo(out.folder, console())
-
-
-@click.command("evaluate")
-@click.argument("run", callback=folder)
-@click.option("--tasks", type=click.IntRange(1), help="How many tasks; by default the run's (600).")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "val", "test"]),
-    default="test",
-    show_default=True,
-    help="Classes that the tasks are drawn from.",
-)
-@click.option(
-    "--transductive/--no-transductive",
-    default=None,
-    help="Batch statistics over all queries of a task, or over the support set and one "
-    "query; by default the run's.",
-)
-@click.option(
-    "--adapt-steps", type=click.IntRange(0), help="Steps of adaptation, if not the run's."
-)
-@click.option("--root", help="Folder of the data set's files, if it has moved.")
-@click.option("--device", help="Torch device, if not the run's.")
-def evaluate(run: Run, split: str, **options: Any) -> None:
-    """Evaluate the best checkpoint of RUN on classes it has not seen."""
-    evaluation, found = checked(lambda: evaluate_best(run, split=split, **options))
-    shown_on = console()
-    shown_on.print(table({str(run): evaluation}))
-    say(shown_on, remark(evaluation))
-    # Last: what was computed is on the screen even where it cannot be written.
-    keep(run, split, evaluation, found)
-
-
-@click.command("plot")
-@click.argument("runs", nargs=-1, required=True, callback=folder)
-@click.option("--out", callback=folder, help="Folder for the pictures; by default the first RUN.")
-@click.option(
-    "--against",
-    type=click.Choice(["iteration", "elapsed"]),
-    default="iteration",
-    show_default=True,
-    help="Draw learning curves against iterations, or processor seconds of training.",
-)
-def plot(runs: Sequence[Run], out: Run | None, against: str) -> None:
-    """Draw learning curves and, of evaluated runs, accuracy against cost and kernels in use."""
-    for run in runs:
-        run.config()
-    labelled = {str(run): run for run in runs}
-    into = (out or runs[0]).folder
-    for picture in checked(lambda: draw_figures(labelled, into, against=against)):
-        click.echo(picture)
 
 
 def run_demo(folder: Path, shown_on: Console) -> dict[str, RunEvaluation]:
