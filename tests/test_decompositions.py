@@ -59,12 +59,28 @@ def test_onnx_computes_the_same(model):
         torch.testing.assert_close(torch.from_numpy(found), model(images), rtol=1e-5, atol=1e-5)
 
 
-def test_onnx_wants_the_program():
-    """As the docstring of decompositions says; where this passes, the line there can go."""
+def test_onnx_takes_the_module(model):
+    runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    conv, image = MaskedConv2d(2, 3, 3).eval(), torch.randn(1, 2, 5, 5)
-    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"metasparse\.masked_conv"):
-        torch.onnx.export(conv, (image,), dynamo=True, verbose=False)
+    images = torch.randn(5, 3, 8, 8)
+    count = {0: torch.export.Dim("count", min=2, max=64)}
+    onnx = torch.onnx.export(
+        model, (images[:3],), dynamo=True, dynamic_shapes=(count,), verbose=False
+    ).model_proto
+    session = runtime.InferenceSession(onnx.SerializeToString())
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_symbolic_sizes_are_inferred_by_the_fake_kernels(monkeypatch):
+    """And not by a decomposition, which returns other results than the op."""
+    op = torch.ops.metasparse.norm_act_pool.default
+    monkeypatch.setitem(torch._decomp.decomposition_table, op, None)
+    model, images = Conv4(3, 8, 4, 5, blocks=2).eval(), torch.randn(3, 3, 8, 8)
+    count = {0: torch.export.Dim("count", min=2, max=64)}
+    program = torch.export.export(model, (images,), dynamic_shapes=(count,))
+    assert any(node.target is op for node in program.graph.nodes)
 
 
 @pytest.mark.parametrize("name", ["masked_conv", "norm_act_pool", "binary_mask", "topk_mask"])

@@ -15,15 +15,12 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """What each op of a forward pass is in PyTorch's own operators, for ``run_decompositions``.
 
     A program of ``torch.export`` calls the ops of this package, which no other runtime knows.
-    Decomposed, it has operators of ``aten`` alone and can be saved, compiled elsewhere or turned
-    into ONNX::
+    Decomposed, it has operators of ``aten`` alone and can be saved or compiled elsewhere::
 
         program = torch.export.export(model.eval(), (images,))
         program = program.run_decompositions(metasparse_ext.decompositions())
-        torch.onnx.export(program, dynamo=True).save("model.onnx")
 
-    ``torch.onnx.export`` of the module itself fails, for it has no step that takes decompositions:
-    give it the program, as here.
+    ``torch.onnx.export`` finds them by itself, given a module or a program.
 
     Results equal those of the ops up to rounding. Nothing is skipped: a mask multiplies its
     kernels. The number of tasks becomes part of the program; that of images may be dynamic. Only
@@ -43,6 +40,17 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         ops.binary_mask.default: reference.binary_mask,
         ops.topk_mask.default: _topk_mask,
     }
+
+
+def _register() -> None:
+    """Puts them where ``torch.onnx.export`` looks for what ONNX has no function for.
+
+    Fake tensors of symbolic sizes would run them too, in place of the ops' own fake kernels, if the
+    ops were not among those with a function for the meta device.
+    """
+    for op, function in decompositions().items():
+        torch._decomp.decomposition_table.setdefault(op, function)
+        torch._decomp.meta_table.setdefault(op, op)
 
 
 def _norm_act_pool(
@@ -75,3 +83,6 @@ def _topk_mask(scores: Tensor, k: Tensor) -> Tensor:
     left = k[:, None] - above.sum(1, keepdim=True)
     mask = (above | (equal & (equal.cumsum(1) <= left))).to(scores.dtype)
     return mask.masked_fill(scores.isnan().any(1, keepdim=True), torch.nan)
+
+
+_register()
