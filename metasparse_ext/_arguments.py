@@ -168,7 +168,7 @@ def require_place(owner: str, device: Any, dtype: Any) -> None:
 
 def require_tensor(
     owner: str, name: str, got: Any, *, dtypes: tuple[torch.dtype, ...] | None = None
-) -> None:
+) -> Tensor:
     """Refuses what is no tensor, or one whose values do not lie in one strided block of memory."""
     require_type(owner, name, got, Tensor, "a tensor")
     packing = _packing(got)
@@ -176,6 +176,7 @@ def require_tensor(
         refuse(owner, name, "a dense (strided) tensor", f"a {packing} one", TypeError)
     if dtypes is not None and got.dtype not in dtypes:
         refuse(owner, name, f"of {_listed(dtypes, shown)}", shown(got.dtype), TypeError)
+    return got
 
 
 def require_floating(owner: str, name: str, got: Any) -> None:

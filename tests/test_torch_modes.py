@@ -248,26 +248,3 @@ def test_a_model_without_a_linear_layer_has_no_head():
         ValueError, match=r"expected model to be one with an nn\.Linear, .* Sequential without"
     ):
         ConvexIMAML(nn.Sequential(nn.Conv2d(CHANNELS, WAYS, SIZE), nn.Flatten()))
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(CHANNELS, 16, 4, 4)
-        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(16, WAYS)
-
-    def forward(self, x):
-        return self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
-
-
-def test_attention_without_a_second_derivative_says_what_mends_it():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    samples = (Samples(s.images.float(), s.labels) for s in batch())
-    tasks, learner = TaskBatch(*samples), MAML(Attention(), inner_steps=1)
-    with pytest.raises(NotImplementedError, match=r"sdpa_kernel\(SDPBackend\.MATH\)"):
-        learner.meta_backward(tasks)
-    with sdpa_kernel(SDPBackend.MATH):
-        learner.meta_backward(tasks)
-    MAML(Attention(), inner_steps=1, first_order=True).meta_backward(tasks)

@@ -28,14 +28,20 @@ from metasparse_ext.algorithms.models import check_model
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.signatures import spelled_out
 from metasparse_ext.algorithms.slots import Slots
-from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy, run_tasks
+from metasparse_ext.algorithms.task_networks import (
+    AdaptedTasks,
+    cross_entropy,
+    detached,
+    logits_of,
+    run_tasks,
+)
 from metasparse_ext.algorithms.tasks import (
     TakesTaskOptions,
     TaskFunction,
     check_task_options,
     each_task,
 )
-from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.data import Inputs, Samples, TaskBatch
 from metasparse_ext.implicit import Layout
 
 
@@ -51,7 +57,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             optimizer.step()
 
     Args:
-        model: A network from images to logits. Parameters that do not require grad are shared by
+        model: A network from images to logits; with a ``loss``, from what the samples hold as
+            ``images`` to what the loss takes. Parameters that do not require grad are shared by
             all tasks and stay as they are. They may be frozen and thawed later, too, except under
             learners that keep numbers for each adapted parameter (learned rates, tickets). Models
             that do not understand the task axis (``nn.is_task_aware``) run through
@@ -196,36 +203,41 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         with torch.no_grad():
             return self.layout.flatten(parameters).expand(tasks, -1)
 
-    def logits(self, phi: Tensor, images: Tensor) -> Tensor:
-        """(T, N, ways): each task's network, at row t of phi (T, P), on its own images."""
+    def logits(self, phi: Tensor, images: Inputs) -> Any:
+        """(T, N, ways): each task's network, at row t of phi (T, P), on its own images.
+
+        With a loss of one's own, whatever the model returns, each tensor with a leading T.
+        """
         return run_tasks(self.name, self.model, self.layout.unflatten(phi), images, self.slots)
 
     def losses(self, phi: Tensor, samples: Samples) -> Tensor:
         """(T,): each task's loss at row t of phi (T, P)."""
         return self.task_losses(self.logits(phi, samples.images), samples.labels)
 
-    def task_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def task_losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """(T,): each task's loss; that of logits (T, N, ways) and labels (T, N) by default."""
         if self.loss is not None:
             return each_task(self.name, "loss", self.loss, outputs, targets)
-        return cross_entropy(outputs, targets, owner=self.name)
+        logits = logits_of(self.name, self.model, outputs)
+        return cross_entropy(logits, targets, owner=self.name)
 
-    def task_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def task_scores(self, outputs: Any, targets: Tensor) -> Tensor:
         """(T,): each task's metric, by default its accuracy in [0, 1]."""
         if self.metric is not None:
             return each_task(self.name, "metric", self.metric, outputs, targets)
         if self.loss is not None:
-            return outputs.new_full(outputs.shape[:1], torch.nan)
-        return (outputs.argmax(-1) == targets).to(outputs.dtype).mean(-1)
+            return torch.full((len(targets),), torch.nan, device=targets.device)
+        logits = logits_of(self.name, self.model, outputs)
+        return (logits.argmax(-1) == targets).to(logits.dtype).mean(-1)
 
-    def gradient(self, phi: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses (T,), each task's own gradient (T, P), and the logits (T, N, ways); no graph."""
+    def gradient(self, phi: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Any]:
+        """Losses (T,), each task's own gradient (T, P), and :meth:`logits`; no graph."""
         with torch.enable_grad():
             phi = phi.detach().requires_grad_()
             logits = self.logits(phi, samples.images)
             losses = self.task_losses(logits, samples.labels)
             (gradient,) = torch.autograd.grad(losses, phi, torch.ones_like(losses))
-        return losses.detach(), gradient, logits.detach()
+        return losses.detach(), gradient, detached(logits)
 
     def mean_gradient(self, losses: Tensor) -> dict[str, Tensor]:
         """Autograd's gradient of the mean of losses (T,), by the name of the learner's own."""
@@ -248,7 +260,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         phi: Tensor,
         trace: list[Tensor],
         query: Samples,
-        logits: Tensor,
+        logits: Any,
         solved: Tensor | None = None,
     ) -> Metrics:
         """Ends a meta-step: checks the losses, accumulates the meta-gradient, counts, and measures.
@@ -258,7 +270,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
                 beside those they adapt, the mean over the tasks by the name of the parameter.
             phi: (T, P) the adapted parameters.
             trace: The per-task losses (T,) of every inner step, and last of the query set.
-            query: The query sets, and ``logits`` (T, N, ways) for them.
+            query: The query sets, and :meth:`logits` for them.
             solved: (T,) bool, from learners that solve a linear system for each task: whether the
                 solve of a task met finite values only.
         """

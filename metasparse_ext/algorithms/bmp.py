@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metasparse_ext._arguments import require, require_choice, require_number, require_size
+from metasparse_ext._arguments import (
+    require,
+    require_choice,
+    require_number,
+    require_size,
+    require_tensor,
+)
 from metasparse_ext.algorithms.head_learner import head_name
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions, spread
 from metasparse_ext.algorithms.records import Source
@@ -121,7 +127,10 @@ class BMP(MAML):
         embedding = [
             part.mean(-1) for part, gated in zip(parts, 2 * self._gated, strict=True) if gated
         ]
-        u = self.emphasis if isinstance(self.emphasis, Tensor) else self.emphasis(support.images)
+        if isinstance(self.emphasis, Tensor):
+            u = self.emphasis
+        else:
+            u = self.emphasis(require_tensor(self.name, "support.images", support.images))
         return binary_mask(self.perceptron(torch.stack(embedding, -1) * u))
 
     def _lay_out_anew(self, layout: Layout) -> None:

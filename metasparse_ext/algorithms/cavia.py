@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metasparse_ext._arguments import LARGEST, refuse, require_count, require_flag, require_size
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.records import Metrics, Source
-from metasparse_ext.algorithms.task_networks import AdaptedTasks
+from metasparse_ext.algorithms.task_networks import AdaptedTasks, detached
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import FiLM
 
@@ -64,7 +64,7 @@ class CAVIA(MetaLearner):
         self.first_order = first_order
 
     def adapt(self, support: Samples) -> AdaptedTasks:
-        phi = self.start(support.images.shape[0])
+        phi = self.start(len(support.labels))
         for _ in range(self.adapt_steps):
             phi = torch.sub(phi, self.gradient(phi, support)[1], alpha=self.inner_lr)
         return self.adapted(phi)
@@ -72,7 +72,7 @@ class CAVIA(MetaLearner):
     def meta_backward(self, batch: TaskBatch) -> Metrics:
         trace: list[Tensor] = []
         with torch.enable_grad():
-            phi = self.start(batch.support.images.shape[0]).clone().requires_grad_()
+            phi = self.start(len(batch.support.labels)).clone().requires_grad_()
             for _ in range(self.inner_steps):
                 losses = self.losses(phi, batch.support)
                 (slope,) = torch.autograd.grad(losses.sum(), phi, create_graph=not self.first_order)
@@ -82,7 +82,7 @@ class CAVIA(MetaLearner):
             losses = self.task_losses(logits, batch.query.labels)
             gradient = self.mean_gradient(losses)
         trace.append(losses.detach())
-        return self.finish(gradient, phi, trace, batch.query, logits.detach())
+        return self.finish(gradient, phi, trace, batch.query, detached(logits))
 
     def _adapted_parameters(self) -> dict[str, Tensor]:
         """The contexts, which are buffers: zero, and no meta-parameters."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from metasparse_ext.algorithms.models import check_model
@@ -31,6 +32,8 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
     - A model that was changed since the learner was made is checked as it was then.
     - Labels have any integer dtype to the caller, and int64 to the method.
     - A meta-step takes its tasks in chunks, if the learner was told so.
+    - Attention is computed as its definition says: the fused kernels have no second derivative, and
+      no rule for tasks side by side.
     """
     argument, check = METHODS[method.__name__]
 
@@ -49,17 +52,15 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
             keywords[argument] = check(self.name, argument, given, device, classes)
         before, self.slots = self.slots, Slots(self.model)
         try:
-            if torch.is_inference_mode_enabled():
-                with torch.inference_mode(False), torch.no_grad():
-                    args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))
-                    return method(self, *args, **keywords)
-            if argument == "batch" and self.task_chunk is not None and self.collecting is None:
-                batch = args[0] if args else keywords["batch"]
-                return in_chunks(self, method, batch, self.task_chunk)
-            return method(self, *args, **keywords)
-        except RuntimeError as error:
-            _explain_attention(self.name, error)
-            raise
+            with sdpa_kernel(SDPBackend.MATH):
+                if torch.is_inference_mode_enabled():
+                    with torch.inference_mode(False), torch.no_grad():
+                        args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))
+                        return method(self, *args, **keywords)
+                if argument == "batch" and self.task_chunk is not None and self.collecting is None:
+                    batch = args[0] if args else keywords["batch"]
+                    return in_chunks(self, method, batch, self.task_chunk)
+                return method(self, *args, **keywords)
         finally:
             self.slots = before
 
@@ -69,14 +70,3 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
 def _ordinary(tensor: Tensor) -> Tensor:
     """Autograd takes no tensor that was made in inference mode, but a copy of it."""
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _explain_attention(name: str, error: RuntimeError) -> None:
-    """Fused attention has one derivative alone, and says so in words of its own."""
-    text = str(error)
-    if "scaled_dot_product" in text and "not implemented" in text:
-        raise NotImplementedError(
-            f"{name}: the second derivative that it takes is one that torch's fused attention does "
-            "not have; call the learner inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or "
-            "use a first-order learner"
-        ) from error

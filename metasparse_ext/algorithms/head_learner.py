@@ -11,9 +11,10 @@ from metasparse_ext._arguments import refuse, require_choice
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.records import Metrics
 from metasparse_ext.algorithms.samples import check_classes
+from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, logits_of
 from metasparse_ext.algorithms.vmapped import over_tasks
-from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.data import Inputs, Samples, TaskBatch
 from metasparse_ext.nn import is_task_aware
 
 
@@ -83,13 +84,13 @@ class HeadLearner(MetaLearner):
         start = self.start(losses.shape[0])
         return self.finish(gradient, start, trace, batch.query, logits.detach())
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Inputs) -> Tensor:
         """What the head sees: images (T, N, ...) to (T, N, D), batch statistics per task."""
         if is_task_aware(self.model):
             return self._features(images)
         return over_tasks(self.name, self.model, self._features, images)
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Inputs) -> Tensor:
         seen: list[tuple[Tensor, Tensor]] = []
 
         def note(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -97,7 +98,7 @@ class HeadLearner(MetaLearner):
 
         hook = self._head.register_forward_hook(note)
         try:
-            output = self.model(images)
+            output = (self.slots or Slots(self.model)).call({}, images)
         finally:
             hook.remove()
         logits_of(self.name, self.model, output)

@@ -137,7 +137,7 @@ class IMAML(MetaLearner):
         penalty: Penalty,
     ) -> Tensor:
         """Solves the inner problem approximately; appends each step's losses to the trace."""
-        theta = phi = self.start(support.images.shape[0])
+        theta = phi = self.start(len(support.labels))
         pull = self.inner_lr * lam
         for _ in range(steps):
             loss, gradient, _ = self.gradient(phi, support)
@@ -157,12 +157,15 @@ class IMAML(MetaLearner):
         """
         if self.cg_steps <= (1 if self.mode == "official" else 0):
             return gradient, None
-        hvp = linearize(
-            lambda logits: self.task_losses(logits, support.labels),
-            phi,
-            model=lambda point: self.logits(point, support.images),
-            curvature=self.curvature,
-        ).hvp
+        if self.curvature == "ggn":
+            hvp = linearize(
+                lambda logits: self.task_losses(logits, support.labels),
+                phi,
+                model=lambda point: self.logits(point, support.images),
+                curvature=self.curvature,
+            ).hvp
+        else:
+            hvp = linearize(lambda point: self.losses(point, support), phi).hvp
         kind = _OPERATORS[self.mode]
         operator = damped(hvp, kind, lam=self._proximal(), damping=self.damping)
         implicit, solve = implicit_solve(operator, gradient, iterations=self.cg_steps)

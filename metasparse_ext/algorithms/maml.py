@@ -187,7 +187,7 @@ class MAML(MetaLearner):
 
     def theta(self, support: Samples) -> Tensor:
         """(T, P): where the tasks start."""
-        return self.start(support.images.shape[0])
+        return self.start(len(support.labels))
 
     def meta_gradient(
         self, gradient: Tensor, own: dict[str, Tensor], support: Samples

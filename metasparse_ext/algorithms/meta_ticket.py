@@ -18,13 +18,14 @@ from metasparse_ext._arguments import (
     require_count,
     require_number,
     require_size,
+    require_tensor,
     require_type,
 )
 from metasparse_ext.algorithms import pruning
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.pruning import Kind, Scope, Signal
 from metasparse_ext.algorithms.records import Metrics, Source
-from metasparse_ext.data import TaskBatch
+from metasparse_ext.data import Inputs, TaskBatch
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import FixedMask, MaskedConv2d, cost
 
@@ -185,14 +186,15 @@ class MetaTicket(MAML):
 
     # Learning, under the mask.
 
-    def logits(self, phi: Tensor, images: Tensor) -> Tensor:
+    def logits(self, phi: Tensor, images: Inputs) -> Any:
         # The convolutions mask their weights themselves, and skip kernels with none left.
         return super().logits(phi * self.kept if self._holds_others else phi, images)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
         found = super().meta_backward(batch)
         passes = batch.support.labels.shape[1] * self.inner_steps + batch.query.labels.shape[1]
-        self._passed = passes, batch.query.images.shape[2:]
+        images = require_tensor(self.name, "batch.query.images", batch.query.images)
+        self._passed = passes, images.shape[2:]
         return found
 
     def age(self) -> int:

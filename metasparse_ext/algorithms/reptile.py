@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
+from torch.utils._pytree import tree_map
 
 from metasparse_ext._arguments import require_choice, require_flag, require_size
 from metasparse_ext.algorithms.base import MetaLearner
@@ -122,7 +123,8 @@ class Reptile(MetaLearner):
         # The tasks share an order: their images were drawn at random already.
         for chosen in minibatches(count, size, steps, seed):
             part = samples._replace(
-                images=samples.images[:, chosen], labels=samples.labels[:, chosen]
+                images=tree_map(lambda images: images[:, chosen], samples.images),  # noqa: B023
+                labels=samples.labels[:, chosen],
             )
             loss, gradient, _ = self.gradient(phi, part)
             trace.append(loss)
@@ -151,7 +153,7 @@ def _pooled(batch: TaskBatch) -> Samples:
     """All images of each task."""
     support, query = batch.support, batch.query
     return support._replace(
-        images=torch.cat([support.images, query.images], 1),
+        images=tree_map(lambda *parts: torch.cat(parts, 1), support.images, query.images),
         labels=torch.cat([support.labels, query.labels], 1),
     )
 

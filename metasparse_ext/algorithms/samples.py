@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
 from metasparse_ext._capture import observed
-from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.data import Inputs, Samples, TaskBatch
 
 # Labels that were found to be classes, with their version and the number of classes then.
 _passed: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
@@ -56,13 +56,19 @@ def checked_samples(
             not on the device of the learner.
     """
     require_type(owner, name, samples, Samples, "Samples of images and labels")
-    for part, got in zip(samples._fields, samples, strict=True):
-        if part != "distribution" or got is not None:
-            integers = part == "distribution" or (part == "labels" and classes)
-            _check_part(owner, f"{name}.{part}", got, device, integers=integers)
     images, labels, distribution = samples
-    lead = tuple(images.shape[:2])
-    require(len(lead) == 2 and min(lead) > 0, owner, f"{name}.images", "(T, N, ...)", lead)
+    inputs = named_inputs(f"{name}.images", images)
+    for input_name, got in inputs:
+        _check_part(owner, input_name, got, device, integers=False)
+    _check_part(owner, f"{name}.labels", labels, device, integers=classes)
+    if distribution is not None:
+        _check_part(owner, f"{name}.distribution", distribution, device, integers=True)
+    require(bool(inputs), owner, f"{name}.images", "at least one tensor", images)
+    lead = tuple(inputs[0][1].shape[:2])
+    for input_name, got in inputs:
+        shape = tuple(got.shape[:2])
+        require(len(shape) == 2 and min(shape) > 0, owner, input_name, "(T, N, ...)", shape)
+        require(shape == lead, owner, input_name, f"(T, N, ...) = {lead} like the first", shape)
     wanted = f"(T, N{'' if classes else ', ...'}) = {lead} like the images"
     fits = (labels.shape if classes else labels.shape[:2]) == lead
     require(fits, owner, f"{name}.labels", wanted, tuple(labels.shape))
@@ -74,6 +80,15 @@ def checked_samples(
         labels = labels.long()
         _refuse_where(labels < 0, labels, owner, f"{name}.labels", "at least 0")
     return Samples(images, labels, distribution)
+
+
+def named_inputs(name: str, images: Inputs) -> list[tuple[str, Any]]:
+    """What a model is given, each with its name: of one tensor, or of a tuple or a dict."""
+    if isinstance(images, tuple):
+        return [(f"{name}[{index}]", each) for index, each in enumerate(images)]
+    if isinstance(images, dict):
+        return [(f"{name}[{key!r}]", each) for key, each in images.items()]
+    return [(name, images)]
 
 
 def _check_part(owner: str, name: str, got: Any, device: torch.device, *, integers: bool) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metasparse_ext.data import Inputs
+
 # A module's dictionary of parameters or buffers, and a key of it.
 Slot = tuple[dict[str, Any], str]
 
@@ -35,15 +37,20 @@ class Slots:
                         slots.append((held, key))
                         self._slots[f"{name}.{key}" if name else key] = slots
 
-    def call(self, tensors: Mapping[str, Tensor], *inputs: Any) -> Any:
-        """What the model returns with these tensors, by name, in place of its own."""
+    def call(self, tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
+        """What the model returns with these tensors, by name, in place of its own.
+
+        A tuple of inputs is its arguments, a dict its keywords.
+        """
         own: list[tuple[Slot, Tensor | None]] = []
         try:
             for name, tensor in tensors.items():
                 for held, key in self._slots[name]:
                     own.append(((held, key), held[key]))
                     held[key] = tensor
-            return self._model(*inputs)
+            if isinstance(inputs, dict):
+                return self._model(**inputs)
+            return self._model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
         finally:
             for (held, key), kept in reversed(own):
                 held[key] = kept

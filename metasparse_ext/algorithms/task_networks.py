@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
-from metasparse_ext.algorithms.samples import INTEGERS, check_classes
+from metasparse_ext.algorithms.samples import INTEGERS, check_classes, named_inputs
 from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.vmapped import over_tasks
+from metasparse_ext.data import Inputs
 from metasparse_ext.nn import MaskedConv2d, is_task_aware
 
 
@@ -20,7 +23,9 @@ class AdaptedTasks:
     """T task networks: a model and its adapted parameters.
 
     Calling it with images (T, N, C, H, W) returns the logits (T, N, ways); each task's images pass
-    through its own network, with batch statistics over the N images of that task.
+    through its own network, with batch statistics over the N images of that task. A tuple of inputs
+    is given to the model as arguments, a dict as keywords; what the model returns may be a tuple or
+    a dict of tensors.
 
     Attributes:
         model: The network. ``parameters`` take the place of its own.
@@ -35,7 +40,7 @@ class AdaptedTasks:
         self.model = model
         self.parameters = dict(parameters)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Inputs) -> Any:
         _check_images("AdaptedTasks", images, self.tasks)
         return run_tasks("AdaptedTasks", self.model, self.parameters, images)
 
@@ -57,7 +62,7 @@ class AdaptedTasks:
         return parameter.new_ones(self.tasks)
 
 
-def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Inputs) -> Any:
     """Runs T task networks, each with its own parameters on its own images.
 
     A model that understands the task axis runs once on everything; any other runs through
@@ -67,13 +72,14 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
         model: From images to logits.
         parameters: Name to (T, ...). Parameters and buffers that are not named are the model's own,
             shared.
-        images: (T, N, C, H, W), or (T, N, ...) for a model that takes other inputs.
+        images: (T, N, C, H, W), or (T, N, ...) for a model that takes other inputs; for several, a
+            tuple of arguments or a dict of keywords.
 
     Returns:
-        (T, N, ways).
+        (T, N, ways), or what the model returns with a leading T.
 
     Raises:
-        TypeError: if an argument has another type, or the model does not return a tensor.
+        TypeError: if an argument has another type.
         ValueError: if a name is none of the model's, or the images or a parameter are those of
             another number of tasks.
         NotImplementedError: if the model cannot run through ``torch.func.vmap``.
@@ -87,23 +93,24 @@ def run_tasks(
     owner: str,
     model: nn.Module,
     parameters: Mapping[str, Tensor],
-    images: Tensor,
+    images: Inputs,
     slots: Slots | None = None,
-) -> Tensor:
+) -> Any:
     """What :func:`task_call` computes of arguments that are known to be right.
 
     Args:
         slots: Those of the model, where it is called more than once.
     """
-    slots = slots or Slots(model)
-
-    def one_task(own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return logits_of(owner, model, slots.call(own, x))
-
+    call = (slots or Slots(model)).call
     if is_task_aware(model):
-        return one_task(parameters, images)
+        return call(parameters, images)
 
-    return over_tasks(owner, model, one_task, dict(parameters), images)
+    return over_tasks(owner, model, call, dict(parameters), images)
+
+
+def detached(outputs: Any) -> Any:
+    """What a model returned, without a graph."""
+    return tree_map_only(Tensor, Tensor.detach, outputs)
 
 
 def logits_of(owner: str, model: nn.Module, output: object) -> Tensor:
@@ -116,7 +123,8 @@ def logits_of(owner: str, model: nn.Module, output: object) -> Tensor:
         return output
     raise TypeError(
         f"{owner}: expected model to return its logits, a tensor, got {type(output).__name__} from "
-        f"{type(model).__name__}; wrap it in a module that returns them alone"
+        f"{type(model).__name__}; give a loss that takes it, or wrap it in a module that returns "
+        "them alone"
     )
 
 
@@ -183,8 +191,9 @@ def _check_parameters(owner: str, model: nn.Module, parameters: Mapping[str, Ten
     require(len(set(counts.values())) == 1, owner, "parameters", "those of T tasks each", counts)
 
 
-def _check_images(owner: str, images: Tensor, tasks: int) -> None:
-    require_tensor(owner, "images", images)
-    wanted = f"(T, N, ...) with T = {tasks} like the parameters"
-    fits = images.dim() > 1 and images.shape[0] == tasks
-    require(fits, owner, "images", wanted, tuple(images.shape))
+def _check_images(owner: str, images: Inputs, tasks: int) -> None:
+    for name, each in named_inputs("images", images):
+        require_tensor(owner, name, each)
+        wanted = f"(T, N, ...) with T = {tasks} like the parameters"
+        fits = each.dim() > 1 and each.shape[0] == tasks
+        require(fits, owner, name, wanted, tuple(each.shape))

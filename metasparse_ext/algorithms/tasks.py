@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from metasparse_ext._arguments import refuse, require_callable, require_size, shown
 from metasparse_ext.algorithms.records import Metrics
-from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.data import TaskBatch
 
 if TYPE_CHECKING:
     from metasparse_ext.algorithms.base import MetaLearner
 
-# From the outputs and the targets of one task, (N, ...) each, to a number.
-TaskFunction = Callable[[Tensor, Tensor], Tensor]
+# From the outputs and the targets of one task, (N, ...) each, to a number. The outputs are what the
+# model returns: a tensor, or a tuple or a dict of tensors.
+TaskFunction = Callable[[Any, Tensor], Tensor]
 
 Learner = TypeVar("Learner")
 
@@ -74,15 +76,18 @@ def check_task_options(
 
 
 def each_task(
-    owner: str, name: str, function: TaskFunction, outputs: Tensor, targets: Tensor
+    owner: str, name: str, function: TaskFunction, outputs: Any, targets: Tensor
 ) -> Tensor:
     """(T,): a loss or metric of each task, of outputs (T, N, ...) and targets (T, N, ...).
+
+    Outputs may be a tuple or a dict of such tensors.
 
     Raises:
         ValueError: if the function does not return one number.
     """
-    values = torch.func.vmap(function)(outputs, targets)
-    if not isinstance(values, Tensor) or values.shape != outputs.shape[:1]:
+    axes = tree_map(lambda part: 0 if isinstance(part, Tensor) else None, outputs)
+    values = torch.func.vmap(function, in_dims=(axes, 0))(outputs, targets)
+    if not isinstance(values, Tensor) or values.shape != targets.shape[:1]:
         got = (
             f"a tensor of shape {tuple(values.shape[1:])}"
             if isinstance(values, Tensor)
@@ -103,7 +108,7 @@ def in_chunks(
     sums: dict[str, Tensor] = {}
     found = []
     for first in range(0, tasks, size):
-        chunk = TaskBatch(*(_some(samples, first, size) for samples in batch))
+        chunk = batch.tasks(slice(first, first + size))
         learner.collecting = sums, len(chunk.support.labels) / tasks
         try:
             found.append(step(learner, chunk))
@@ -112,10 +117,3 @@ def in_chunks(
     learner.end_step(sums)
     fields = ("loss", "accuracy", "active", "support_loss")
     return Metrics(**{name: torch.cat([getattr(m, name) for m in found]) for name in fields})
-
-
-def _some(samples: Samples, first: int, size: int) -> Samples:
-    chosen = slice(first, first + size)
-    images, labels, distribution = samples
-    some = None if distribution is None else distribution[chosen]
-    return Samples(images[chosen], labels[chosen], some)

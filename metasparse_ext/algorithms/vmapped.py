@@ -1,48 +1,90 @@
-"""Models without a task axis: run by ``torch.func.vmap``, or refused in plain words."""
+"""Models without a task axis: run by ``torch.func.vmap``, or where that cannot be, task by task."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-# What torch says where an operator has no rule for several tasks at once.
+# What torch says where an operator has no rule for several tasks at once, and where one task would
+# change what another sees.
 _BATCHING = re.compile(r"vmap|batching rule|doesn't have storage", re.IGNORECASE)
+_IN_PLACE = re.compile(r"inplace|in-place|out=")
 
-_ADVICE = {
-    r"control flow|\.item\(\)|dynamic shape|storage": "let no value of a tensor decide what its "
-    "forward does (torch.where chooses between values)",
-    r"inplace|in-place|out=": "update nothing in place in its forward: in evaluation mode "
-    "(module.eval()) a norm of the weights keeps its estimate as it is",
-}
-_OTHERWISE = "replace it by a module of operators that vmap knows (a cell of nn.Linear for one of \
-torch's recurrent modules)"
+# Models that vmap could not run.
+_one_by_one: WeakSet[nn.Module] = WeakSet()
 
 
-def over_tasks(
-    owner: str, model: nn.Module, function: Callable[..., Tensor], *inputs: Any
-) -> Tensor:
+def over_tasks(owner: str, model: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
     """``function`` of each task's inputs, side by side; it calls the model.
 
+    A model with an operator that ``torch.func.vmap`` has no rule for, such as a recurrent module of
+    torch, or with values that decide what its forward does, runs once for each task instead; a
+    warning says so once a model.
+
     Raises:
-        NotImplementedError: naming the module that cannot run so, and what to do.
+        NotImplementedError: if its forward updates something in place, naming the module.
     """
+    outputs = _Outputs(function)
+    if model in _one_by_one:
+        return outputs.whole(_each(outputs.tensors, inputs))
     try:
-        return torch.func.vmap(function, randomness="different")(*inputs)
+        mapped = torch.func.vmap(outputs.tensors, randomness="different")(*inputs)
+        return outputs.whole(mapped)
     except RuntimeError as error:
         text = str(error)
         if not _BATCHING.search(text):
             raise
-        advice = next((said for sign, said in _ADVICE.items() if re.search(sign, text)), _OTHERWISE)
-        raise NotImplementedError(
-            f"{owner}: expected model to run under torch.func.vmap, task beside task, got "
-            f"{_failed(model, error.__traceback__)}, which does not: {advice}; or have the model "
-            "take a leading task axis itself, and say so by task_aware = True"
-        ) from error
+        failed = _failed(model, error.__traceback__)
+        if _IN_PLACE.search(text):
+            raise NotImplementedError(
+                f"{owner}: expected model to update nothing in place in its forward, which tasks "
+                f"would share, got {failed}, which does: in evaluation mode (module.eval()) a norm "
+                "of the weights keeps its estimate as it is"
+            ) from error
+    results = _each(outputs.tensors, inputs)
+    _one_by_one.add(model)
+    warnings.warn(
+        f"{owner}: {failed} does not run under torch.func.vmap, so the model runs task by task; "
+        "operators that vmap knows would be faster (a cell of nn.Linear for one of torch's "
+        "recurrent modules, torch.where for a choice between values)",
+        stacklevel=2,
+    )
+    return outputs.whole(results)
+
+
+class _Outputs:
+    """What a function returns, apart: its tensors, and whatever else there is among them."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._leaves: list[Any] = []
+
+    def tensors(self, *inputs: Any) -> list[Tensor]:
+        """Those that it returns, which are all that vmap takes."""
+        self._leaves, self._structure = tree_flatten(self._function(*inputs))
+        return [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
+
+    def whole(self, tensors: list[Tensor]) -> Any:
+        """What it returns, with others in place of its tensors."""
+        left = iter(tensors)
+        leaves = [next(left) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        return tree_unflatten(leaves, self._structure)
+
+
+def _each(function: Callable[..., list[Tensor]], inputs: tuple[Any, ...]) -> list[Tensor]:
+    """What vmap would return, task by task."""
+    leaves, structure = tree_flatten(inputs)
+    parts = [tree_unflatten(each, structure) for each in zip(*leaves, strict=True)]
+    results = [function(*part) for part in parts]
+    return [torch.stack(tensors) for tensors in zip(*results, strict=True)]
 
 
 def _failed(model: nn.Module, trace: TracebackType | None) -> str:

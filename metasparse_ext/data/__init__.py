@@ -2,7 +2,7 @@
 
 from metasparse_ext.data.arrays import from_arrays, from_dataset
 from metasparse_ext.data.augment import Augment, Normalize, augmented
-from metasparse_ext.data.batch import Samples, TaskBatch
+from metasparse_ext.data.batch import Inputs, Samples, TaskBatch
 from metasparse_ext.data.episodes import episodes
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.images import ImageClasses
@@ -21,6 +21,7 @@ __all__ = [
     "DataNotFoundError",
     "EpisodeSampler",
     "ImageClasses",
+    "Inputs",
     "Mixture",
     "MixtureSampler",
     "Normalize",

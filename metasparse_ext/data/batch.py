@@ -7,20 +7,25 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.data._utils.collate import default_collate_fn_map
+
+# What a model is given: one input, arguments, or keywords.
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 class Samples(NamedTuple):
     """Labelled images of T tasks.
 
     Attributes:
-        images: (T, N, C, H, W) float32 in [0, 1].
+        images: (T, N, C, H, W) float32 in [0, 1]. Networks of one's own may take other inputs (T,
+            N, ...) of any dtype, and several: a tuple of arguments, or a dict of keywords.
         labels: (T, N) int64 in [0, ways).
         distribution: (T,) int64, which of several data sets each task was drawn from, or None where
             there is one. It travels with the samples, so that a learner is told when it adapts.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     distribution: Tensor | None = None
 
@@ -37,7 +42,7 @@ class Samples(NamedTuple):
         return self._map(lambda tensor: tensor[chosen])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Samples:
-        return Samples(*(tensor if tensor is None else function(tensor) for tensor in self))
+        return Samples(*(tree_map_only(Tensor, function, part) for part in self))
 
 
 class TaskBatch(NamedTuple):
@@ -68,7 +73,7 @@ def _collate(parts: Sequence[Samples], *, collate_fn_map: object = None) -> Samp
     """Joins the tasks of several batches, for ``torch.utils.data.DataLoader``."""
     distributions = [part.distribution for part in parts if part.distribution is not None]
     return Samples(
-        torch.cat([part.images for part in parts]),
+        tree_map(lambda *images: torch.cat(images), *(part.images for part in parts)),
         torch.cat([part.labels for part in parts]),
         torch.cat(distributions) if distributions else None,
     )

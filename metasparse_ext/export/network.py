@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from metasparse_ext._arguments import refuse
+from metasparse_ext._arguments import refuse, require_tensor
 from metasparse_ext.export.channels import without_dead_channels
 from metasparse_ext.export.plain import freeze, measured, plain_network
 
@@ -22,7 +22,8 @@ _TOLERANCE = 1e-3
 @torch.no_grad()
 def task_network(task: AdaptedTask, transductive: bool) -> nn.Module:
     """What :meth:`~metasparse_ext.training.AdaptedTask.network` returns."""
-    networks, images = task.networks, task.support.images
+    networks = task.networks
+    images = require_tensor("export", "support.images", task.support.images)
     parameters = {name: value[0] for name, value in networks.parameters.items()}
     masks = {name: mask[0] for name, mask in networks.masks().items()}
     network = plain_network(networks.model, parameters, masks, len(task.classes)).cpu()

@@ -158,7 +158,9 @@ def evaluate(
             adapted = learner.adapt(support)
             with torch.no_grad():
                 logits = predict(adapted, support, query.images, transductive=transductive)
-                totals.add(logits[..., :ways], query, adapted)
+                if isinstance(logits, Tensor):  # and not what only a loss of one's own takes
+                    logits = logits[..., :ways]
+                totals.add(logits, query, adapted)
     return totals.evaluation(transductive, distributions)
 
 

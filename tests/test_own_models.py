@@ -1,0 +1,225 @@
+"""Models of one's own: attention, recurrent layers, several inputs, several outputs."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metasparse_ext.algorithms import FOMAML, IMAML, MAML, MetaLearner, Reptile
+from metasparse_ext.data import Samples, TaskBatch
+
+TASKS, COUNT, WAYS, LENGTH, FEATURES = 3, 4, 3, 5, 6
+RATE, STEPS = 0.1, 2
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.rnn = kind(FEATURES, 7, batch_first=True)
+        self.head = nn.Linear(7, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(FEATURES, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(FEATURES, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x).mean(1))
+
+
+class Chooses(nn.Module):
+    """A value decides what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(FEATURES, WAYS), nn.Linear(FEATURES, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(1)
+        return self.one(x) if x.sum() > 0 else self.other(x).tanh()
+
+
+def samples(seed: int, scale: float = 1.0) -> Samples:
+    drawn = torch.Generator().manual_seed(seed)
+    labels = torch.arange(COUNT).remainder(WAYS).expand(TASKS, -1)
+    shape = (TASKS, COUNT, LENGTH, FEATURES)
+    return Samples(scale * torch.randn(shape, generator=drawn, dtype=torch.float64), labels)
+
+
+def batch() -> TaskBatch:
+    return TaskBatch(samples(1), samples(2))
+
+
+def meta_gradient(model: nn.Module, tasks: TaskBatch, *, first_order: bool) -> dict[str, Tensor]:
+    """MAML as in its paper: task by task, with PyTorch alone."""
+    own = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+    total = 0.0
+    for task in range(TASKS):
+        fast = own
+        for _ in range(STEPS):
+            logits = functional_call(model, fast, (tasks.support.images[task],))
+            loss = F.cross_entropy(logits, tasks.support.labels[task])
+            slopes = torch.autograd.grad(
+                loss, list(fast.values()), create_graph=not first_order, allow_unused=True
+            )
+            fast = {
+                name: p if slope is None else p - RATE * slope
+                for (name, p), slope in zip(fast.items(), slopes, strict=True)
+            }
+        logits = functional_call(model, fast, (tasks.query.images[task],))
+        total = total + F.cross_entropy(logits, tasks.query.labels[task]) / TASKS
+    found = torch.autograd.grad(total, list(own.values()), materialize_grads=True)
+    return dict(zip(own, found, strict=True))
+
+
+def assert_gradient(learner: MetaLearner, expected: dict[str, Tensor]) -> None:
+    for name, parameter in learner.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not run under torch.func.vmap")
+@pytest.mark.parametrize("learner", [MAML, FOMAML])
+@pytest.mark.parametrize("make", [Recurrent, Attention, Chooses])
+def test_meta_gradients_are_those_of_a_plain_loop(make, learner):
+    model = make().double()
+    if make is Attention:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with sdpa_kernel(SDPBackend.MATH):
+            expected = meta_gradient(model, batch(), first_order=learner is FOMAML)
+    else:
+        expected = meta_gradient(model, batch(), first_order=learner is FOMAML)
+    made = learner(model, inner_lr=RATE, inner_steps=STEPS)
+    made.meta_backward(batch())
+    assert_gradient(made, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not run under torch.func.vmap")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_networks_adapt_and_predict(kind):
+    model = Recurrent(kind).double()
+    learner = MAML(model, inner_lr=RATE, inner_steps=STEPS, first_order=True)
+    support, query = batch()
+    adapted = learner.adapt(support)
+    for task in range(TASKS):
+        own = {name: p[task] for name, p in adapted.parameters.items()}
+        expected = functional_call(model, own, (query.images[task],))
+        torch.testing.assert_close(adapted(query.images)[task], expected)
+
+
+def test_a_model_that_runs_task_by_task_says_so_once():
+    learner = FOMAML(Recurrent().double(), inner_lr=RATE, inner_steps=1)
+    with pytest.warns(UserWarning, match=r"FOMAML: its 'rnn' \(LSTM\) does not run under"):
+        learner.meta_backward(batch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.meta_backward(batch())
+        learner.adapt(samples(3))
+
+
+def test_what_changes_in_place_is_refused():
+    model = nn.Sequential(
+        nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(LENGTH * FEATURES, WAYS))
+    ).double()
+    with pytest.raises(NotImplementedError, match="update nothing in place in its forward"):
+        MAML(model, inner_lr=RATE, inner_steps=1).meta_backward(batch())
+
+
+class Two(nn.Module):
+    """Of one input or two, to one output or two."""
+
+    def __init__(self, kind: type = dict) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(LENGTH * FEATURES, 2 * WAYS))
+        self.kind = kind
+
+    def forward(self, x: Tensor, shift: Tensor | float = 0.0) -> dict[str, Tensor] | tuple:
+        one, two = self.net(x + shift).chunk(2, -1)
+        return {"one": one, "two": two, "none": None} if self.kind is dict else (one, two)
+
+
+def both(outputs, targets: Tensor) -> Tensor:
+    one, two = (outputs["one"], outputs["two"]) if isinstance(outputs, dict) else outputs
+    return F.cross_entropy(one + 2 * two, targets)
+
+
+def right(outputs, targets: Tensor) -> Tensor:
+    one, two = (outputs["one"], outputs["two"]) if isinstance(outputs, dict) else outputs
+    return ((one + 2 * two).argmax(-1) == targets).double().mean()
+
+
+class Summed(Two):
+    def forward(self, x: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+        one, two, _ = super().forward(x, shift).values()
+        return one + 2 * two
+
+
+LEARNERS = {
+    "maml": lambda model, **own: MAML(model, inner_lr=RATE, inner_steps=STEPS, **own),
+    "imaml": lambda model, **own: IMAML(model, inner_lr=RATE, inner_steps=STEPS, **own),
+    "reptile": lambda model, **own: Reptile(
+        model, inner_lr=RATE, inner_steps=STEPS, optimizer="sgd", **own
+    ),
+}
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("kind", [dict, tuple])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_loss_takes_what_the_model_returns(name, kind, chunk):
+    model = Two(kind).double()
+    plain = Summed().double()
+    plain.load_state_dict(model.state_dict())
+    expected = LEARNERS[name](plain)
+    metrics = expected.meta_backward(batch())
+    learner = LEARNERS[name](model, loss=both, metric=right, task_chunk=chunk)
+    found = learner.meta_backward(batch())
+    torch.testing.assert_close(found.loss, metrics.loss)
+    torch.testing.assert_close(found.accuracy, metrics.accuracy.double())
+    assert_gradient(learner, {name: p.grad for name, p in plain.named_parameters()})
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("kind", [tuple, dict])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_model_takes_several_inputs(name, kind, chunk):
+    def of(seed: int) -> tuple[Samples, Samples]:
+        x, shift = samples(seed), samples(seed + 10)
+        pair = (x.images, shift.images)
+        several = pair if kind is tuple else dict(zip(("x", "shift"), pair, strict=True))
+        return Samples(sum(pair), x.labels), Samples(several, x.labels)
+
+    (support, supports), (query, queries) = of(1), of(2)
+    one = LEARNERS[name](Summed().double())
+    several = LEARNERS[name](Summed().double(), task_chunk=chunk)
+    several.load_state_dict(one.state_dict())
+    expected = one.meta_backward(TaskBatch(support, query))
+    found = several.meta_backward(TaskBatch(supports, queries).to("cpu"))
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert_gradient(several, {name: p.grad for name, p in one.model.named_parameters()})
+    logits = several.adapt(supports)(queries.images)
+    torch.testing.assert_close(logits, one.adapt(support)(query.images))
+
+
+def test_inputs_that_do_not_fit_are_named():
+    learner, x = MAML(Summed().double(), inner_steps=1), samples(1)
+    wrong = Samples({"x": x.images, "shift": x.images[:, :2]}, x.labels)
+    with pytest.raises(ValueError, match=r"support\.images\['shift'\] to be \(T, N, \.\.\.\) = \("):
+        learner.adapt(wrong)
+    with pytest.raises(TypeError, match=r"support\.images\[1\] to be a tensor, got str"):
+        learner.adapt(Samples((x.images, "text"), x.labels))
+    with pytest.raises(ValueError, match=r"support\.images to be at least one tensor"):
+        learner.adapt(Samples((), x.labels))
