@@ -275,7 +275,8 @@ def test_a_learner_says_what_is_exact_and_what_is_not(name):
     words = " ".join(result.stdout.split())
     assert LEARNERS[name].source.exact.split(",")[0] in words
     assert ("our own" in words) is bool(LEARNERS[name].source.reconstructed)
-    option = "lam=" if name == "convex-imaml" else "inner_lr="
+    options = {"convex-imaml": "lam=", "protonet": "temperature=", "r2d2": "lam="}
+    option = options.get(name, "inner_lr=")
     assert option in words
 
 
