@@ -323,6 +323,7 @@ CALLS: dict[str, Call] = {
             **{"classes": 4, "lam": 1.0, "bias": True},
         },
         {
+            "features": ("its double",),
             "classes": COUNT,
             "lam": ("fraction", "huge", "number tensor"),
             "bias": ("flag",),

@@ -60,6 +60,7 @@ LEARNER_FITS: dict[str, dict[str, tuple[str, ...]]] = {
     "bmp": {"initial_bias": ("fraction", "huge", "negative")},
     "meta-ticket": {"skip": ("empty list",)},
     "multi-maml": {"inner_lr": ("fraction", "huge", "list")},
+    "r2d2": {"scale": ("fraction", "huge", "negative")},
 }
 
 

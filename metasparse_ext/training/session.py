@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from metasparse_ext.training.measure import measure_of
 from metasparse_ext.training.meta_step import MetaStep, Skipped
 from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.parts import Data, Learner, Model, Optimizer, Parts
+from metasparse_ext.training.reporters import Reporters
 from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
 from metasparse_ext.training.stages import length, stages_of
 
@@ -40,7 +41,7 @@ class Session:
         config: RunConfig,
         run: Run,
         *,
-        reporter: Reporter | None = None,
+        reporter: Reporter | Sequence[Reporter] | None = None,
         workers: Workers = ALONE,
         data: Data | None = None,
         model: Model | None = None,
@@ -51,8 +52,7 @@ class Session:
     ) -> None:
         require_type("Trainer", "config", config, RunConfig, "a RunConfig")
         require_type("Trainer", "run", run, Run, "a Run")
-        wanted = "None or a Reporter (start, step, validation)"
-        require_type("Trainer", "reporter", reporter, (Reporter, type(None)), wanted)
+        self.reporter: Reporter = Reporters.of("Trainer", reporter)
         require_type("Trainer", "workers", workers, Workers, "Workers")
         self.given = Parts(
             data=data, model=model, learner=learner, optimizer=optimizer, loss=loss, metric=metric
@@ -62,7 +62,6 @@ class Session:
         self.config = build.resolved(self._asked, kind=self.given.kind)
         self.given.require_all("Trainer", self.config)
         self.run = run
-        self.reporter = reporter
         self.workers = workers
         self.iteration = self.records = 0
         self._spent: list[float] = []  # seconds of the meta-iterations since the last record
