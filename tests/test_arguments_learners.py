@@ -32,6 +32,7 @@ from metasparse_ext.training import Run, RunConfig, evaluation
 NOT_CALLED = {
     *("LEARNERS", "PRESETS", "ConvexMAML", "HeadLearner", "MetaLearner", "Metrics", "Outcome"),
     *("CheckpointError", "RunInUseError", "TrainingError", "Reporter"),
+    *("TensorBoard", "WandB"),
     *("AdaptedTask", "Prediction", "Trained", "Comparison", "Contender", "Difference"),
 }
 
