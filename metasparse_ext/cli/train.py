@@ -173,6 +173,8 @@ def _trained(
     with reporter(shown_on) as shown:
         told = [shown, *_reporters(run, reports)]
         trainer = checked(lambda: Trainer(planned.config, run, reporter=told, workers=workers))
+        if trainer.chunk is not None:
+            say(shown_on, str(trainer.chunk))
         outcome = checked(trainer.fit)
     if outcome.interrupted:
         say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")

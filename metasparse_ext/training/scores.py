@@ -29,6 +29,7 @@ from metasparse_ext._arguments import (
 from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
+from metasparse_ext.algorithms.tasks import chunks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating
@@ -154,11 +155,11 @@ def evaluate(
     with evaluating(learner):
         for batch in _first_tasks(batches, tasks):
             totals.note(batch)
-            support, query = batch.to(device)
-            adapted = learner.adapt(support)
-            with torch.no_grad():
-                logits = predict(adapted, support, query.images, transductive=transductive)
-                totals.add(logits[..., :ways], query, adapted)
+            for support, query in chunks(batch.to(device), learner.task_chunk):
+                adapted = learner.adapt(support)
+                with torch.no_grad():
+                    logits = predict(adapted, support, query.images, transductive=transductive)
+                    totals.add(logits[..., :ways], query, adapted)
     return totals.evaluation(transductive, distributions)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.distributed import ALONE, Workers
 from metasparse_ext.training.measure import measure_of
+from metasparse_ext.training.memory import Chunk, check_chunks, chunk_of
 from metasparse_ext.training.meta_step import MetaStep, Skipped
 from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.parts import Data, Learner, Model, Optimizer, Parts
@@ -69,6 +73,7 @@ class Session:
         self.best: Mapping[str, Any] | None = None
         self.skipped = Skipped()
         self.log: metrics.MetricsFile | None = None
+        self.chunk: Chunk | None = None
         self._lock = RunLock(run.lock_path)
         try:
             self._prepare()
@@ -109,8 +114,35 @@ class Session:
             config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
         )
         self.batches = on_device(map(workers.share, drawn), config.device)
+        if config.memory is not None:
+            self._fit_into(config.memory)
         if not resuming:
             self._begin()
+        if self.chunk is not None and workers.first:
+            atomic.replace_text(run.memory_path, json.dumps(self.chunk.to_dict()) + "\n")
+
+    def _fit_into(self, budget: str) -> None:
+        """Has the learner take as many tasks at a time as fit into a budget of memory.
+
+        A run that goes on takes as many as before. Processes that share tasks agree on the fewest.
+        """
+        learner, workers = self.learner, self.workers
+        check_chunks(learner, budget)
+        self.chunk = self.run.chunk(budget) if self.run.started else None
+        if workers.any(self.chunk is None):
+            first = next(self.batches)
+            self.batches = itertools.chain([first], self.batches)
+            failure = None
+            try:
+                self.chunk = chunk_of(learner, first, budget)
+            except ValueError as error:
+                failure = error
+            if workers.any(failure is not None):
+                raise failure or ValueError("another process cannot keep to its budget of memory")
+            fewest = (n for n in itertools.count(1) if workers.any(self.chunk.tasks <= n))
+            self.chunk = dataclasses.replace(self.chunk, tasks=next(fewest))
+        if self.chunk.tasks < self.chunk.of:
+            learner.task_chunk = self.chunk.tasks
 
     def _load(self) -> None:
         """Loads the data, and tells the learner's options of them."""
