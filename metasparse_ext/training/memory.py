@@ -23,6 +23,8 @@ for _power, _letter in enumerate("KMGT", 1):
     _UNITS |= {f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)")
 _PROC = Path("/proc/self")
+# What falls between blocks where a heap or a cache is used again and again: up to a seventh.
+_SLACK = 1.15
 
 
 def budget_of(owner: str, name: str, text: str) -> int:
@@ -74,7 +76,7 @@ class Chunk:
 
     @classmethod
     def of_peaks(cls, budget: str, tasks: int, one: int, two: int | None) -> Self:
-        """The most of so many tasks whose peak, on the line through two peaks, fits.
+        """The most of so many tasks that fit, if each takes what the second one took, and slack.
 
         Raises:
             ValueError: If not even one task does.
@@ -82,7 +84,7 @@ class Chunk:
         limit, more = budget_of("RunConfig", "memory", budget), max(0, (two or one) - one)
         if one > limit:
             refuse("RunConfig", "memory", f"at least {_shown(one)}, for one task", repr(budget))
-        fits = tasks if more == 0 else min(tasks, 1 + (limit - one) // more)
+        fits = tasks if more == 0 else min(tasks, 1 + int((limit - one) / (_SLACK * more)))
         return cls(budget, fits, tasks, one, more)
 
 
