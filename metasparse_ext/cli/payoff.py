@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from rich import box
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from metasparse_ext.algorithms import MAML
 from metasparse_ext.data import TaskBatch
@@ -94,39 +95,30 @@ def payoff_table(found: Mapping[str, Seconds], task: TaskBatch) -> Table:
 
 def _sides(net: Conv4, dtype: torch.dtype, task: TaskBatch) -> Sequence[Callable[[], Tensor]]:
     """The same adaptation and classification by this package, and by stock PyTorch; (Q, ways)."""
-    like = {"image_size": net.image_shape[1:], "ways": net.head.out_features, "dtype": dtype}
-    block = net.blocks[0]
-    strided = block.conv.stride == (2, 2)
-    copy = Conv4(net.image_shape[0], width=block.conv.out_channels, strided=strided, **like)
-    own = dict(net.named_parameters())
-    with torch.no_grad():
-        for name, parameter in copy.named_parameters():
-            parameter.copy_(own[name])
-        masks = [layer.conv.masker(layer.conv.weight).to(dtype) for layer in net.blocks]
-    for layer, mask in zip(copy.blocks, masks, strict=True):
-        layer.conv.masker = FixedMask(mask)
-    learner = MAML(copy, inner_lr=RATE, inner_steps=STEPS)
+    own = copy.deepcopy(net).to(dtype=dtype).requires_grad_()
+    learner = MAML(own, inner_lr=RATE, inner_steps=STEPS)
 
     def ours() -> Tensor:
         with torch.no_grad():
             return learner.adapt(task.support)(task.query.images)[0]
 
-    return ours, lambda: _stock(copy, masks, task)
+    return ours, lambda: _stock(own, task)
 
 
-def _stock(net: nn.Module, masks: Sequence[Tensor], task: TaskBatch) -> Tensor:
+def _stock(net: Conv4, task: TaskBatch) -> Tensor:
     """Gradient descent on a strided or pooled Conv-4 as PyTorch's users write it."""
-    strided = net.blocks[0].conv.stride == (2, 2)
+    convs = [layer for layer in net.modules() if isinstance(layer, MaskedConv2d)]
+    masks = [conv.masker(conv.weight)[:, :, None, None].to(conv.weight) for conv in convs]
+    stride = convs[0].stride
 
     def logits(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         x = images
         for block, mask in enumerate(masks):
-            conv, norm = f"blocks.{block}.conv.weight", f"blocks.{block}.norm"
-            kernels = weights[conv] * mask[:, :, None, None]
-            x = F.conv2d(x, kernels, None, stride=2 if strided else 1, padding=1)
+            kernels, norm = weights[f"blocks.{block}.conv.weight"], f"blocks.{block}.norm"
+            x = F.conv2d(x, kernels * mask, None, stride=stride, padding=1)
             scale, shift = weights[f"{norm}.weight"], weights[f"{norm}.bias"]
             x = F.relu(F.batch_norm(x, None, None, scale, shift, training=True))
-            x = x if strided else F.max_pool2d(x, 2)
+            x = F.max_pool2d(x, 2) if stride == (1, 1) else x
         return F.linear(x.flatten(1), weights["head.weight"], weights["head.bias"])
 
     # A bias before a batch norm does nothing.
