@@ -14,6 +14,13 @@ GPU_OUT ?= benchmarks/results
 # How many random cases make stress tries in each attack.
 DRAWS ?= 20000
 
+# A recipe fails where any command of a pipe does.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+# What is shown of an installation, from pip's verbose log: packages, and how many files are compiled.
+PROGRESS := -e 's/^ *\(Collecting [^ ]*\).*/  \1/p' -e 's/^ *\(\[[0-9]*\/[0-9]*\]\).*/  \1 compiled/p'
+
 .PHONY: demo test bench gpu sanitize check-aarch64 stress matrix clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
@@ -48,10 +55,15 @@ matrix:  ## builds, and a few tests, with every Python and torch that can be had
 
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" ninja
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
-	touch $@
+	@echo "1 of 3: tools to build with"
+	@$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" ninja
+	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "2 of 3: $(TORCH)"; \
+		$(BIN)/python -m pip install --no-input "$(TORCH)"; }
+	@echo "3 of 3: the package and what its tests need; the kernels compile for minutes"
+	@$(BIN)/python -m pip install --verbose --no-build-isolation --editable ".[test]" 2>&1 \
+		| tee $(VENV)/install.log | sed -un $(PROGRESS) \
+		|| { tail -n 40 $(VENV)/install.log; exit 1; }
+	@touch $@
 
 # pip cannot be told by a package that learn2learn's extensions have to be generated anew, which
 # Python 3.11 and later take; torchvision must not change the torch that is there.

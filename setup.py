@@ -79,7 +79,11 @@ def make_build_ext():
                 return str(target)
 
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-                return list(pool.map(compile_one, jobs))
+                objects = []
+                for target in pool.map(compile_one, jobs):
+                    objects.append(target)
+                    print(f"[{len(objects)}/{len(jobs)}] {target}", flush=True)
+                return objects
 
         def write_build_record(self, has_openmp: bool):
             # Read before the library is loaded, to tell a mismatch from a crash.

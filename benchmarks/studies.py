@@ -76,6 +76,8 @@ SETTINGS = {
                  "meta_lr": 2e-3, "mask_lr": 1e-4, "tasks": 4, "queries": 5},
     "convex-maml": {"options": {"inner_lr": 0.5, "inner_steps": 5, "adapt_steps": 10}},
     "convex-imaml": {"options": {"lam": 0.01}, "meta_lr": 2e-3},
+    "protonet": {"options": {}},
+    "r2d2": {"options": {}},
     "reptile": {"options": {"inner_lr": 3e-3, "inner_steps": 8}, "optimizer": "sgd",
                 "meta_lr": 1.0, "schedule": "linear", "tasks": 4, "queries": 5},
     "cavia": {"options": {"inner_lr": 1.0, "inner_steps": 2}, "meta_lr": 1e-3},

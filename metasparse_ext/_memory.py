@@ -1,4 +1,4 @@
-"""Memory that the process keeps instead of giving it back to the system at every step."""
+"""Memory that the process keeps instead of giving it back to the system at every step, or gives."""
 
 import ctypes
 import sys
@@ -29,3 +29,10 @@ def keep_memory() -> bool:
         warnings.warn("keep_memory: expected glibc; memory is kept as before", stacklevel=2)
         return False
     return True
+
+
+def give_back() -> None:
+    """Gives the system what the process has freed, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

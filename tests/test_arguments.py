@@ -315,6 +315,20 @@ CALLS: dict[str, Call] = {
             "max_iterations": ("none",),
         },
     ),
+    "ridge_head": Call(
+        "ridge_head",
+        implicit.ridge_head,
+        lambda: {
+            **{name: head_arguments()[name] for name in ("features", "labels")},
+            **{"classes": 4, "lam": 1.0, "bias": True},
+        },
+        {
+            "features": ("its double",),
+            "classes": COUNT,
+            "lam": ("fraction", "huge", "number tensor"),
+            "bias": ("flag",),
+        },
+    ),
     "HeadSolution": Call("HeadSolution", HEAD.__call__, lambda: {"features": torch.randn(2, 5, 3)}),
     "HeadProblem": Call("HeadProblem", implicit.HeadProblem, head_problem),
     "Layout": Call(

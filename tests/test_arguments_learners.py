@@ -32,6 +32,7 @@ from metasparse_ext.training import Run, RunConfig, evaluation
 NOT_CALLED = {
     *("LEARNERS", "PRESETS", "ConvexMAML", "HeadLearner", "MetaLearner", "Metrics", "Outcome"),
     *("CheckpointError", "RunInUseError", "TrainingError", "Reporter"),
+    *("TensorBoard", "WandB"),
     *("AdaptedTask", "Prediction", "Trained", "Comparison", "Contender", "Difference"),
 }
 
@@ -60,6 +61,7 @@ LEARNER_FITS: dict[str, dict[str, tuple[str, ...]]] = {
     "bmp": {"initial_bias": ("fraction", "huge", "negative")},
     "meta-ticket": {"skip": ("empty list",)},
     "multi-maml": {"inner_lr": ("fraction", "huge", "list")},
+    "r2d2": {"scale": ("fraction", "huge", "negative")},
 }
 
 

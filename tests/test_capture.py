@@ -28,6 +28,8 @@ OPTIONS = {
         "total_iterations": 10,
     },
     "convex-imaml": {"lam": 0.1, "max_iterations": 5},
+    "protonet": {"temperature": 2.0},
+    "r2d2": {"lam": 2.0},
     "reptile": {"inner_lr": 0.01, "inner_steps": 3, "inner_batch": 4},
     "cavia": {"context": 6, "block": 1},
     "mmsup": {"inner_lr": 0.05, "inner_steps": 2, "sparsity_gradient": "boundary"},

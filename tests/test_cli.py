@@ -16,9 +16,11 @@ from support.training_helpers import package_path, tiny_config
 
 from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.cli import demo
+from metasparse_ext.cli import demo, payoff
 from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.cli.options import read
+from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.nn import Conv4
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -275,7 +277,8 @@ def test_a_learner_says_what_is_exact_and_what_is_not(name):
     words = " ".join(result.stdout.split())
     assert LEARNERS[name].source.exact.split(",")[0] in words
     assert ("our own" in words) is bool(LEARNERS[name].source.reconstructed)
-    option = "lam=" if name == "convex-imaml" else "inner_lr="
+    options = {"convex-imaml": "lam=", "protonet": "temperature=", "r2d2": "lam="}
+    option = options.get(name, "inner_lr=")
     assert option in words
 
 
@@ -429,6 +432,26 @@ def test_demo_compares_dense_and_pruned(tmp_path, tiny_root, monkeypatch):
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {"accuracy-macs.png", "kernels-pruned.png", "learning-curves.png"}
     assert "seconds in all" in result.stdout
+    assert "s/iteration" not in result.stdout
+    timed = [row for row in rows if row[:1] in (["dense"], ["pruned"])][-2:]
+    assert [row[0] for row in timed] == ["dense", "pruned"]
+    assert all(float(cell) > 0 for row in timed for cell in row[1:])
+
+
+@pytest.mark.parametrize("strided", [True, False])
+def test_the_demo_times_nothing_whose_outputs_differ(strided, monkeypatch):
+    torch.manual_seed(0)
+    net = payoff.masked(
+        Conv4(1, 16, width=6, ways=3, strided=strided),
+        {f"blocks.{block}.conv": torch.rand(6, 6 if block else 1) < 0.5 for block in range(4)},
+    )
+    labels = torch.arange(3)[None]
+    task = TaskBatch(*(Samples(torch.rand(1, 3, 1, 16, 16), labels) for _ in range(2)))
+    found = payoff.measure({"pruned": net}, task)["pruned"]
+    assert min(found.ours, found.stock) > 0
+    monkeypatch.setattr(payoff.F, "relu", payoff.F.leaky_relu)
+    with pytest.raises(ArithmeticError, match="pruned: the logits differ"):
+        payoff.measure({"pruned": net}, task)
 
 
 def test_help_is_short_and_complete():

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from metasparse_ext.algorithms import LEARNERS, MAML
 from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.training import evaluate
 
 OPTIONS = {
     "cavia": {"block": 1},
@@ -43,6 +44,23 @@ def test_chunks_give_the_meta_gradient_of_all(name, size):
         assert (a.grad is None) == (b.grad is None), parameter
         if a.grad is not None:
             torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_chunks_adapt_as_all_together(name):
+    whole = LEARNERS[name](network(), **OPTIONS.get(name, {}))
+    chunked = copy.deepcopy(whole)
+    chunked.task_chunk = 2
+    tasks = tasks_of(name)
+    expected, found = whole.adapt(tasks.support), chunked.adapt(tasks.support)
+    assert found.tasks == expected.tasks == 5
+    assert found.parameters.keys() == expected.parameters.keys()
+    images = tasks.query.images
+    torch.testing.assert_close(found(images), expected(images), rtol=1e-9, atol=1e-12)
+    scores = [evaluate(each, [tasks, tasks], tasks=8).to_dict() for each in (whole, chunked)]
+    assert scores[1]["episodes"] == scores[0]["episodes"]
+    assert scores[1]["accuracies"] == pytest.approx(scores[0]["accuracies"])
+    assert scores[1]["loss"] == pytest.approx(scores[0]["loss"])
 
 
 def test_a_chunk_that_is_not_finite_changes_nothing():

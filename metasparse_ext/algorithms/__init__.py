@@ -14,6 +14,8 @@ from metasparse_ext.algorithms.meta_ticket import MetaTicket
 from metasparse_ext.algorithms.metadock import MetaDOCK
 from metasparse_ext.algorithms.mmsup import MMSUP
 from metasparse_ext.algorithms.multi_maml import MultiMAML
+from metasparse_ext.algorithms.protonet import ProtoNet
+from metasparse_ext.algorithms.r2d2 import R2D2
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.reptile import Reptile
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, task_call
@@ -26,6 +28,8 @@ LEARNERS: dict[str, type[MetaLearner]] = {
     "anil": ANIL,
     "convex-maml": ANIL,
     "convex-imaml": ConvexIMAML,
+    "protonet": ProtoNet,
+    "r2d2": R2D2,
     "reptile": Reptile,
     "cavia": CAVIA,
     "bmp": BMP,
@@ -86,6 +90,7 @@ __all__ = [
     "LEARNERS",
     "MAML",
     "MMSUP",
+    "R2D2",
     "AdaptedTasks",
     "ConvexIMAML",
     "ConvexMAML",
@@ -95,6 +100,7 @@ __all__ = [
     "MetaTicket",
     "Metrics",
     "MultiMAML",
+    "ProtoNet",
     "Reptile",
     "Source",
     "find",

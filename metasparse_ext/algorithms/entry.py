@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from metasparse_ext.algorithms.models import check_model
 from metasparse_ext.algorithms.samples import checked_batch, checked_samples
 from metasparse_ext.algorithms.slots import Slots
-from metasparse_ext.algorithms.tasks import in_chunks
+from metasparse_ext.algorithms.tasks import adapted_in_chunks, in_chunks
 
 # Each with its argument, and the check of that.
 METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -31,7 +31,7 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
     - ``torch.compile`` leaves it alone: its gradients are those of ``torch.autograd.grad`` inside.
     - A model that was changed since the learner was made is checked as it was then.
     - Labels have any integer dtype to the caller, and int64 to the method.
-    - A meta-step takes its tasks in chunks, if the learner was told so.
+    - It takes its tasks in chunks, if the learner was told so.
     - Attention is computed as its definition says: the fused kernels have no second derivative, and
       no rule for tasks side by side.
     """
@@ -57,9 +57,10 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
                     with torch.inference_mode(False), torch.no_grad():
                         args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))
                         return method(self, *args, **keywords)
-                if argument == "batch" and self.task_chunk is not None and self.collecting is None:
-                    batch = args[0] if args else keywords["batch"]
-                    return in_chunks(self, method, batch, self.task_chunk)
+                if self.task_chunk is not None and self.collecting is None:
+                    given = args[0] if args else keywords[argument]
+                    divided = in_chunks if argument == "batch" else adapted_in_chunks
+                    return divided(self, method, given, self.task_chunk)
                 return method(self, *args, **keywords)
         finally:
             self.slots = before

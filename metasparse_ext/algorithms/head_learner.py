@@ -22,7 +22,8 @@ class HeadLearner(MetaLearner):
     """A meta-learner whose inner loop sees the backbone's features and moves the head alone.
 
     The backbone is the same for all tasks, so each set of images passes through it once, whatever
-    the inner loop does; the inner problem is a softmax regression, convex in the head. A learner
+    the inner loop does; the inner problem is a softmax regression, convex in the head, or has a
+    solution in closed form. A learner
     overrides :meth:`fit`; the meta-gradient is autograd's through ``fit`` and the backbone, so it
     has the direct term and the cross term (through the support features that the head was fitted
     to).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from metasparse_ext.data import TaskBatch
 
 if TYPE_CHECKING:
     from metasparse_ext.algorithms.base import MetaLearner
+    from metasparse_ext.algorithms.task_networks import AdaptedTasks
 
 # From the outputs and the targets of one task, (N, ...) each, to a number. The outputs are what the
 # model returns: a tensor, or a tuple or a dict of tensors.
@@ -34,8 +36,8 @@ class TakesTaskOptions(type):
       ...) of any dtype.
     - ``metric``: What ``Metrics.accuracy`` holds, a function like the loss; with a loss and no
       metric it is NaN.
-    - ``task_chunk``: The most tasks that a meta-step computes at a time. The meta-gradient is that
-      of all tasks, the memory that of so many.
+    - ``task_chunk``: The most tasks that a meta-step, ``adapt`` or an evaluation computes at a
+      time. The meta-gradient is that of all tasks, the memory that of so many.
     """
 
     def __call__(
@@ -107,8 +109,7 @@ def in_chunks(
     tasks = len(batch.support.labels)
     sums: dict[str, Tensor] = {}
     found = []
-    for first in range(0, tasks, size):
-        chunk = batch.tasks(slice(first, first + size))
+    for chunk in chunks(batch, size):
         learner.collecting = sums, len(chunk.support.labels) / tasks
         try:
             found.append(step(learner, chunk))
@@ -117,3 +118,26 @@ def in_chunks(
     learner.end_step(sums)
     fields = ("loss", "accuracy", "active", "support_loss")
     return Metrics(**{name: torch.cat([getattr(m, name) for m in found]) for name in fields})
+
+
+def adapted_in_chunks(
+    learner: MetaLearner, adapt: Callable[[Any, Samples], AdaptedTasks], support: Samples, size: int
+) -> AdaptedTasks:
+    """The networks of all tasks, adapted to so many at a time."""
+    parts = [
+        adapt(learner, support.tasks(slice(first, first + size)))
+        for first in range(0, len(support.labels), size)
+    ]
+    joined = copy.copy(parts[0])
+    joined.parameters = {
+        name: torch.cat([part.parameters[name] for part in parts]) for name in joined.parameters
+    }
+    return joined
+
+
+def chunks(batch: TaskBatch, size: int | None) -> Iterator[TaskBatch]:
+    """A meta-batch in parts of so many tasks; with None, whole."""
+    tasks = len(batch.support.labels)
+    size = tasks if size is None else size
+    for first in range(0, tasks, size):
+        yield batch.tasks(slice(first, first + size))

@@ -190,8 +190,12 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def table(evaluations: Mapping[str, RunEvaluation]) -> Table:
+def table(evaluations: Mapping[str, RunEvaluation], *, timed: bool = True) -> Table:
     """A rich table, one row a run; the title says what was evaluated and how.
+
+    Args:
+        evaluations: By the label of the run.
+        timed: Whether to show the seconds that an iteration of training took.
 
     Raises:
         ValueError: If the evaluations are on tasks of several kinds.
@@ -205,10 +209,11 @@ def table(evaluations: Mapping[str, RunEvaluation]) -> Table:
         pad_edge=False,
     )
     shown.add_column("", overflow="fold")
-    for heading in (first.measure, "active kernels", "MACs", "s/iteration"):
+    headings = (first.measure, "active kernels", "MACs", "s/iteration")[: 4 if timed else 3]
+    for heading in headings:
         shown.add_column(heading, justify="right", no_wrap=True)
     for label, each in evaluations.items():
-        shown.add_row(label, *_cells(each))
+        shown.add_row(label, *_cells(each)[: len(headings)])
     return shown
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from metasparse_ext import _atomic as atomic
 from metasparse_ext.cli.display import comparison_table, draw_figures, remark, table
 from metasparse_ext.cli.messages import checked, console, folder, say
-from metasparse_ext.training import Run, RunEvaluation, compare
+from metasparse_ext.training import Run, RunEvaluation, compare, metrics
 from metasparse_ext.training.evaluation import evaluate_best, keep, require_alike
 
 
@@ -100,17 +101,22 @@ def compare_runs(runs: Sequence[Run], as_json: bool, **setting: Any) -> None:
     show_default=True,
     help="Draw learning curves against iterations, or processor seconds of training.",
 )
+@click.option("--csv", "as_csv", is_flag=True, help="Write metrics.csv beside the pictures, too.")
 @_setting
-def plot(runs: Sequence[Run], out: Run | None, against: str, **setting: Any) -> None:
+def plot(runs: Sequence[Run], out: Run | None, against: str, as_csv: bool, **setting: Any) -> None:
     """Draw learning curves and, of evaluated runs, accuracy against cost and kernels in use.
 
-    The options from --split on say which of the evaluations; by default the runs' own.
+    metrics.csv of --csv has a line for each record of every RUN. The options from --split on say
+    which of the evaluations; by default the runs' own.
     """
     for run in runs:
         run.config()
     labelled = {str(run): run for run in runs}
-    pictures = checked(
-        lambda: draw_figures(labelled, (out or runs[0]).folder, against=against, **setting)
-    )
-    for picture in pictures:
-        click.echo(picture)
+    into = (out or runs[0]).folder
+    written = checked(lambda: draw_figures(labelled, into, against=against, **setting))
+    if as_csv:
+        records = {label: metrics.read(run.metrics_path) for label, run in labelled.items()}
+        atomic.replace_text(into / "metrics.csv", metrics.to_csv(records))
+        written.append(into / "metrics.csv")
+    for path in written:
+        click.echo(path)

@@ -106,6 +106,7 @@ run_options = _options(
     _field("--save-every", int, "Iterations between checkpoints."),
     _field("--log-every", int, "Iterations between lines of metrics."),
     _field("--device", str, "Torch device."),
+    _field("--memory", str, "Compute as many tasks at a time as fit into so much, such as 2GiB."),
     _field("--capture/--no-capture", bool, "On a GPU: a meta-step as one CUDA graph, or not."),
 )  # fmt: skip
 

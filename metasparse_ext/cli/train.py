@@ -20,8 +20,9 @@ from metasparse_ext.cli.display import reporter, score_text
 from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
 from metasparse_ext.cli.options import base_fields, configure, over, run_options
 from metasparse_ext.cli.settings import read_settings, settings_of
-from metasparse_ext.training import Outcome, Run, RunConfig, Trainer, TrainingError
+from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError
 from metasparse_ext.training.distributed import Workers, first_process, joined
+from metasparse_ext.training.reporters import REPORTERS
 
 _FILE = click.Path(path_type=Path)
 
@@ -54,6 +55,15 @@ def _seeds(
     return tuple(map(int, parts))
 
 
+_report = click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Choice(list(REPORTERS)),
+    help="Tell another of the training, too; repeatable.",
+)
+
+
 @click.command("train")
 @click.argument("learner", required=False)
 @click.option(
@@ -69,12 +79,14 @@ def _seeds(
     metavar="N,N,...",
     help="Train one run for each of these seeds, in folders seed-N of --out.",
 )
+@_report
 @click.option("--out", required=True, callback=folder, help="Run folder to write.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if any.")
 def train(
     learner: str | None,
     file: Path | None,
     seeds: tuple[int, ...] | None,
+    reports: tuple[str, ...],
     out: Run,
     resume: bool,
     **flags: Any,
@@ -97,15 +109,16 @@ def train(
         run = Run(out.folder / f"seed-{seed['seed']}") if seed else out
         config = _configured(run, learner, {**given, **seed}, settings, resume=resume)
         planned.append(Planned(run, config, {name: str(value) for name, value in seed.items()}))
-    train_all(planned, resume=resume)
+    train_all(planned, resume=resume, reports=reports)
 
 
 @click.command("sweep")
 @click.argument("file", type=_FILE)
 @run_options
+@_report
 @click.option("--out", required=True, type=_FILE, help="Folder to write, with a run folder each.")
 @click.option("--resume", is_flag=True, help="Go on with the runs that are in --out.")
-def sweep(file: Path, out: Path, resume: bool, **flags: Any) -> None:
+def sweep(file: Path, reports: tuple[str, ...], out: Path, resume: bool, **flags: Any) -> None:
     """Train a run for every combination of the lists under [grid] in FILE.
 
     FILE is one of `metasparse train --config`; flags are those of train. Ends with a table of all
@@ -118,10 +131,10 @@ def sweep(file: Path, out: Path, resume: bool, **flags: Any) -> None:
         run = Run(out / setting.name)
         config = _configured(run, None, given, setting.fields, resume=resume)
         planned.append(Planned(run, config, setting.label))
-    train_all(planned, resume=resume)
+    train_all(planned, resume=resume, reports=reports)
 
 
-def train_all(planned: list[Planned], *, resume: bool) -> None:
+def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = ()) -> None:
     """Trains runs, or goes on with them, one after the other; of several, a table in the end.
 
     Raises:
@@ -141,7 +154,7 @@ def train_all(planned: list[Planned], *, resume: bool) -> None:
             elif resume and not each.run.started:
                 say(shown_on, f"nothing to resume in {each.run}: starting")
             try:
-                ended.append((each, _trained(each, workers, shown_on)))
+                ended.append((each, _trained(each, workers, shown_on, reports)))
             except TrainingError as error:
                 if len(planned) == 1:
                     raise
@@ -153,16 +166,29 @@ def train_all(planned: list[Planned], *, resume: bool) -> None:
         sys.exit(1)
 
 
-def _trained(planned: Planned, workers: Workers, shown_on: Console) -> Outcome:
+def _trained(
+    planned: Planned, workers: Workers, shown_on: Console, reports: Sequence[str]
+) -> Outcome:
     run = planned.run
     with reporter(shown_on) as shown:
-        trainer = checked(lambda: Trainer(planned.config, run, reporter=shown, workers=workers))
+        told = [shown, *_reporters(run, reports)]
+        trainer = checked(lambda: Trainer(planned.config, run, reporter=told, workers=workers))
+        if trainer.chunk is not None:
+            say(shown_on, str(trainer.chunk))
         outcome = checked(trainer.fit)
     if outcome.interrupted:
         say(shown_on, f"stopped at iteration {outcome.iteration}, saved: --resume goes on")
         sys.exit(INTERRUPTED)
     say(shown_on, _ending(run, outcome))
     return outcome
+
+
+def _reporters(run: Run, names: Sequence[str]) -> list[Reporter]:
+    """Those of these names; of processes that train together, the first has them."""
+    try:
+        return [REPORTERS[name](run) for name in dict.fromkeys(names) if first_process()]
+    except ImportError as error:
+        raise UserError(str(error)) from error
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 ``Layout`` maps named tensors to one flat (T, P) buffer, ``linearize`` gives losses, gradients and
 curvature products on it, ``damped`` the named operators, ``cg`` their solve, and
 ``implicit_gradient`` is the whole in one call. ``softmax_head`` is the special case whose inner
-problem is convex and solved exactly.
+problem is convex and solved exactly, ``ridge_head`` the one that is solved in closed form.
 """
 
 from metasparse_ext.implicit.cg import CGResult, CGStatus, cg
@@ -15,6 +15,7 @@ from metasparse_ext.implicit.layout import Layout
 from metasparse_ext.implicit.linearize import CURVATURES, Linearization, linearize
 from metasparse_ext.implicit.losses import task_losses, task_outputs
 from metasparse_ext.implicit.operators import KINDS, DampedOperator, Kind, damped
+from metasparse_ext.implicit.ridge import ridge_head
 
 __all__ = [
     "CURVATURES",
@@ -36,6 +37,7 @@ __all__ = [
     "implicit_gradient",
     "implicit_solve",
     "linearize",
+    "ridge_head",
     "softmax_head",
     "task_losses",
     "task_outputs",

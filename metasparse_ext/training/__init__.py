@@ -7,6 +7,7 @@ from metasparse_ext.training.evaluation import RunEvaluation, evaluate_run, expo
 from metasparse_ext.training.loop import Outcome, Trainer, TrainingError
 from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.paired import Difference
+from metasparse_ext.training.reporters import TensorBoard, WandB
 from metasparse_ext.training.run import Run, RunInUseError
 from metasparse_ext.training.scores import Evaluation, evaluate, predict
 from metasparse_ext.training.trained import AdaptedTask, Prediction, Trained, load
@@ -26,9 +27,11 @@ __all__ = [
     "RunConfig",
     "RunEvaluation",
     "RunInUseError",
+    "TensorBoard",
     "Trained",
     "Trainer",
     "TrainingError",
+    "WandB",
     "compare",
     "evaluate",
     "evaluate_run",

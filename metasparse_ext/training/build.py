@@ -287,6 +287,9 @@ def trained(
     config = config.replace(init_from=None)
     made = learner(config, shape, outputs=outputs, given=given)
     load_state(made, run.best().learner, str(run))
+    chunk = run.chunk(config.memory)
+    if chunk is not None and chunk.tasks < chunk.of:
+        made.task_chunk = chunk.tasks
     return made
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
 from metasparse_ext._records import check_fields
 from metasparse_ext.training import parts
+from metasparse_ext.training.memory import budget_of
 
 SCHEDULES = ("constant", "cosine", "linear", "staircase")
 ON_NONFINITE = ("stop", "skip", "halve")
@@ -94,6 +95,9 @@ class RunConfig:
         log_every: Iterations between two lines of ``metrics.jsonl``.
         workers: Threads that draw episodes ahead; the episodes do not depend on it.
         device: A torch device.
+        memory: A budget such as "2GiB", of the process or, on a GPU, of torch's tensors: as many
+            tasks are computed at a time as fit into it, by what the meta-gradients of one task and
+            of two are measured to take. Numbers depend on it by rounding alone.
         capture: On a GPU, replay the meta-step as one CUDA graph; the numbers do not depend on it.
     """
 
@@ -135,11 +139,14 @@ class RunConfig:
     log_every: int = 1
     workers: int = 0
     device: str = "cpu"
+    memory: str | None = None
     capture: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, _LIMITS, integers=_POSITIVE)
         parts.check_names(self)
+        if self.memory is not None:
+            budget_of("RunConfig", "memory", self.memory)
         require_choice("RunConfig", "schedule", self.schedule, SCHEDULES)
         require_choice("RunConfig", "on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         require_choice("RunConfig", "validation_split", self.validation_split, SPLITS)
@@ -198,8 +205,8 @@ class RunConfig:
 
         A run that goes on must be given the configuration it was begun with. Fields on which the
         numbers do not depend may differ, a constant schedule may grow longer, and what mends a run
-        that was not finite is taken too: its numbers are no longer those of a run that was never
-        stopped.
+        that was not finite, or short of memory, is taken too: its numbers are no longer those of a
+        run that was never stopped.
 
         Args:
             begun: That configuration.
@@ -224,8 +231,8 @@ class RunConfig:
 
 
 def _mends(name: str, was: Any, now: Any) -> bool:
-    """Whether a change is one that may help a run whose numbers were not finite."""
-    if name == "on_nonfinite":
+    """Whether a change may help a run that was not finite, or short of memory."""
+    if name in ("on_nonfinite", "memory"):
         return True
     if name in ("meta_lr", "mask_lr"):
         return was is not None and now is not None and now < was

@@ -55,7 +55,8 @@ class Trainer(Session):
         config: What to train. A run that goes on must be given the configuration it was begun with;
             only ``iterations`` or ``max_seconds`` may have grown.
         run: The run folder. One that holds a checkpoint goes on from it; another is begun.
-        reporter: Is told what happens.
+        reporter: Is told what happens, or several are. One that raises is told no more, with a
+            warning, and training goes on.
         workers: The processes among which the tasks of a meta-batch are divided. Only the first
             of them writes; the others' reporters should be silent.
         data: Data in place of those that the configuration names: a mapping from "train", "val" and
@@ -84,13 +85,15 @@ class Trainer(Session):
             TrainingError: If a meta-step leaves numbers that are not finite and the configuration
                 does not say to go on, or too many in a row did. The last checkpoint stays.
         """
-        if self.reporter:
-            self.reporter.start(self.config, self.iteration)
-        self._take_lock()
+        self.reporter.start(self.config, self.iteration)
         try:
+            self._take_lock()
             self._train()
         finally:
             self._lock.release()
+            close = getattr(self.reporter, "close", None)
+            if close is not None:
+                close()
         less_is_better = self.measure.less_is_better
         return Outcome(self.iteration, not self._done, self.best, less_is_better)
 
@@ -203,7 +206,7 @@ class Trainer(Session):
         }
         self._spent.clear()
         self._write(record)
-        if self.reporter and not dropped:
+        if not dropped:
             stages = self.stages.stage + min(1.0, self._fraction)
             self.reporter.step(record, stages / self.stages.stages)
 
@@ -250,8 +253,7 @@ class Trainer(Session):
         if better:
             self.best = record
             self._save(self.run.best_path)
-        if self.reporter:
-            self.reporter.validation(record, better)
+        self.reporter.validation(record, better)
 
     def _open_log(self) -> AbstractContextManager[metrics.MetricsFile | None]:
         return metrics.MetricsFile(self.run.metrics_path) if self.workers.first else nullcontext()

@@ -5,6 +5,8 @@ The file has JSON lines: one object a line, appended as it happens.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -64,7 +66,7 @@ def means(sums: dict[str, Tensor]) -> dict[str, float]:
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Is told what happens during training."""
+    """Is told what happens during training; a method ``close``, if it has one, is called last."""
 
     def start(self, config: RunConfig, iteration: int) -> None:
         """Training begins after ``iteration`` iterations."""
@@ -117,6 +119,32 @@ def read(path: Path) -> list[dict[str, Any]]:
         CheckpointError: If the file is missing, or another line is no JSON object; it is named.
     """
     return [_record(path, number, line) for number, line in enumerate(_lines(path), 1)]
+
+
+def to_csv(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The records of runs, by the label of the run, as one table in CSV.
+
+    Its columns are the label as ``run`` and every name that a record has, those of nested values as
+    ``OUTER/INNER``; what a record has not is empty.
+    """
+    rows = [{"run": label, **flat(each)} for label, found in records.items() for each in found]
+    columns = dict.fromkeys(name for row in rows for name in row) or {"run": None}
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(columns), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by their names, nested ones by ``OUTER/INNER``."""
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}/")
+        else:
+            found[prefix + name] = value
+    return found
 
 
 def truncate(path: Path, records: int) -> None:

@@ -16,6 +16,7 @@ from metasparse_ext.ops import get_backend
 from metasparse_ext.training import checkpoint
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.memory import Chunk
 
 try:
     import fcntl
@@ -28,8 +29,9 @@ class Run:
 
     ``config.json`` the configuration, ``images.json`` the shape of the images,
     ``metrics.jsonl`` the metrics, ``last.safetensors`` and ``best.safetensors`` the checkpoints,
-    each beside its previous generation, ``evaluation-NAME.json`` and ``usage-NAME.npz`` the
-    evaluations, ``.lock`` what the process that trains holds.
+    each beside its previous generation, ``memory.json`` how many tasks at a time a budget of memory
+    holds, ``evaluation-NAME.json`` and ``usage-NAME.npz`` the evaluations, ``.lock`` what the
+    process that trains holds.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -39,6 +41,7 @@ class Run:
         self.last_path = self.folder / "last.safetensors"
         self.best_path = self.folder / "best.safetensors"
         self.images_path = self.folder / "images.json"
+        self.memory_path = self.folder / "memory.json"
         self.lock_path = self.folder / ".lock"
 
     def __str__(self) -> str:
@@ -117,6 +120,20 @@ class Run:
             ) from error
         return shape, said.get("outputs")
 
+    def chunk(self, budget: str | None) -> Chunk | None:
+        """How many tasks at a time were found to fit into a budget of memory, if they were.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        if budget is None or not self.memory_path.is_file():
+            return None
+        try:
+            found = Chunk(**json.loads(self.memory_path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.memory_path}: {error}") from error
+        return found if found.budget == budget else None
+
     def create(
         self, config: RunConfig, image_shape: tuple[int, ...], outputs: int | None = None
     ) -> None:
@@ -128,6 +145,7 @@ class Run:
         stale = (
             "metrics.jsonl",
             "images.json",
+            "memory.json",
             "best*.safetensors",
             "evaluation-*.json",
             "usage-*.npz",

@@ -29,6 +29,7 @@ from metasparse_ext._arguments import (
 from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
+from metasparse_ext.algorithms.tasks import chunks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating
@@ -154,13 +155,13 @@ def evaluate(
     with evaluating(learner):
         for batch in _first_tasks(batches, tasks):
             totals.note(batch)
-            support, query = batch.to(device)
-            adapted = learner.adapt(support)
-            with torch.no_grad():
-                logits = predict(adapted, support, query.images, transductive=transductive)
-                if isinstance(logits, Tensor):  # and not what only a loss of one's own takes
-                    logits = logits[..., :ways]
-                totals.add(logits, query, adapted)
+            for support, query in chunks(batch.to(device), learner.task_chunk):
+                adapted = learner.adapt(support)
+                with torch.no_grad():
+                    logits = predict(adapted, support, query.images, transductive=transductive)
+                    # Of what only a loss of one's own takes, all.
+                    shown = logits[..., :ways] if isinstance(logits, Tensor) else logits
+                    totals.add(shown, query, adapted)
     return totals.evaluation(transductive, distributions)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.distributed import ALONE, Workers
 from metasparse_ext.training.measure import measure_of
+from metasparse_ext.training.memory import Chunk, check_chunks, chunk_of
 from metasparse_ext.training.meta_step import MetaStep, Skipped
 from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.parts import Data, Learner, Model, Optimizer, Parts
+from metasparse_ext.training.reporters import Reporters
 from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
 from metasparse_ext.training.stages import length, stages_of
 
@@ -40,7 +45,7 @@ class Session:
         config: RunConfig,
         run: Run,
         *,
-        reporter: Reporter | None = None,
+        reporter: Reporter | Sequence[Reporter] | None = None,
         workers: Workers = ALONE,
         data: Data | None = None,
         model: Model | None = None,
@@ -51,8 +56,7 @@ class Session:
     ) -> None:
         require_type("Trainer", "config", config, RunConfig, "a RunConfig")
         require_type("Trainer", "run", run, Run, "a Run")
-        wanted = "None or a Reporter (start, step, validation)"
-        require_type("Trainer", "reporter", reporter, (Reporter, type(None)), wanted)
+        self.reporter: Reporter = Reporters.of("Trainer", reporter)
         require_type("Trainer", "workers", workers, Workers, "Workers")
         self.given = Parts(
             data=data, model=model, learner=learner, optimizer=optimizer, loss=loss, metric=metric
@@ -62,7 +66,6 @@ class Session:
         self.config = build.resolved(self._asked, kind=self.given.kind)
         self.given.require_all("Trainer", self.config)
         self.run = run
-        self.reporter = reporter
         self.workers = workers
         self.iteration = self.records = 0
         self._spent: list[float] = []  # seconds of the meta-iterations since the last record
@@ -70,6 +73,7 @@ class Session:
         self.best: Mapping[str, Any] | None = None
         self.skipped = Skipped()
         self.log: metrics.MetricsFile | None = None
+        self.chunk: Chunk | None = None
         self._lock = RunLock(run.lock_path)
         try:
             self._prepare()
@@ -110,8 +114,35 @@ class Session:
             config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
         )
         self.batches = on_device(map(workers.share, drawn), config.device)
+        if config.memory is not None:
+            self._fit_into(config.memory)
         if not resuming:
             self._begin()
+        if self.chunk is not None and workers.first:
+            atomic.replace_text(run.memory_path, json.dumps(self.chunk.to_dict()) + "\n")
+
+    def _fit_into(self, budget: str) -> None:
+        """Has the learner take as many tasks at a time as fit into a budget of memory.
+
+        A run that goes on takes as many as before. Processes that share tasks agree on the fewest.
+        """
+        learner, workers = self.learner, self.workers
+        check_chunks(learner, budget)
+        self.chunk = self.run.chunk(budget) if self.run.started else None
+        if workers.any(self.chunk is None):
+            first = next(self.batches)
+            self.batches = itertools.chain([first], self.batches)
+            failure = None
+            try:
+                self.chunk = chunk_of(learner, first, budget)
+            except ValueError as error:
+                failure = error
+            if workers.any(failure is not None):
+                raise failure or ValueError("another process cannot keep to its budget of memory")
+            fewest = (n for n in itertools.count(1) if workers.any(self.chunk.tasks <= n))
+            self.chunk = dataclasses.replace(self.chunk, tasks=next(fewest))
+        if self.chunk.tasks < self.chunk.of:
+            learner.task_chunk = self.chunk.tasks
 
     def _load(self) -> None:
         """Loads the data, and tells the learner's options of them."""

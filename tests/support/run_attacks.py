@@ -21,9 +21,11 @@ CHECKPOINTS = 1000  # mutilated at once
 GROWTH_MEGABYTES = 32
 WARM_UP = 20
 DISTRIBUTIONS = 2  # with a task each
+# Those without inner steps.
+HEADS_SOLVED = ("convex-imaml", "protonet", "r2d2")
 # What a learner needs on the tests' small network, or what makes its steps short.
 OPTIONS = {
-    **{name: {"inner_steps": 2} for name in LEARNERS if name != "convex-imaml"},
+    **{name: {"inner_steps": 2} for name in LEARNERS if name not in HEADS_SOLVED},
     "imaml": {"inner_steps": 2, "cg_steps": 2},
     "metadock": {"inner_steps": 2, "cg_steps": 2},
     "cavia": {"inner_steps": 2, "block": 1},
