@@ -1,10 +1,20 @@
-"""Every code block of the documents runs as it is printed."""
+"""Every code block of the documents, and every cell of the notebooks, runs as it is printed."""
 
+import json
 from pathlib import Path
 
 import pytest
 from support.document_inputs import GIVEN
-from support.documents import DOCUMENTS, LANGUAGES, ROOT, Block, Reading, blocks, run_command
+from support.documents import (
+    DOCUMENTS,
+    LANGUAGES,
+    NOTEBOOKS,
+    ROOT,
+    Block,
+    Reading,
+    blocks,
+    run_command,
+)
 
 from metasparse_ext.training import Run, metrics
 
@@ -25,6 +35,7 @@ def test_block(block, readings, tmp_path_factory, monkeypatch, capsys):
         given = GIVEN.get(document, lambda folder: {})
         readings[document] = Reading(document, tmp_path_factory.mktemp("document"), given)
     reading = readings[document]
+    monkeypatch.setenv("MPLBACKEND", "agg")
     reading.run(block)
     monkeypatch.chdir(reading.folder)
     for (where, words), check in CHECKS.items():
@@ -68,6 +79,21 @@ def check_tasksets(names, printed):
     assert names["metrics"].loss.shape == (4,)
 
 
+def check_pruned(names, printed):
+    assert {run.folder.name for run in (names["dense"], names["half"])} == {"dense", "half"}
+    assert len(names["layers"]) == 3
+
+
+def check_exported(names, printed):
+    assert names["prediction"].label in names["images"]
+    assert Path("characters.metasparse").stat().st_size
+
+
+def check_ticket(names, printed):
+    sizes = sum(mask.numel() for mask in names["masks"].values())
+    assert sum(float(mask.sum()) for mask in names["masks"].values()) / sizes < 0.25
+
+
 def check_files(names, printed):
     assert all(Path(f"pets.{ending}").stat().st_size for ending in ("pt2", "onnx", "safetensors"))
     assert Path("masks.npz").exists()
@@ -83,6 +109,9 @@ CHECKS = {
     ("docs/own.md", "evaluate_run(run)\n"): check_refusal,
     ("docs/learn2learn.md", "in zip(from_learn2learn"): check_tasksets,
     ("docs/out.md", "--out masks.npz"): check_files,
+    ("notebooks/prune_your_own_network.ipynb", "axes = plt.subplots"): check_pruned,
+    ("notebooks/prune_your_own_network.ipynb", "ms.load_sparse("): check_exported,
+    ("notebooks/a_winning_ticket.ipynb", "axis.bar("): check_ticket,
 }
 
 
@@ -94,6 +123,14 @@ def test_a_check_is_of_one_block(where):
 
 def test_every_block_says_what_it_is():
     assert not [str(block) for block in BLOCKS if block.language not in LANGUAGES]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebook_is_kept_without_outputs(notebook):
+    held = json.loads((ROOT / notebook).read_text(encoding="utf-8"))
+    code = [cell for cell in held["cells"] if cell["cell_type"] == "code"]
+    assert len(code) > 3
+    assert not [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"]]
 
 
 class TestTheMechanism:

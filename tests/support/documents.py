@@ -1,4 +1,4 @@
-"""Code blocks of the documents: what they are, and how each runs.
+"""Code blocks of the documents and cells of the notebooks: what they are, and how each runs.
 
 The blocks of a document run in their order, in one folder and, those in Python, in one namespace.
 A block whose first line is ``# NAME.py`` or ``# NAME.toml`` is that file. What a document takes for
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -30,7 +31,9 @@ import metasparse_ext as ms
 from metasparse_ext import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
+NOTEBOOKS = tuple(sorted(f"notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ipynb")))
+PAGES = sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", *PAGES, *NOTEBOOKS)
 LANGUAGES = ("python", "sh", "text", "toml")
 
 # Flags that make a command short, after those that are printed: the last one counts.
@@ -46,8 +49,17 @@ FLAGS = {
     ("docs/learners.md", "train meta-ticket"): f"{SHORT_TRAINING} --rounds 1 --inner-steps 2",
     ("docs/learners.md", "train mine:Reptile"): SHORT_TRAINING,
 }
-# Words of Python blocks that a machine without a GPU, or small copies of data, cannot take.
+# Words of Python blocks that take minutes, or that a machine without a GPU cannot take.
+SHORT_NOTEBOOK = {
+    "iterations=600": "iterations=2",
+    "iterations=300": "iterations=2",
+    "validate_every=200": "validate_every=2, validation_tasks=2",
+    "validate_every=50": "validate_every=2",
+    "evaluation_tasks=200": "evaluation_tasks=4",
+    '"check_every": 20': '"check_every": 1, "window": 2',
+}
 WORDS = {
+    **dict.fromkeys(NOTEBOOKS, SHORT_NOTEBOOK),
     "docs/data.md": {"queries=15": "queries=1"},
     "docs/gpu.md": {} if torch.cuda.is_available() else {"capturable=True, ": ""},
 }
@@ -61,7 +73,7 @@ FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
 
 
 class Block(NamedTuple):
-    """A fenced block: its document, the line of its opening fence, its language and its text."""
+    """A fenced block, by the line of its opening fence; or a cell of a notebook, by its number."""
 
     document: str
     line: int
@@ -74,6 +86,8 @@ class Block(NamedTuple):
 
 def blocks(document: str) -> list[Block]:
     """The blocks of a document, in their order."""
+    if document.endswith(".ipynb"):
+        return list(cells(document))
     found, start = [], None
     lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
@@ -89,13 +103,21 @@ def blocks(document: str) -> list[Block]:
     return found
 
 
+def cells(notebook: str) -> Iterator[Block]:
+    """The cells of a notebook that are code, in their order."""
+    held = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
+    for number, cell in enumerate(held, 1):
+        if cell["cell_type"] == "code":
+            yield Block(notebook, number, "python", "".join(cell["source"]) + "\n")
+
+
 class Reading:
     """A document that is being read: its folder, its names, and how far it has been run."""
 
     def __init__(self, document: str, folder: Path, given: Callable[[Path], dict[str, Any]]):
         self.document = document
         self.folder = folder
-        self.names: dict[str, Any] = {}
+        self.names: dict[str, Any] = {"__name__": "__main__"}
         self.given = given
         self.ahead = blocks(document)
         self.outcomes: dict[Block, BaseException | None] = {}
