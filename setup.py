@@ -2,18 +2,21 @@
 
 C++ always; CUDA where torch has CUDA and a toolkit is found (``METASPARSE_FORCE_CUDA=1/0``
 overrides). The decision depends on torch and the toolkit alone, never on a GPU being visible, and
-is printed in one line.
+is printed in one line. ``METASPARSE_NO_BUILD=1`` leaves the library out: the package then runs its
+reference ops, and needs neither a compiler nor torch to be installed.
 """
 
 import hashlib
 import json
 import os
 import shlex
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -33,10 +36,46 @@ VERSION = "0.1.0"
 RECORD = "_build.json"  # lies beside the library
 # The oldest Python whose stable ABI the library uses.
 ABI3 = (3, 11)
+NO_BUILD = os.environ.get("METASPARSE_NO_BUILD", "0") not in ("", "0")
+
+DEPENDENCIES = [
+    *("numpy>=1.26", "pillow>=10", "matplotlib>=3.8"),
+    *("click>=8.1", "rich>=13", "safetensors>=0.4"),
+]
+ANY_TORCH = "torch>=2.11"
 
 
 def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def torch_requirement() -> str:
+    """A library works with the minor release of torch that it was built for; sources with any."""
+    if torch is None or NO_BUILD or "sdist" in sys.argv:
+        return ANY_TORCH
+    major, minor = torch.__version__.split(".")[:2]
+    return f"torch=={major}.{minor}.*"
+
+
+class BuildWithoutLibrary(build_py):
+    """Leaves a record that the library was left out on purpose."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            record = {"version": VERSION, "left_out": True}
+            path = Path(self.build_lib) / "metasparse_ext" / RECORD
+            path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def require_compiler(command: str) -> None:
+    """Ends the build in words where there is no compiler."""
+    if shutil.which(command) is None:
+        raise SystemExit(
+            f"metasparse_ext {VERSION}: expected a C++20 compiler, got none by the name "
+            f"{command!r}: install one (such as g++ 11 or later), name yours in the variables CC "
+            "and CXX, or set METASPARSE_NO_BUILD=1 to install the slow reference ops alone"
+        )
 
 
 def make_build_ext():
@@ -44,6 +83,8 @@ def make_build_ext():
         """BuildExtension, plus the CPU kernels per instruction set and a record of the build."""
 
         def build_extensions(self):
+            for command in (self.compiler.compiler_so[0], *self.compiler.compiler_cxx[:1]):
+                require_compiler(command)
             openmp_flags = openmp.flags(shlex.split(cpp_extension.get_cxx_compiler()))
             if openmp.THREADS not in openmp_flags:
                 print(
@@ -147,7 +188,10 @@ def make_extension():
     )
 
 
-if torch is None:
+if NO_BUILD:
+    print(f"metasparse_ext {VERSION}: no library (METASPARSE_NO_BUILD)", file=sys.stderr)
+    build = {"cmdclass": {"build_py": BuildWithoutLibrary}}
+elif torch is None:
     build = {}
 else:
     CUDA = cuda.decide_here(torch, cpp_extension)
@@ -167,10 +211,11 @@ else:
 
 setup(
     version=VERSION,
+    install_requires=[torch_requirement(), *DEPENDENCIES],
     packages=find_packages(include=["metasparse_ext", "metasparse_ext.*"]),
     package_data={
         "metasparse_ext": [
-            *("py.typed", RECORD, "ops/*.json", "presets/*.toml"),
+            *("py.typed", "ops/*.json", "presets/*.toml"),
             "data/split_lists/*.json",
         ]
     },

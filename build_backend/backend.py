@@ -29,7 +29,9 @@ def _torch_is_importable() -> bool:
     return False
 
 
-_MISSING = [] if _torch_is_importable() else [_TORCH]
+# Without the library nothing is built against torch.
+_NO_BUILD = os.environ.get("METASPARSE_NO_BUILD", "0") not in ("", "0")
+_MISSING = [] if _NO_BUILD or _torch_is_importable() else [_TORCH]
 
 
 def get_requires_for_build_wheel(config_settings=None):

@@ -40,6 +40,8 @@ def _load() -> str | None:
     record = _read_record()
     if record is None:
         return f"the compiled library of metasparse_ext is missing; {_MEND}"
+    if record.get("left_out"):
+        return f"metasparse_ext was installed without its compiled library; {_MEND}"
     if _release(record["torch"]) != _release(torch.__version__):
         return (
             f"the compiled library of metasparse_ext was built for torch {record['torch']}, "

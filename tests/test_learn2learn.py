@@ -1,8 +1,6 @@
 """Our layers in learn2learn's algorithms, and its tasksets in our learners."""
 
-import re
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -185,19 +183,6 @@ def test_both_sides_agree_on_a_taskset(first_order):
     learner = MAML(net, inner_lr=RATE, inner_steps=STEPS, first_order=first_order)
     learner.meta_backward(batch)
     assert_same({n: p.grad for n, p in net.named_parameters()}, expected)
-
-
-@needs_learn2learn
-def test_the_documentation_runs():
-    peers.learn2learn()
-    text = (Path(__file__).parents[1] / "docs" / "learn2learn.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    names = {}
-    for block in blocks:
-        exec(block, names)
-    assert all(p.grad is not None for p in names["net"].parameters())
-    assert names["metrics"].loss.shape == (4,)
 
 
 class Fixed:

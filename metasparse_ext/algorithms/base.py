@@ -56,6 +56,9 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             metrics = learner.meta_backward(batch)
             optimizer.step()
 
+    Every learner has the options ``loss``, ``metric`` and ``task_chunk`` of the tasks, too
+    (:class:`~metasparse_ext.algorithms.tasks.TakesTaskOptions`).
+
     Args:
         model: A network from images to logits; with a ``loss``, from what the samples hold as
             ``images`` to what the loss takes. Parameters that do not require grad are shared by
@@ -66,8 +69,6 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         inner_lr: Learning rate of the inner loop.
         inner_steps: Gradient steps of the inner loop.
         adapt_steps: Steps that :meth:`adapt` takes; as many as ``inner_steps`` by default.
-        loss, metric, task_chunk: Of the tasks; every learner has these options
-            (:class:`~metasparse_ext.algorithms.tasks.TakesTaskOptions`).
 
     Attributes:
         source: Class attribute: where the learner is from.

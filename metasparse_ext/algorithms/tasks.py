@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from metasparse_ext._arguments import refuse, require_callable, require_size, shown
 from metasparse_ext.algorithms.records import Metrics
-from metasparse_ext.data import TaskBatch
+from metasparse_ext.data import Samples, TaskBatch
 
 if TYPE_CHECKING:
     from metasparse_ext.algorithms.base import MetaLearner

@@ -33,10 +33,10 @@ def norm_act_pool(
     pool: bool | int = False,
     order: str = "norm_act_pool",
 ) -> Tensor:
-    r"""Applies the block that follows a convolution, with the batch statistics of each task.
+    """Applies the block that follows a convolution, with the batch statistics of each task.
 
-    With :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`, where the mean and the biased
-    variance are those of one task's channel over its samples and positions, the block is
+    With ``x̂ = (x - mean) / sqrt(variance + eps)``, where the mean and the biased variance are
+    those of one task's channel over its samples and positions, the block is
 
     * ``"norm_act_pool"``: ``pool(act(weight * x̂ + bias))``, the order of MAML and MetaDOCK;
     * ``"norm_pool_act"``: ``act(pool(weight * x̂ + bias))``, the order of Reptile, and of CAVIA when

@@ -22,7 +22,7 @@ def package_path() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(metasparse_ext.__file__).parents[1])}
 
 
-def write_tiny_sets(folder: Path) -> Path:
+def write_tiny_sets(folder: Path, each: int = EACH) -> Path:
     """Writes ``omniglot-tiny.npz``: a class is a blocky pattern, its images noisy copies.
 
     ``cifar_fs-tiny.npz`` is the same in colour.
@@ -32,9 +32,9 @@ def write_tiny_sets(folder: Path) -> Path:
     for split, count in CLASSES.items():
         for _ in range(count):
             pattern = np.kron(rng.integers(0, 2, (4, 4)), np.ones((4, 4))) * 180
-            noise = rng.integers(0, 70, (EACH, SIDE, SIDE))
+            noise = rng.integers(0, 70, (each, SIDE, SIDE))
             images.append((pattern + noise).astype(np.uint8))
-            labels += [len(splits)] * EACH
+            labels += [len(splits)] * each
             splits.append(split)
     grey = np.concatenate(images)
     colour = np.stack([grey, grey.swapaxes(1, 2), 255 - grey], -1)
