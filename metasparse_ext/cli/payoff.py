@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def measure(networks: Mapping[str, Conv4], task: TaskBatch) -> dict[str, Seconds
     Raises:
         ArithmeticError: If the logits in float64 are not those of stock PyTorch.
     """
-    double = TaskBatch(*(part._replace(images=part.images.double()) for part in task))
+    double = TaskBatch(*(part._replace(images=cast(Tensor, part.images).double()) for part in task))
     for label, net in networks.items():
         ours, stock = (run() for run in _sides(net, torch.float64, double))
         error = float((ours - stock).abs().max() / stock.abs().max())
@@ -123,7 +124,8 @@ def _stock(net: Conv4, task: TaskBatch) -> Tensor:
 
     # A bias before a batch norm does nothing.
     weights = {n: p.detach() for n, p in net.named_parameters() if not n.endswith("conv.bias")}
-    (images, labels), queries = (task.support.images[0], task.support.labels[0]), task.query.images
+    images, queries = (cast(Tensor, part.images)[0] for part in task)
+    labels = task.support.labels[0]
     for _ in range(STEPS):
         weights = {name: value.requires_grad_() for name, value in weights.items()}
         loss = F.cross_entropy(logits(weights, images), labels)
@@ -133,4 +135,4 @@ def _stock(net: Conv4, task: TaskBatch) -> Tensor:
             for (name, value), slope in zip(weights.items(), slopes, strict=True)
         }
     with torch.no_grad():
-        return logits(weights, queries[0])
+        return logits(weights, queries)
