@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metasparse_ext.algorithms import FOMAML, IMAML, MAML, MetaLearner, Reptile
+from metasparse_ext.algorithms import FOMAML, IMAML, MAML, AdaptedTasks, MetaLearner, Reptile
 from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.nn import Conv4, MaskedConv2d, TopKMask, is_task_aware
 
 TASKS, COUNT, WAYS, LENGTH, FEATURES = 3, 4, 3, 5, 6
 RATE, STEPS = 0.1, 2
@@ -223,3 +224,109 @@ def test_inputs_that_do_not_fit_are_named():
         learner.adapt(Samples((x.images, "text"), x.labels))
     with pytest.raises(ValueError, match=r"support\.images to be at least one tensor"):
         learner.adapt(Samples((), x.labels))
+
+
+class Standardized(MaskedConv2d):
+    """A convolution of standardized weights, which forgets the tasks' axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Centred(Conv4):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images - images.mean(0, keepdim=True))
+
+
+def centre(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0] - inputs[0].mean(0, keepdim=True),)
+
+
+def scale(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output * output.detach().abs().amax((1, 2, 3), keepdim=True)
+
+
+def standardized() -> nn.Module:
+    net = Conv4(2, 8, 4, WAYS, blocks=2)
+    old = net.blocks[1].conv
+    net.blocks[1].conv = Standardized(4, 4, 3, stride=2, padding=1)
+    net.blocks[1].conv.load_state_dict(old.state_dict())
+    return net
+
+
+def changed(how: str) -> nn.Module:
+    if how == "subclass of a layer":
+        return standardized()
+    net = (Centred if how == "subclass of a network" else Conv4)(2, 8, 4, WAYS, blocks=2)
+    if how == "weight norm":
+        nn.utils.parametrizations.weight_norm(net.blocks[1].conv)
+        nn.utils.parametrizations.weight_norm(net.head)
+    elif how == "hook before":
+        net.register_forward_pre_hook(centre)
+    elif how == "hook after":
+        net.blocks[0].conv.register_forward_hook(scale)
+    return net
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["subclass of a layer", "subclass of a network", "weight norm", "hook before", "hook after"],
+)
+def test_what_was_changed_in_our_networks_sees_one_task(how):
+    model = changed(how).double()
+    assert not is_task_aware(model)
+    support, query = (
+        Samples(torch.randn(TASKS, COUNT, 2, 8, 8, dtype=torch.float64), samples(0).labels)
+        for _ in range(2)
+    )
+    tasks = TaskBatch(support, query)
+    expected = meta_gradient(model, tasks, first_order=False)
+    learner = MAML(model, inner_lr=RATE, inner_steps=STEPS)
+    learner.meta_backward(tasks)
+    assert_gradient(learner, expected)
+    adapted = learner.adapt(support)
+    for task in range(TASKS):
+        own = {name: p[task] for name, p in adapted.parameters.items()}
+        wanted = functional_call(model, own, (query.images[task],))
+        torch.testing.assert_close(adapted(query.images)[task], wanted)
+
+
+class Weighted(nn.Module):
+    """A loss with a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(1000.0, dtype=torch.float64))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.factor * F.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_loss_may_be_a_module(name):
+    plain = LEARNERS[name](Summed().double(), loss=lambda o, t: 1000 * F.cross_entropy(o, t))
+    learner = LEARNERS[name](Summed().double(), loss=Weighted(), metric=Weighted())
+    learner.load_state_dict(plain.state_dict())
+    expected, found = plain.meta_backward(batch()), learner.meta_backward(batch())
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.accuracy, found.loss)
+    assert learner.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_attention_in_evaluation_mode_adapts():
+    learner = FOMAML(Attention().double(), inner_lr=RATE, inner_steps=STEPS)
+    support, query = batch()
+    expected = learner.adapt(support)(query.images)
+    learner.eval()
+    torch.testing.assert_close(learner.adapt(support)(query.images), expected)
+
+
+def test_masks_of_tied_weights_are_those_that_are_used():
+    one, two = (MaskedConv2d(3, 3, 3) for _ in range(2))
+    one.masker, two.masker = TopKMask(0.5), TopKMask(0.5)
+    two.weight = one.weight
+    model = nn.Sequential(one, two)
+    weights = torch.randn(TASKS, 3, 3, 3, 3)
+    masks = AdaptedTasks(model, {"0.weight": weights}).masks()
+    assert torch.equal(masks["0"], masks["1"])

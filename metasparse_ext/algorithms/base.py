@@ -95,8 +95,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
     iteration: Tensor
     nonfinite: Tensor
-    loss: TaskFunction | None = None
-    metric: TaskFunction | None = None
+    loss: TaskFunction | None
+    metric: TaskFunction | None
     task_chunk: int | None = None
     # In a meta-step in chunks: the sum of the meta-gradients so far, and the present one's share.
     collecting: tuple[dict[str, Tensor], float] | None = None
@@ -131,6 +131,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         adapt_steps = inner_steps if adapt_steps is None else adapt_steps
         require_count(self.name, "adapt_steps", adapt_steps, most=LARGEST)
         self.model = model
+        self.loss = self.metric = None
         self.inner_lr, self.inner_steps, self.adapt_steps = inner_lr, inner_steps, adapt_steps
         self.layout = self._layout_of(self._adapted_parameters())
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
@@ -145,7 +146,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             TypeError, ValueError: As :func:`~metasparse_ext.algorithms.tasks.check_task_options`.
         """
         check_task_options(self, loss, metric, task_chunk)
-        self.loss, self.metric, self.task_chunk = loss, metric, task_chunk
+        # Not by setattr: a loss that is a module is no part of the learner, nor of its state.
+        vars(self).update(loss=loss, metric=metric, task_chunk=task_chunk)
 
     def adapt(self, support: Samples) -> AdaptedTasks:
         """Adapts to T support sets, images (T, N, C, H, W) and labels (T, N); changes no state.

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from metasparse_ext.algorithms.models import check_model
 from metasparse_ext.algorithms.samples import checked_batch, checked_samples
 from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.tasks import adapted_in_chunks, in_chunks
+from metasparse_ext.algorithms.vmapped import plain_attention
 
 # Each with its argument, and the check of that.
 METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -32,8 +32,7 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
     - A model that was changed since the learner was made is checked as it was then.
     - Labels have any integer dtype to the caller, and int64 to the method.
     - It takes its tasks in chunks, if the learner was told so.
-    - Attention is computed as its definition says: the fused kernels have no second derivative, and
-      no rule for tasks side by side.
+    - Attention is computed as its definition says.
     """
     argument, check = METHODS[method.__name__]
 
@@ -52,7 +51,7 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
             keywords[argument] = check(self.name, argument, given, device, classes)
         before, self.slots = self.slots, Slots(self.model)
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with plain_attention():
                 if torch.is_inference_mode_enabled():
                     with torch.inference_mode(False), torch.no_grad():
                         args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))

@@ -15,7 +15,6 @@ from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, logits_of
 from metasparse_ext.algorithms.vmapped import over_tasks
 from metasparse_ext.data import Inputs, Samples, TaskBatch
-from metasparse_ext.nn import is_task_aware
 
 
 class HeadLearner(MetaLearner):
@@ -87,7 +86,7 @@ class HeadLearner(MetaLearner):
 
     def features(self, images: Inputs) -> Tensor:
         """What the head sees: images (T, N, ...) to (T, N, D), batch statistics per task."""
-        if is_task_aware(self.model):
+        if (self.slots or Slots(self.model)).task_aware:
             return self._features(images)
         return over_tasks(self.name, self.model, self._features, images)
 

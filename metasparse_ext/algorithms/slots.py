@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from metasparse_ext.data import Inputs
+from metasparse_ext.nn import is_task_aware
 
 # A module's dictionary of parameters or buffers, and a key of it.
 Slot = tuple[dict[str, Any], str]
@@ -23,10 +25,14 @@ class Slots:
 
     Args:
         model: Not changed in its modules and parameters as long as this is used.
+
+    Attributes:
+        task_aware: Whether the model takes the tasks' axis itself.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self.task_aware = is_task_aware(model)
         of_tensor: dict[int, list[Slot]] = defaultdict(list)
         self._slots: dict[str, list[Slot]] = {}
         for name, module in model.named_modules():
@@ -42,15 +48,21 @@ class Slots:
 
         A tuple of inputs is its arguments, a dict its keywords.
         """
+        with self.holding(tensors):
+            if isinstance(inputs, dict):
+                return self._model(**inputs)
+            return self._model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Has the model hold these tensors, by name, in place of its own."""
         own: list[tuple[Slot, Tensor | None]] = []
         try:
             for name, tensor in tensors.items():
                 for held, key in self._slots[name]:
                     own.append(((held, key), held[key]))
                     held[key] = tensor
-            if isinstance(inputs, dict):
-                return self._model(**inputs)
-            return self._model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+            yield
         finally:
             for (held, key), kept in reversed(own):
                 held[key] = kept

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
 from metasparse_ext.algorithms.samples import INTEGERS, check_classes, named_inputs
 from metasparse_ext.algorithms.slots import Slots
-from metasparse_ext.algorithms.vmapped import over_tasks
+from metasparse_ext.algorithms.vmapped import over_tasks, plain_attention
 from metasparse_ext.data import Inputs
-from metasparse_ext.nn import MaskedConv2d, is_task_aware
+from metasparse_ext.nn import MaskedConv2d
 
 
 class AdaptedTasks:
@@ -42,7 +41,8 @@ class AdaptedTasks:
 
     def __call__(self, images: Inputs) -> Any:
         _check_images("AdaptedTasks", images, self.tasks)
-        return run_tasks("AdaptedTasks", self.model, self.parameters, images)
+        with plain_attention():
+            return run_tasks("AdaptedTasks", self.model, self.parameters, images)
 
     @property
     def tasks(self) -> int:
@@ -101,11 +101,11 @@ def run_tasks(
     Args:
         slots: Those of the model, where it is called more than once.
     """
-    call = (slots or Slots(model)).call
-    if is_task_aware(model):
-        return call(parameters, images)
+    slots = slots or Slots(model)
+    if slots.task_aware:
+        return slots.call(parameters, images)
 
-    return over_tasks(owner, model, call, dict(parameters), images)
+    return over_tasks(owner, model, slots.call, dict(parameters), images)
 
 
 def detached(outputs: Any) -> Any:
@@ -157,18 +157,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, owner: str = "cross_entropy
 def task_masks(model: nn.Module, parameters: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
     """The mask of every masked convolution, with a task axis, by the name of its layer."""
     masks = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, MaskedConv2d):
-            prefix = f"{name}." if name else ""
-            weight = parameters.get(f"{prefix}weight", layer.weight)
-            own = {
-                key.removeprefix(f"{prefix}masker."): value
-                for key, value in parameters.items()
-                if key.startswith(f"{prefix}masker.")
-            }
-            mask = functional_call(layer.masker, own, (weight,))
-            shared = mask.dim() in (2, 4)
-            masks[name] = mask.expand(tasks, *mask.shape) if shared else mask
+    with Slots(model).holding(parameters):
+        for name, layer in model.named_modules():
+            if isinstance(layer, MaskedConv2d):
+                mask = layer.masker(layer.weight)
+                shared = mask.dim() in (2, 4)
+                masks[name] = mask.expand(tasks, *mask.shape) if shared else mask
     return masks
 
 

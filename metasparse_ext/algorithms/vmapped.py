@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 # What torch says where an operator has no rule for several tasks at once, and where one task would
@@ -58,6 +60,22 @@ def over_tasks(owner: str, model: nn.Module, function: Callable[..., Any], *inpu
         stacklevel=2,
     )
     return outputs.whole(results)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Has attention computed as its definition says.
+
+    Fused kernels have no second derivative and no rule for tasks side by side; the fast path of
+    ``nn.MultiheadAttention`` in evaluation mode has no derivative at all.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _Outputs:

@@ -38,7 +38,6 @@ class Backbone(nn.Module):
         ValueError: if the images have another shape.
     """
 
-    task_aware = True
     blocks: nn.Sequential
     head: nn.Linear
     image_shape: tuple[int, int, int]

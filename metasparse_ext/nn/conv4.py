@@ -116,6 +116,8 @@ class Conv4(Backbone):
             or an option is unknown.
     """
 
+    task_aware = True
+
     def __init__(
         self,
         in_channels: int,

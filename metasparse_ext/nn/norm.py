@@ -21,8 +21,6 @@ Order = Literal["norm_act_pool", "norm_pool_act", "act_pool_norm"]
 class _TaskNorm(nn.Module):
     """The affine parameters that both layers of this file share."""
 
-    task_aware = True
-
     def __init__(
         self,
         num_features: int,
@@ -74,6 +72,8 @@ class BatchNorm2d(_TaskNorm):
         TypeError, ValueError: an argument of another kind or out of range, named.
     """
 
+    task_aware = True
+
     def __init__(
         self,
         num_features: int,
@@ -110,6 +110,8 @@ class NormActPool(_TaskNorm):
 
     activation: Activation
     order: Order
+
+    task_aware = True
 
     def __init__(
         self,

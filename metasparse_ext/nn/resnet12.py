@@ -129,6 +129,8 @@ class ResNet12(Backbone):
         ValueError: if the images are too small, or an option is unknown.
     """
 
+    task_aware = True
+
     def __init__(
         self,
         in_channels: int,
