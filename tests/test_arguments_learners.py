@@ -150,7 +150,7 @@ CALLS: dict[str, Call] = {
         "Trainer",
         training.Trainer,
         lambda: {"config": RunConfig(learner="maml"), "run": Run("no-such-run")},
-        reporter=("none",),
+        reporter=("none", "empty list"),
         **PARTS,
         **dict.fromkeys(("data", "optimizer"), FUNCTIONS),
     ),

@@ -97,6 +97,18 @@ def test_what_is_measured_is_what_more_tasks_take():
     assert whole == pytest.approx(found.one + 5 * found.more, rel=0.25)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_peak_on_a_gpu_is_that_of_tensors():
+    learner, tasks = MAML(network()).cuda(), batch(6).to("cuda")
+    state = torch.cuda.get_rng_state()
+    found = chunk_of(learner, tasks, "100GiB")
+    assert found.tasks == 6
+    assert found.more > 0
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in learner.parameters())
+
+
 def test_a_run_keeps_to_its_budget(tmp_path, tiny_root, peaks):
     config = tiny_config(tiny_root, tasks=5)
     plain, run = Run(tmp_path / "plain"), Run(tmp_path / "run")

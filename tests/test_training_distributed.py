@@ -48,6 +48,7 @@ def cases(root):
         # In one iteration, the tasks of the second process alone are not finite.
         "skipped": plain.replace(on_nonfinite="skip"),
         "ticket": plain.replace(learner="meta-ticket", options=pruned, iterations=3),
+        "memory": plain.replace(tasks=4, iterations=2, memory="100GiB"),
         "own": plain.replace(
             **{part: f"support.own_parts:{name}" for part, name in OWN.items()}, metric="mae"
         ),
@@ -105,7 +106,7 @@ def alone_and_shared(tiny_root, tmp_path_factory, one_thread):
 
 
 @pytest.mark.parametrize(
-    "case", ["maml", "mixture", "distributions", "reptile", "skipped", "ticket", "own"]
+    "case", ["maml", "mixture", "distributions", "reptile", "skipped", "ticket", "memory", "own"]
 )
 def test_two_processes_train_as_one(alone_and_shared, case):
     alone, shared = alone_and_shared[case]
