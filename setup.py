@@ -15,7 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 try:
@@ -212,7 +212,10 @@ else:
 setup(
     version=VERSION,
     install_requires=[torch_requirement(), *DEPENDENCIES],
-    packages=find_packages(include=["metasparse_ext", "metasparse_ext.*"]),
+    # Of namespaces, too: the folder of split lists has no module.
+    packages=find_namespace_packages(
+        include=["metasparse_ext", "metasparse_ext.*"], exclude=["*.__pycache__*"]
+    ),
     package_data={
         "metasparse_ext": [
             *("py.typed", "ops/*.json", "presets/*.toml"),

@@ -14,16 +14,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 # All of these is in a source distribution, but what was built.
-FOLDERS = ("benchmarks", "build_backend", "csrc", "docs", "metasparse_ext", "tests", "tools")
-FILES = (
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "LICENSE",
-    "MANIFEST.in",
-    "Makefile",
-    "README.md",
-    "mkdocs.yml",
-)
+PYTHON = ("benchmarks", "build_backend", "metasparse_ext", "tests", "tools")
+FOLDERS = (*PYTHON, "csrc", "docs", "notebooks")
+PAPERS = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md")
+BUILD = (".clang-format", "MANIFEST.in", "Makefile", "mkdocs.yml", "pyproject.toml", "setup.py")
+FILES = (*PAPERS, *BUILD)
 BUILT = ("*.pyc", "*.so", "_build.json", "__pycache__", ".*", "*.egg-info")
 
 
