@@ -1,5 +1,7 @@
 """Networks of one's own leave as what they are, or are refused in words and nothing is written."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,10 @@ def tracks_nothing(channels):
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
+def plain_norm(channels):
+    return BatchNorm2d(channels, affine=False)
+
+
 def by_hand(task, images):
     """The logits by the statistics that each call of the norm finds in the support set."""
     model = task.networks.model
@@ -77,7 +83,7 @@ def by_hand(task, images):
     return logits
 
 
-@pytest.mark.parametrize("norm", [BatchNorm2d, tracks_nothing])
+@pytest.mark.parametrize("norm", [BatchNorm2d, tracks_nothing, plain_norm])
 @pytest.mark.parametrize("features", [shared, recurrent])
 @torch.no_grad()
 def test_each_call_of_a_norm_has_statistics_of_its_own(tmp_path, features, norm):
@@ -100,6 +106,15 @@ def test_a_norm_that_no_graph_calls_twice_is_refused():
     with pytest.raises(ValueError, match=r"got 2 calls of network\.norm; --transductive"):
         task.network()
     task.network(transductive=True)
+    with pytest.raises(ValueError, match="one whose forward can be traced, got Own; --to torch"):
+        task.export("own.metasparse", transductive=True)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    net = Own(shared)
+    net.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"one that copy\.deepcopy can copy, got Own: .*lock"):
+        adapted(net).network()
 
 
 class Doubles(nn.BatchNorm2d):

@@ -11,13 +11,26 @@ from metasparse_ext._arguments import refuse
 
 # The most that numbers may differ, beside the largest of them: rounding, which batch norm magnifies
 # where a channel hardly varies.
-_TOLERANCE, _LEAST = 1e-3, 0.1
+_TOLERANCE = 1e-3
+#: What stands for the largest of them where that is smaller.
+LEAST = 0.1
+#: The same where one side is from another device than the CPU, which may compute in fewer digits.
+LEAST_ACROSS_DEVICES = 1.0
 
 
 def require_logits(
-    compute: Callable[[], Tensor], wanted: Tensor, expected: str, got: str, instead: str = ""
-) -> None:
+    compute: Callable[[], Tensor],
+    wanted: Tensor,
+    expected: str,
+    got: str,
+    *,
+    instead: str = "",
+    least: float = LEAST,
+) -> Tensor:
     """Refuses a network, named ``got``, that raises an error or gives other logits than wanted.
+
+    Returns:
+        The logits.
 
     Raises:
         ValueError: Saying what was expected, what came of it and what to do instead.
@@ -28,18 +41,19 @@ def require_logits(
     except Exception as error:
         why = f"{got}, which says: {reason(error)}{instead}"
         refuse("export", "the network", expected, why)
-    if not agree(found, wanted):
+    if not agree(found, wanted, least):
         by = f" by {float((found - wanted).abs().max()):.2g}" if found.shape == wanted.shape else ""
         refuse("export", "the network", expected, f"{got}, whose logits differ{by}{instead}")
+    return found
 
 
-def agree(found: Tensor, wanted: Tensor) -> bool:
-    """Whether numbers are the same up to rounding."""
+def agree(found: Tensor, wanted: Tensor, least: float = LEAST) -> bool:
+    """Whether numbers are the same up to rounding, beside the largest of them, or ``least``."""
     if found.shape != wanted.shape:
         return False
     if not wanted.numel():
         return True
-    limit = _TOLERANCE * max(_LEAST, float(wanted.abs().max()))
+    limit = _TOLERANCE * max(least, float(wanted.abs().max()))
     return float((found - wanted).abs().max()) <= limit
 
 

@@ -12,14 +12,25 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from metasparse_ext._arguments import refuse
+from metasparse_ext.export.agreement import reason
+
 # What torch.nn.utils calls the tensors that it computes a weight of: behind the weight's name.
 _SOURCES = ("_orig", "_mask", "_g", "_u", "_v")
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """The network again, without what a forward has left in its attributes."""
-    with _Deepcopy():
-        return copy.deepcopy(model)
+    """The network again, without what a forward has left in its attributes.
+
+    Raises:
+        ValueError: If it has parts that cannot be copied.
+    """
+    try:
+        with _Deepcopy():
+            return copy.deepcopy(model)
+    except Exception as error:
+        got = f"{type(model).__name__}: {reason(error)}"
+        refuse("export", "the network", "one that copy.deepcopy can copy", got)
 
 
 class _Deepcopy(TorchFunctionMode):

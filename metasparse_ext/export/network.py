@@ -8,7 +8,12 @@ import torch
 from torch import fx, nn
 
 from metasparse_ext._arguments import require_tensor
-from metasparse_ext.export.agreement import one_by_one, require_logits
+from metasparse_ext.export.agreement import (
+    LEAST,
+    LEAST_ACROSS_DEVICES,
+    one_by_one,
+    require_logits,
+)
 from metasparse_ext.export.channels import without_dead_channels
 from metasparse_ext.export.plain import plain_network
 from metasparse_ext.export.statistics import INSTEAD, fix_statistics
@@ -35,13 +40,14 @@ def task_network(task: AdaptedTask, transductive: bool) -> nn.Module:
     # Held against the adapted network whenever something was done to it: a layer of one's own, or
     # a hook, may do anything at all.
     same = "one that PyTorch's own layers can compute"
-    require_logits(lambda: network(given.clone()), wanted, same, name)
+    least = LEAST if images.is_cpu else LEAST_ACROSS_DEVICES
+    wanted = require_logits(lambda: network(given.clone()), wanted, same, name, least=least)
     if not transductive:
         fix_statistics(network, given)
         fixed = "one whose batch statistics can be fixed"
-        require_logits(lambda: network(given.clone()), wanted, fixed, name, INSTEAD)
+        require_logits(lambda: network(given.clone()), wanted, fixed, name, instead=INSTEAD)
         alone = "one that finds an image the same whatever comes with it"
-        require_logits(lambda: one_by_one(network, given), wanted, alone, name, INSTEAD)
+        require_logits(lambda: one_by_one(network, given), wanted, alone, name, instead=INSTEAD)
     if isinstance(network, fx.GraphModule):
         without_dead_channels(network)
         require_logits(lambda: network(given.clone()), wanted, same, name)

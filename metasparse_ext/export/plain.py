@@ -260,5 +260,8 @@ class _First(nn.Module):
         super().__init__()
         self.network, self.outputs = network, outputs
 
+    def _get_name(self) -> str:
+        return type(self.network).__name__
+
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)[:, : self.outputs]

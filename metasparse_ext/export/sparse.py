@@ -64,7 +64,9 @@ def to_bytes(network: nn.Module, settings: Mapping[str, str]) -> bytes:
         ValueError: If it has other layers than a file may name.
     """
     if not isinstance(network, fx.GraphModule):
-        refuse("export", "the network", "one whose forward can be traced", type(network).__name__)
+        refuse(
+            "export", "the network", "one whose forward can be traced", network._get_name() + _ELSE
+        )
     tensors: dict[str, Tensor] = {}
     shapes = {
         name: list(value.shape)

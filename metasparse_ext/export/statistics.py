@@ -59,12 +59,16 @@ def _separate(network: fx.GraphModule) -> None:
         norm = network.get_submodule(str(node.target))
         calls[norm] += 1
         if _of_the_batch(norm) and calls[norm] > 1:
-            name = f"{node.target}_{calls[norm]}"
-            while name in dict(network.named_modules()):
-                name += "_"
-            network.add_submodule(name, copy.deepcopy(norm))
-            node.target = name
+            node.target = _unused(network, f"{node.target}_{calls[norm]}")
+            network.add_submodule(node.target, copy.deepcopy(norm))
     network.recompile()
+
+
+def _unused(network: fx.GraphModule, name: str) -> str:
+    parent, _, last = name.rpartition(".")
+    while hasattr(network.get_submodule(parent), last):
+        last += "_"
+    return f"{parent}.{last}" if parent else last
 
 
 @contextmanager
@@ -74,7 +78,8 @@ def _measured(network: nn.Module) -> Iterator[dict[_BatchNorm, list[tuple[Tensor
 
     def measure(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
         values = given[0].detach().double().transpose(0, 1).flatten(1)
-        statistics = values.mean(1), values.var(1, correction=0)
+        mean, variance = values.mean(1), values.var(1, correction=0)
+        statistics = mean.to(given[0].dtype), variance.to(given[0].dtype)
         found.setdefault(cast("_BatchNorm", norm), []).append(statistics)
 
     norms = [module for module in network.modules() if _of_the_batch(module)]
