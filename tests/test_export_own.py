@@ -197,6 +197,7 @@ LEAVING = {
     "leaky": lambda: Own(chain, act=nn.LeakyReLU(0.5, inplace=True)),
     "in place": lambda: Own(shortcut, act=nn.ReLU(inplace=True)),
     "dropout": lambda: Own(chain, act=nn.Sequential(nn.Dropout(0.5), nn.Dropout2d(), nn.ReLU())),
+    "a function of dropout": lambda: Own(lambda n, x: n.b(F.dropout(n.a(x), 0.5, n.training))),
     "a name": lambda: Own(named, **{"conv-1": MaskedConv2d(3, 6, 3, mask=torch.eye(6)[:, :3])}),
     "kept": lambda: Own(kept),
     "old weight norm": lambda: Own(chain, conv=old_weight_norm, act=nn.Tanh()),

@@ -23,6 +23,7 @@ from metasparse_ext.nn.resnet12 import max_pool
 SPATIAL = ((-2, -1), (2, 3), (-1, -2), (3, 2))
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 
 # Whose calls a trace keeps whole.
 _WHOLE: tuple[Callable[..., Any], ...] = (require_floating, require_shape, max_pool)
@@ -205,6 +206,8 @@ def _layers_for(traced: fx.GraphModule, node: fx.Node) -> Sequence[nn.Module] | 
     how: tuple[Any, ...] = node.args[1:]
     if named.get("inplace") is False:
         del named["inplace"]
+    if called in _DROPS and named.get("training") is False:
+        return []
     if called in (F.relu, torch.relu, "relu") and not how and not named:
         return [nn.ReLU()]
     if called is max_pool:
