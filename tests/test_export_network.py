@@ -12,7 +12,8 @@ from torch import nn
 import metasparse_ext as ms
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.export.channels import without_dead_channels
-from metasparse_ext.export.plain import freeze, measured, plain_network
+from metasparse_ext.export.plain import plain_network
+from metasparse_ext.export.statistics import fix_statistics
 from metasparse_ext.nn import (
     BatchNorm2d,
     Conv4,
@@ -111,9 +112,7 @@ def test_stock_layers_compute_the_same_with_and_without_dead_channels(name, dens
     for frozen in (False, True):
         whole = copy.deepcopy(found)
         if frozen:
-            with measured(whole) as statistics:
-                whole(images)
-            freeze(statistics)
+            fix_statistics(whole, images)
         close(whole(images), wanted)
         shrunk = copy.deepcopy(whole)
         without_dead_channels(shrunk)
@@ -217,7 +216,7 @@ def test_every_learner_leaves(tmp_path, tiny_root, learner):
 def test_a_network_that_stock_layers_do_not_compute_is_refused(task, monkeypatch):
     adapted, _ = task
     monkeypatch.setattr("metasparse_ext.export.plain._STOCK", {})
-    adapted.network()
+    adapted.network(transductive=True)
 
     def other(layer, _):
         return nn.Linear(layer.in_features, layer.out_features)

@@ -129,7 +129,7 @@ def test_a_file_classifies_images(tmp_path, task):
 def test_layers_that_no_file_names_are_refused():
     net = nn.Sequential(MaskedConv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(36, 5))
     with pytest.raises(
-        ValueError, match=r"one of the layers .*got GroupNorm; --to torch takes any"
+        ValueError, match=r"one of the layers .*got GroupNorm \(1\); --to torch takes any"
     ):
         sparse.to_bytes(stock(net), SETTINGS)
 
@@ -193,6 +193,8 @@ HOSTILE = {
     "a step before the first": lambda graph, *_: graph[2].update(takes=[-1]),
     "nothing taken": lambda graph, *_: graph[2].update(takes=[]),
     "a name with code": lambda graph, *_: graph[1].update(name="a'); print(1); ('"),
+    "a name of the language": lambda graph, *_: graph[1].update(name="if"),
+    "a name with quotes": lambda graph, *_: graph[1].update(name='a");print(1);("'),
     "a name that is none": lambda graph, *_: graph[1].update(name=7),
     "a module's own method": lambda graph, *_: graph[1].update(name="forward"),
     "an unknown setting": steps(device="cpu"),
@@ -226,6 +228,19 @@ def test_a_file_with_a_right_checksum_is_not_believed(tmp_path, whole, what):
     HOSTILE[what](graph, shapes, tensors)
     text |= {"graph": json.dumps(graph), "shapes": json.dumps(shapes)}
     refused(tmp_path, _sealed.to_bytes(tensors, text))
+
+
+def test_settings_that_earlier_versions_did_not_write_have_their_defaults(whole):
+    tensors, text = _sealed.from_bytes(whole, sparse.FORMAT)
+    graph = json.loads(text["graph"])
+    for step in graph:
+        if step["kind"] == "relu":
+            assert step["settings"].pop("inplace") is False
+    text = {**text, "graph": json.dumps(graph)}
+    del text["sha256"]
+    again, _ = sparse.from_bytes(_sealed.to_bytes(tensors, text))
+    images = torch.rand(4, 3, 32, 32)
+    assert torch.equal(again(images), sparse.from_bytes(whole)[0](images))
 
 
 @pytest.mark.parametrize(

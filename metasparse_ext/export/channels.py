@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metasparse_ext.export.plain import layer_of
+from metasparse_ext.export.plain import layer_of, stock
 
 # Layers without parameters that treat each number alone.
 _POINTWISE = (
@@ -52,7 +52,7 @@ def _links(network: fx.GraphModule) -> list[_Link]:
     found = []
     for node in network.graph.nodes:
         maker = layer_of(network, node)
-        if type(maker) is not nn.Conv2d or calls.count(node.target) > 1:
+        if type(maker) is not nn.Conv2d or not stock(maker) or calls.count(node.target) > 1:
             continue
         link = _link(network, maker, node, calls)
         if link is not None:
@@ -68,7 +68,11 @@ def _link(
         (node,) = node.users
         layer = layer_of(network, node)
         # One that is called elsewhere too would change there.
-        if layer is None or (layer.state_dict() and calls.count(node.target) > 1):
+        if (
+            layer is None
+            or not stock(layer)
+            or (layer.state_dict() and calls.count(node.target) > 1)
+        ):
             return None
         flat = any(isinstance(each, nn.Flatten) for each in between)
         if type(layer) is nn.Conv2d:
@@ -106,7 +110,9 @@ def _shrink(link: _Link) -> bool:
         largest = int(torch.where(folded, constants.abs(), -1).argmax())
         share = torch.where(folded, constants / constants[largest], 0)
         joined = torch.einsum("ock,c->ok", link.reads.double(), share)
-        link.reads[:, largest] = joined.to(reader.weight.dtype)
+        reads = link.reads.clone()  # another layer may have the same weight
+        reads[:, largest] = joined.to(reads.dtype)
+        reader.weight = nn.Parameter(reads.view_as(reader.weight), requires_grad=False)
         folded[largest] = False
     gone = silent | folded
     if not bool(gone.any()):
@@ -119,7 +125,9 @@ def _constants(link: _Link) -> Tensor:
     """(C,) float64: what the reader is given of a channel that no kernel makes."""
     maker = link.maker
     weight = maker.weight.double()
-    value = weight.new_zeros(len(weight)) if maker.bias is None else maker.bias.double()
+    value = weight.new_zeros(len(weight))
+    if maker.bias is not None:
+        value += maker.bias  # not the bias itself, which an activation in place would change
     for layer in link.between:
         if isinstance(layer, _BatchNorm):
             value = _normalized(layer, value)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import metasparse_ext
 from metasparse_ext import _atomic as atomic
-from metasparse_ext._arguments import require, require_choice, require_path
+from metasparse_ext._arguments import require, require_choice, require_path, require_tensor
 from metasparse_ext.export import sparse
+from metasparse_ext.export.agreement import reason
 
 if TYPE_CHECKING:
     from metasparse_ext.training.trained import AdaptedTask
@@ -41,6 +42,8 @@ SETTINGS = "metasparse.json"
 _INPUT, _OUTPUT, _COUNT = "images", "logits", "count"
 # An example of 2 images or more makes the number of images a variable.
 _EXAMPLES = 3
+# Of so many images is each layer's result kept to be compared.
+_SOME = 8
 
 
 def format_of(owner: str, path: Path, to: str | None, endings: Mapping[str, str] = ENDINGS) -> str:
@@ -92,6 +95,10 @@ def write(task: AdaptedTask, path: str | Path, to: str | None, transductive: boo
     path, to = ready(path, to)
     network = task.network(transductive=transductive)
     data = _WRITERS[to](network, task.reader.shape, described(task, transductive))
+    if isinstance(network, fx.GraphModule) and to == "metasparse":
+        images = require_tensor("export", "support.images", task.support.images)
+        some = images[0, :: -(-images.shape[1] // _SOME)].cpu()
+        sparse.require_read(data, network, some)
     atomic.replace(path, data)
 
 
@@ -132,9 +139,9 @@ def _refusing(exporter: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         expected = f"one that {exporter} can take"
-        raise ValueError(f"export: expected the network to be {expected}: {reason}") from error
+        said = reason(error)
+        raise ValueError(f"export: expected the network to be {expected}: {said}") from error
 
 
 def _torch(network: nn.Module, shape: Shape, settings: Mapping[str, str]) -> bytes:

@@ -6,22 +6,24 @@ where its forward can be traced it becomes a graph of such layers, without code 
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from metasparse_ext._arguments import require_floating, require_shape
+from metasparse_ext.export.copies import copied, settle
+from metasparse_ext.export.statistics import fix
 from metasparse_ext.nn import BatchNorm2d, FiLM, Linear, MaskedConv2d, NormActPool
 from metasparse_ext.nn.resnet12 import max_pool
 
 SPATIAL = ((-2, -1), (2, 3), (-1, -2), (3, 2))
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 
 # Whose calls a trace keeps whole.
 _WHOLE: tuple[Callable[..., Any], ...] = (require_floating, require_shape, max_pool)
@@ -42,11 +44,12 @@ def plain_network(
         A ``torch.fx.GraphModule`` of layers; where the model's forward cannot be traced, a copy of
         the model with other layers in it. In evaluation mode, without gradients.
     """
-    net = copy.deepcopy(model).eval().requires_grad_(False)
+    net = copied(model).eval().requires_grad_(False)
     own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     with torch.no_grad():
         for name, value in parameters.items():
             own[name].copy_(value)  # in place: a tensor that two modules share stays one
+    settle(net)
     names: dict[nn.Module, str] = {module: name for name, module in net.named_modules()}
     net = _replaced(net, {module: masks.get(name) for module, name in names.items()}, {})
     net = _with_outputs(_traced(net), outputs).eval().requires_grad_(False)
@@ -55,36 +58,10 @@ def plain_network(
     return net
 
 
-@contextmanager
-def measured(network: nn.Module) -> Iterator[dict[_BatchNorm, tuple[Tensor, Tensor]]]:
-    """Collects mean and variance (C,) of what each batch norm of the batch is given meanwhile."""
-    found: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}
-
-    def measure(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        values = given[0].detach().double().transpose(0, 1).flatten(1)
-        found[cast("_BatchNorm", norm)] = values.mean(1), values.var(1, correction=0)
-
-    hooks = [norm.register_forward_pre_hook(measure) for norm in batch_norms(network)]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def freeze(statistics: Mapping[_BatchNorm, tuple[Tensor, Tensor]]) -> None:
-    """Gives batch norms fixed statistics, so that each image is classified by itself."""
-    for norm, (mean, variance) in statistics.items():
-        _fix(norm, mean, variance)
-
-
-def batch_norms(network: nn.Module) -> list[_BatchNorm]:
-    """The batch norms that take the statistics of the batch."""
-    return [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is None
-    ]
+def stock(layer: nn.Module) -> bool:
+    """Whether a layer of PyTorch computes what its class does: nobody has hooked into it."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks)
+    return not any(hooks) and "forward" not in vars(layer)
 
 
 def layer_of(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -97,15 +74,31 @@ def _replaced(
 ) -> nn.Module:
     """The module with PyTorch's own layers in it; one that is shared is replaced once."""
     if module not in done:
-        # By the very type: a class of one's own may compute something else.
-        make = _STOCK.get(type(module))
+        make = _maker(type(module))
         done[module] = module if make is None else make(module, masks[module]).eval()
         if make is None:
+            mask = masks[module]
+            if isinstance(module, MaskedConv2d) and mask is not None:
+                module.weight = _constant(_pruned(module.weight, mask))
             # Not named_children(), which leaves out the second name of a shared module.
             for name, child in module._modules.items():
                 if child is not None:
                     module._modules[name] = _replaced(child, masks, done)
     return done[module]
+
+
+def _maker(kind: type[nn.Module]) -> Callable[[Any, Tensor | None], nn.Module] | None:
+    """What makes PyTorch's layer of one of ours, or of a class of one's own with its forward."""
+    for base in kind.__mro__:
+        if base in _STOCK:
+            return _STOCK[base] if kind.forward is base.forward else None
+    return None
+
+
+def _pruned(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight with zeros where the mask, (O, I) or (O, I, kh, kw), has them."""
+    pruned = (mask == 0).expand_as(weight) if mask.dim() == 4 else (mask == 0)[..., None, None]
+    return weight.masked_fill(pruned, 0)
 
 
 def _convolution(layer: MaskedConv2d, mask: Tensor | None) -> nn.Module:
@@ -122,10 +115,7 @@ def _convolution(layer: MaskedConv2d, mask: Tensor | None) -> nn.Module:
         layer.padding_mode,
         device="meta",
     )
-    weight = layer.weight
-    if mask is not None:
-        pruned = (mask == 0).expand_as(weight) if mask.dim() == 4 else (mask == 0)[..., None, None]
-        weight = weight.masked_fill(pruned, 0)
+    weight = layer.weight if mask is None else _pruned(layer.weight, mask)
     conv.weight, conv.bias = _constant(weight), None if bias is None else _constant(bias)
     return conv
 
@@ -161,7 +151,7 @@ def _modulation(layer: FiLM, _: Tensor | None) -> nn.Module:
     gamma, beta = layer._affine()
     scale = nn.BatchNorm2d(len(gamma), eps=0.0, track_running_stats=False, device="meta")
     scale.weight, scale.bias = _constant(gamma), _constant(beta)
-    _fix(scale, torch.zeros_like(gamma), torch.ones_like(gamma))
+    fix(scale, torch.zeros_like(gamma), torch.ones_like(gamma))
     return scale
 
 
@@ -178,13 +168,6 @@ def _constant(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=False)
 
 
-def _fix(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    like = mean if norm.weight is None else norm.weight
-    norm.track_running_stats = True
-    norm.running_mean, norm.running_var = mean.to(like), variance.to(like)
-    norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)
-
-
 class _Tracer(fx.Tracer):
     """Keeps the checks of arguments out of the graph, and what a layer can stand for whole."""
 
@@ -196,14 +179,15 @@ def _traced(net: nn.Module) -> nn.Module:
     tracer = _Tracer()
     try:
         graph = tracer.trace(net)
-    # A forward of one's own may do anything at all with the stand-ins of a trace.
+        traced = fx.GraphModule(tracer.root, graph, type(net).__name__)
+    # A forward of one's own may do anything at all with the stand-ins of a trace, and a layer may
+    # have a name that is none in the code of a graph.
     except Exception:
         return net
-    traced = fx.GraphModule(tracer.root, graph, type(net).__name__)
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in (require_floating, require_shape):
             traced.graph.erase_node(node)
-        elif (layers := _layers_for(node)) is not None:
+        elif (layers := _layers_for(traced, node)) is not None:
             _put_layers(traced, node, layers)
     traced.graph.lint()
     traced.recompile()
@@ -211,14 +195,19 @@ def _traced(net: nn.Module) -> nn.Module:
     return traced
 
 
-def _layers_for(node: fx.Node) -> Sequence[nn.Module] | None:
-    """The layers that compute what a call of a function does to images (N, C, H, W)."""
+def _layers_for(traced: fx.GraphModule, node: fx.Node) -> Sequence[nn.Module] | None:
+    """The layers that compute what a call does to images (N, C, H, W): dropout's is to be none."""
+    layer = layer_of(traced, node)
+    if isinstance(layer, _DROPOUTS) and type(layer) in _DROPOUTS and stock(layer) and node.args:
+        return []
     if node.op not in ("call_function", "call_method"):
         return None
     called, named = node.target, dict(node.kwargs)
     how: tuple[Any, ...] = node.args[1:]
     if named.get("inplace") is False:
         del named["inplace"]
+    if called in _DROPS and named.get("training") is False:
+        return []
     if called in (F.relu, torch.relu, "relu") and not how and not named:
         return [nn.ReLU()]
     if called is max_pool:
@@ -273,6 +262,9 @@ class _First(nn.Module):
     def __init__(self, network: nn.Module, outputs: int) -> None:
         super().__init__()
         self.network, self.outputs = network, outputs
+
+    def _get_name(self) -> str:
+        return type(self.network).__name__
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)[:, : self.outputs]

@@ -8,6 +8,7 @@ tensors, and weights of which nothing is pruned, are kept whole.
 from __future__ import annotations
 
 import json
+import keyword
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -20,14 +21,16 @@ from torch import Tensor, fx, nn
 
 from metasparse_ext import _sealed as sealed
 from metasparse_ext._arguments import refuse, require_path
-from metasparse_ext.export.plain import layer_of
+from metasparse_ext.export.agreement import agree, reason
+from metasparse_ext.export.plain import layer_of, stock
 from metasparse_ext.export.task import ExportedTask
 from metasparse_ext.nn import FixedMask, sparsify
 from metasparse_ext.training.checkpoint import CheckpointError
 
 FORMAT = "metasparse network 1"
 
-# The layers that a file may name, with the attributes that their constructors take.
+# The layers that a file may name, with the attributes that their constructors take: all that change
+# what a layer computes. What a file does not have, as those of earlier versions, has its default.
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
 _LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -37,18 +40,21 @@ _LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "max_pool": (nn.MaxPool2d, _POOL),
     "adaptive_pool": (nn.AdaptiveAvgPool2d, ("output_size",)),
     "flatten": (nn.Flatten, ("start_dim", "end_dim")),
-    "leaky_relu": (nn.LeakyReLU, ("negative_slope",)),
-    **{
-        name: (kind, ())
-        for name, kind in {
-            **{"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU},
-            **{"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "identity": nn.Identity},
-        }.items()
-    },
+    "leaky_relu": (nn.LeakyReLU, ("negative_slope", "inplace")),
+    "elu": (nn.ELU, ("alpha", "inplace")),
+    "gelu": (nn.GELU, ("approximate",)),
+    "relu": (nn.ReLU, ("inplace",)),
+    "silu": (nn.SiLU, ("inplace",)),
+    "sigmoid": (nn.Sigmoid, ()),
+    "tanh": (nn.Tanh, ()),
+    "identity": (nn.Identity, ()),
 }
 # A file may not ask for more numbers than this, whatever its size.
 _MOST = 1 << 28
 _ACTIVE = "#active"
+# PyTorch refuses settings of layers, and tensors that do not fit them, in RuntimeErrors.
+_ERRORS = (*sealed.ERRORS, RuntimeError, AttributeError, OverflowError)
+_ELSE = "; --to torch takes any"
 
 
 def to_bytes(network: nn.Module, settings: Mapping[str, str]) -> bytes:
@@ -58,7 +64,9 @@ def to_bytes(network: nn.Module, settings: Mapping[str, str]) -> bytes:
         ValueError: If it has other layers than a file may name.
     """
     if not isinstance(network, fx.GraphModule):
-        refuse("export", "the network", "one whose forward can be traced", type(network).__name__)
+        refuse(
+            "export", "the network", "one whose forward can be traced", network._get_name() + _ELSE
+        )
     tensors: dict[str, Tensor] = {}
     shapes = {
         name: list(value.shape)
@@ -93,17 +101,55 @@ def load_sparse(path: str | Path) -> ExportedTask:
     try:
         network, settings = from_bytes(path.read_bytes())
         return ExportedTask.of(network, settings)
-    # PyTorch refuses settings of layers, and tensors that do not fit them, in RuntimeErrors.
-    except (*sealed.ERRORS, RuntimeError, AttributeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: not a whole network ({reason})") from error
+    except _ERRORS as error:
+        raise CheckpointError(f"{path}: not a whole network ({reason(error)})") from error
 
 
-def from_bytes(data: bytes) -> tuple[nn.Module, Mapping[str, Any]]:
+def require_read(data: bytes, network: fx.GraphModule, images: Tensor) -> None:
+    """Reads a file again and holds what each of its layers makes of images against the network.
+
+    Args:
+        data: What :func:`to_bytes` wrote.
+        network: The one that was written.
+        images: (N, C, H, W).
+
+    Raises:
+        ValueError: Naming the first layer that makes something else.
+    """
+    expected = "one that load_sparse reads as it is"
+    try:
+        again, text = from_bytes(data)
+        ExportedTask.of(again, text)
+        found = _Recorder(again).recorded(images)
+    except _ERRORS as error:
+        refuse("export", "the network", expected, f"{reason(error)}{_ELSE}")
+    wanted = _Recorder(network).recorded(images)
+    for (node, made), (_, read) in zip(wanted, found, strict=True):
+        if not agree(read, made):
+            got = f"one whose {_called(network, node)} would give other numbers{_ELSE}"
+            refuse("export", "the network", expected, got)
+
+
+class _Recorder(fx.Interpreter):
+    """Keeps what each step of a graph makes."""
+
+    def recorded(self, images: Tensor) -> list[tuple[fx.Node, Tensor]]:
+        self._made: list[tuple[fx.Node, Tensor]] = []
+        with torch.no_grad():
+            self.run(images.clone())
+        return self._made
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        self._made.append((n, made.clone()))  # a later step may change it in place
+        return made
+
+
+def from_bytes(data: bytes) -> tuple[fx.GraphModule, Mapping[str, Any]]:
     """The network that :func:`to_bytes` wrote, with masked convolutions, and the text about it.
 
     Raises:
-        Those of ``_sealed.ERRORS``, RuntimeError, AttributeError, OverflowError: for anything else.
+        Those of ``_ERRORS``: for anything else.
     """
     tensors, text = sealed.from_bytes(data, FORMAT)
     shapes = json.loads(text["shapes"])
@@ -179,24 +225,40 @@ def _steps(network: fx.GraphModule) -> list[dict[str, Any]]:
         takes = [numbers[each] for each in node.all_input_nodes]
         if node.op == "placeholder" and not steps:
             steps.append({"kind": "images"})
-        elif layer is not None and type(layer) in kinds and len(takes) == 1 and not node.kwargs:
+        elif layer is not None and type(layer) in kinds and stock(layer) and _takes_one(node):
             kind = kinds[type(layer)]
             settings = {key: _setting(layer, key) for key in _LAYERS[kind][1]}
             step = {"kind": kind, "name": str(node.target), "settings": settings}
             steps.append({**step, "takes": takes})
-        elif node.target in (operator.add, torch.add) and len(node.args) == len(takes) == 2:
+        elif _adds(node) and len(takes) == 2:
             steps.append({"kind": "add", "takes": takes})
         elif node.target is operator.getitem and _first(node.args[1]) is not None:
             steps.append({"kind": "first", "count": _first(node.args[1]), "takes": takes})
         elif node.op == "output" and len(takes) == 1:
             steps.append({"kind": "logits", "takes": takes})
         else:
-            called = node.target if layer is None else type(layer).__name__
-            called = getattr(called, "__name__", called)
             expected = f"one of the layers that a file may name ({', '.join(_LAYERS)})"
-            refuse("export", "the network", expected, f"{called}; --to torch takes any")
+            refuse("export", "the network", expected, f"{_called(network, node)}{_ELSE}")
         numbers[node] = len(steps) - 1
     return steps
+
+
+def _takes_one(node: fx.Node) -> bool:
+    return len(node.args) == len(node.all_input_nodes) == 1 and not node.kwargs
+
+
+def _adds(node: fx.Node) -> bool:
+    return node.target in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs
+
+
+def _called(network: fx.GraphModule, node: fx.Node) -> str:
+    """A step in words: the layer's class and name, or the function and what it is called with."""
+    layer = layer_of(network, node)
+    if layer is not None:
+        hooked = "" if stock(layer) else " with hooks or a forward of its own"
+        return f"{type(layer).__name__} ({node.target}){hooked}"
+    how = f" with {', '.join(node.kwargs)}" if node.kwargs else ""
+    return f"{getattr(node.target, '__name__', node.target)}{how}"
 
 
 def _first(index: Any) -> int | None:
@@ -245,12 +307,12 @@ def _add_layer(root: nn.Module, step: dict[str, Any]) -> None:
     kind: Callable[..., nn.Module]
     kind, names = _LAYERS[step["kind"]]
     settings: dict[str, Any] = step["settings"]
-    if settings.keys() != set(names):
+    if not settings.keys() <= set(names):
         raise ValueError(f"{step['kind']}: expected settings {', '.join(names)}")
     if any(_too_large(value) for value in settings.values()):
         raise ValueError(f"{step['kind']}: settings out of range")
     *parents, last = step["name"].split(".")
-    if not all(part.isidentifier() or part.isdecimal() for part in (*parents, last)):
+    if not all(map(_is_name, (*parents, last))):
         raise ValueError(f"{step['name']!r} is no name of a layer")
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     place: dict[str, Any] = (
@@ -263,6 +325,12 @@ def _add_layer(root: nn.Module, step: dict[str, Any]) -> None:
         module = module.get_submodule(part)
     if last not in module._modules:
         module.add_module(last, kind(**settings, **place))
+
+
+def _is_name(part: str) -> bool:
+    """Whether a layer can have the name: torch.fx writes it into code, within quotes or bare."""
+    quoted = part.isprintable() and not set(part) & set("\"'\\")
+    return bool(part) and quoted and not keyword.iskeyword(part)
 
 
 def _too_large(value: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from metasparse_ext._arguments import (
+    refuse,
     require,
     require_choice,
     require_count,
@@ -70,10 +71,19 @@ class ExportedTask:
         .classify` takes.
 
         Raises:
-            DataError, TypeError, ValueError: As there.
+            DataError, TypeError, ValueError: As there; a ValueError too for one image alone where
+                the network takes the statistics of the images given, of one number a channel.
         """
         names, pixels = self.reader.read("classify", "images", images)
-        return predictions(names, self.classes, self.network(pixels))
+        try:
+            logits = self.network(pixels)
+        except ValueError:
+            # Of one number a channel PyTorch takes no statistics.
+            if len(pixels) > 1:
+                raise
+            expected = "2 or more, whose statistics the network takes"
+            refuse("classify", "images", expected, "one image")
+        return predictions(names, self.classes, logits)
 
 
 def _reader(said: Any) -> ImageReader:

@@ -109,13 +109,15 @@ class AdaptedTask:
 
         Args:
             transductive: Batch norm takes the statistics of the images given together, as
-                ``classify`` does with this flag. Otherwise those of the support set, fixed: the
-                same for an image whatever comes with it. (``classify`` has each image beside the
-                support set take part in them; logits differ a little.)
+                ``classify`` does with this flag; where a channel has one number an image, PyTorch
+                takes 2 images or more. Otherwise those of the support set, fixed: the same for an
+                image whatever comes with it. (``classify`` has each image beside the support set
+                take part in them; logits differ a little.)
 
         Raises:
             FloatingPointError: If the network gives numbers that are not finite.
-            ValueError: If PyTorch's own layers do not compute the same.
+            ValueError: If PyTorch's own layers do not compute the same, or, without
+                ``transductive``, logits of an image depend on what comes with it.
         """
         from metasparse_ext.export.network import task_network
 

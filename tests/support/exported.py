@@ -3,7 +3,19 @@
 import torch
 from torch import Tensor, nn
 
+from metasparse_ext.algorithms import MAML
+from metasparse_ext.data import Samples
+from metasparse_ext.data.given import ImageReader
 from metasparse_ext.nn import FixedMask, MaskedConv2d
+from metasparse_ext.training.trained import AdaptedTask
+
+
+def adapted(model: nn.Module) -> AdaptedTask:
+    """A task of 3 classes by 4 images (3, 12, 12), to which a network was adapted in one step."""
+    labels = torch.arange(3).repeat_interleave(4)[None]
+    support = Samples(torch.rand(1, 12, 3, 12, 12) + 0.2 * labels[..., None, None, None], labels)
+    networks = MAML(model, inner_lr=0.1, inner_steps=1).eval().adapt(support)
+    return AdaptedTask(("a", "b", "c"), networks, support, ImageReader((3, 12, 12)), {})
 
 
 def task_images(classes, shots=2, queries=3, ways=3) -> tuple[dict[str, Tensor], Tensor]:
