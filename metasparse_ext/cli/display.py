@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from metasparse_ext.training import Comparison, Reporter, Run, RunConfig, RunEvaluation, metrics
-from metasparse_ext.training.evaluation import find, require_one_task, usage
+from metasparse_ext.training.evaluation import require_one_task
+from metasparse_ext.training.kept import find, usage
 
 _SMOOTHING = 0.95
 _SECONDS_BETWEEN_LINES = 10.0

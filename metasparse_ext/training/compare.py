@@ -12,7 +12,8 @@ from typing import Any
 from metasparse_ext._arguments import refuse, require, require_type
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
-from metasparse_ext.training.evaluation import RunEvaluation, find, require_one_task
+from metasparse_ext.training.evaluation import require_one_task
+from metasparse_ext.training.kept import RunEvaluation, find
 from metasparse_ext.training.paired import Difference, paired_test
 from metasparse_ext.training.run import Run
 from metasparse_ext.training.setting import check_setting
