@@ -7,8 +7,9 @@ import pytest
 from support import own_parts
 from test_own_parts import MINE, config
 
-from metasparse_ext.training import Run, Trainer, evaluate_run
-from metasparse_ext.training.kept import kept
+from metasparse_ext.cli.display import draw_figures
+from metasparse_ext.training import CheckpointError, Run, Trainer, compare, evaluate_run
+from metasparse_ext.training.kept import find, kept
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,3 +91,49 @@ def test_data_that_the_network_is_not_for(tmp_path):
     run = trained(tmp_path / "b", iterations=1, **REGRESSION)
     with pytest.raises(ValueError, match=r"\(1,\) and 1 targets, .* \(1,\) and 8 targets$"):
         evaluate_run(run, data=own_parts.eight)
+
+
+# Comparisons.
+
+
+def test_an_evaluation_of_an_older_checkpoint_is_not_compared(tmp_path, caplog):
+    asked = {"validate_every": 1, "iterations": 1}
+    runs = [trained(tmp_path / str(seed), seed=seed, **asked, **REGRESSION) for seed in (0, 1)]
+    runs.append(trained(tmp_path / "other", learner="fomaml", **asked, **REGRESSION))
+    for run in runs:
+        evaluate_run(run)
+    assert len(compare(runs).contenders) == 2
+    trained(runs[2].folder, learner="fomaml", **{**asked, "iterations": 9}, **REGRESSION)
+    now = runs[2].best().iteration
+    assert now > 1
+    said = rf"its evaluation is of iteration 1, and its best checkpoint of iteration {now}; `metas"
+    with pytest.raises(CheckpointError, match=said):
+        compare(runs)
+    drawn = draw_figures({"other": runs[2]}, tmp_path)
+    assert [path.name for path in drawn] == ["learning-curves.png"]
+    assert "is of iteration 1, and" in caplog.text
+    evaluate_run(runs[2])
+    assert compare(runs).evaluation.iteration == 1
+
+
+def test_an_evaluation_is_on_as_many_tasks_as_are_asked_for(tmp_path):
+    run = trained(tmp_path, iterations=1)
+    evaluate_run(run)
+    assert find(run).numbers["tasks"] == 4
+    trained(tmp_path, iterations=1, evaluation_tasks=7)
+    assert find(run) is None
+    assert find(run, tasks=7) is None
+    evaluate_run(run)
+    assert find(run, tasks=7).name == "test"
+
+
+def test_objects_are_not_taken_for_one_another(tmp_path):
+    runs = []
+    for seed, rate in ((0, 0.5), (1, 0.01)):
+        learner = own_parts.Mine(own_parts.Net(), inner_lr=rate, inner_steps=1)
+        given = {"learner": learner}
+        alike = {"learner": "own", "model": None, "options": {}, "seed": seed}
+        runs.append(trained(tmp_path / str(seed), objects=given, iterations=1, **alike))
+        evaluate_run(runs[-1], **given)
+    found = compare(runs)
+    assert [len(each.runs) for each in found.contenders] == [1, 1]

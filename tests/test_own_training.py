@@ -1,11 +1,19 @@
 """Training with parts of one's own that few others are like."""
 
+import dataclasses
+
 import pytest
 import torch
+from support import own_parts
 from support.training_helpers import StopAfter, assert_same_state, timeless
 from test_own_parts import config, state
 
-from metasparse_ext.training import Run, Trainer
+from metasparse_ext.algorithms import MAML
+from metasparse_ext.cli.display import draw_figures, table, validation_text
+from metasparse_ext.training import Run, Trainer, compare, evaluate_run, metrics
+from metasparse_ext.training.kept import kept
+from metasparse_ext.training.measure import TAKEN, measure_of
+from metasparse_ext.training.scores import Evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,6 +28,8 @@ def resumed_exactly(folder, asked, parts=dict):
     assert_same_state(state(stopped), state(whole))
     return timeless(whole)
 
+
+CONV = {"model": "conv4", "width": 2, "iterations": 2}
 
 # Optimizers.
 
@@ -79,3 +89,109 @@ def test_optimizers_that_the_loop_cannot_step_are_refused(tmp_path, optimizer, s
     with pytest.raises(ValueError, match=sentence):
         Trainer(config(), Run(tmp_path), optimizer=optimizer)
     assert not Run(tmp_path).started
+
+
+# Metrics and losses of any name and value.
+
+
+def hundredfold(outputs, targets):
+    return 100 * own_parts.top2(outputs, targets)
+
+
+def trained(folder, **parts):
+    run = Run(folder)
+    Trainer(config(**parts.pop("changes", {})), run, **parts).fit()
+    return run
+
+
+def named(name, function):
+    """A function whose definition has this name."""
+
+    def other(outputs, targets):
+        return function(outputs, targets)
+
+    other.__qualname__ = name
+    return other
+
+
+@pytest.mark.parametrize("kind", ["loss", "metric"])
+def test_no_name_is_in_the_way(kind):
+    wanted = {name: f"own_{name}" for name in TAKEN}
+    wanted |= {"<lambda>": "own_loss" if kind == "loss" else "metric", "mine": "mine"}
+    for name, said in wanted.items():
+        learner = MAML(own_parts.Net(), **{kind: named(name, own_parts.soft)})
+        assert measure_of(learner).name == said
+
+
+def test_names_that_records_have_are_taken(tmp_path):
+    run = trained(tmp_path, changes={"learner": "meta-ticket", "options": {"rounds": 1}, **CONV})
+    names = {name for record in metrics.read(run.metrics_path) for name in record}
+    names |= {entry.name for entry in dataclasses.fields(Evaluation)}
+    assert names <= TAKEN
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("loss", "loss"), ("metric", "accuracy"), ("metric", "episodes")]
+)
+def test_a_part_of_a_name_that_is_taken(tmp_path, kind, name):
+    functions = {"loss": own_parts.soft, "metric": hundredfold}
+    given = {kind: named(name, functions[kind])}
+    found = evaluate_run(trained(tmp_path, **given), **given)
+    assert found.measure == f"own_{name}"
+    assert kept(Run(tmp_path)).score == found.score
+
+
+def precision(outputs, targets):
+    """Of the second class; where none is said to be of it, not a number."""
+    said = outputs.argmax(-1) == 1
+    return (said & (targets == 1)).sum() / said.sum()
+
+
+def never(outputs, targets):
+    return outputs.sum() * torch.nan
+
+
+def test_a_metric_without_a_value_on_some_tasks(tmp_path, caplog):
+    small = {"evaluation_tasks": 40, "validation_tasks": 40, "meta_lr": 1e-5}
+    run = trained(tmp_path, changes=small, metric=precision)
+    record = metrics.read(run.metrics_path)[-1]
+    assert 0 < record["unscored"] < 40
+    assert 0 <= record["precision"] <= 1
+    assert f"precision has no finite value on {record['unscored']} of 40 tasks" in caplog.text
+    found = evaluate_run(run, metric=precision)
+    values = [value for value in found.numbers["accuracies"] if value is not None]
+    assert len(values) == 40 - found.numbers["unscored"]
+    assert found.score == pytest.approx(sum(values) / len(values))
+    assert kept(run).numbers == found.numbers
+    other = trained(tmp_path / "b", changes={**small, "learner": "fomaml"}, metric=precision)
+    second = evaluate_run(other, metric=precision).numbers["accuracies"]
+    pairs = zip(found.numbers["accuracies"], second, strict=True)
+    compared = compare([run, other]).contenders[1].difference.count
+    assert compared == sum(None not in pair for pair in pairs)
+    assert draw_figures({"a": run}, tmp_path)
+
+
+def test_a_metric_without_any_value_ends_no_run(tmp_path):
+    run = trained(tmp_path, metric=never)
+    records = metrics.read(run.metrics_path)
+    assert [r["eligible"] for r in records if r["kind"] == "validation"] == [False, False]
+    assert records[-1]["never"] is None
+    found = evaluate_run(run, metric=never)
+    assert found.numbers["never"] is None
+    assert "never nan" in validation_text(records[-1], best=False)
+    assert "nan" in str(table({"a": found}).columns[1]._cells)
+    assert draw_figures({"a": run}, tmp_path)
+
+
+# Validation tasks.
+
+
+def test_validation_tasks_may_be_fewer_when_a_run_goes_on(tmp_path, caplog):
+    data = {"train": own_parts.Sampler(), "val": [own_parts.batch(0), own_parts.batch(1, 1)]}
+    asked = config(data="own", validation_tasks=3)
+    with pytest.raises(ValueError, match=r"validation_tasks to be at most 3, the tasks of .*, got"):
+        Trainer(asked.replace(validation_tasks=4), Run(tmp_path), data=data)
+    Trainer(asked.replace(iterations=3), Run(tmp_path), data=data).fit()
+    Trainer(asked.replace(validation_tasks=2), Run(tmp_path), data=data).fit()
+    assert "goes on with validation_tasks = 2, it was 3" in caplog.text
+    assert metrics.read(Run(tmp_path).metrics_path)[-1]["tasks"] == 2

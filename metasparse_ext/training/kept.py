@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ from metasparse_ext.training.scores import LATER, Evaluation
 from metasparse_ext.training.setting import Setting
 
 # A list of numbers in indented JSON, a line each.
-_NUMBERS = re.compile(r"\[\n([-+.,\deE\s]+)\]")
+_NUMBERS = re.compile(r"\[\n((?:[-+.,\deE\s]|null)+)\]")
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class RunEvaluation:
 
     @property
     def score(self) -> float:
-        """The accuracy, or what takes its place."""
-        return self.numbers[self.measure]
+        """The accuracy, or what takes its place; NaN where it has no finite value."""
+        found = self.numbers[self.measure]
+        return math.nan if found is None else found
 
 
 def keep(run: Run, evaluation: RunEvaluation, found: Evaluation) -> None:
@@ -113,9 +115,28 @@ def find(run: Run, *, adapt_steps: int | None = None, **setting: Any) -> RunEval
     # Steps that are the run's own are not part of the name.
     for steps in dict.fromkeys((adapt_steps, None)):
         evaluation = kept(run, wanted.name(config, steps))
-        if evaluation is not None and adapt_steps in (None, evaluation.adapt_steps):
+        if evaluation is None or adapt_steps not in (None, evaluation.adapt_steps):
+            continue
+        # A run that went on may have another number of tasks for its own.
+        if evaluation.numbers["tasks"] == wanted.tasks:
             return evaluation
     return None
+
+
+def require_present(run: Run, evaluation: RunEvaluation, remedy: str) -> None:
+    """Refuses an evaluation of another checkpoint than the run's best one is now.
+
+    Raises:
+        CheckpointError: If it is one, or the checkpoint is damaged; without a checkpoint nothing.
+    """
+    if not (run.has_best or run.started):
+        return
+    now = run.best().iteration
+    if evaluation.iteration != now:
+        raise CheckpointError(
+            f"{run}: its evaluation is of iteration {evaluation.iteration}, and its best "
+            f"checkpoint of iteration {now}; {remedy}"
+        )
 
 
 def usage(run: Run, name: str = "test") -> dict[str, NDArray[np.float64]] | None:

@@ -237,8 +237,17 @@ class Trainer(Session):
             **found.summary(),
             **self.stages.status(),
             "eligible": eligible(self.learner, self.stages, found.active)
-            and math.isfinite(found.loss),
+            and math.isfinite(found.loss)
+            and math.isfinite(found.accuracy),
         }
+        if found.unscored:
+            logger.warning(
+                "iteration %d: %s has no finite value on %d of %d tasks, which its mean leaves out",
+                self.iteration,
+                found.measure,
+                found.unscored,
+                found.tasks,
+            )
         if not math.isfinite(found.loss):
             record["loss"] = None
             logger.warning(

@@ -52,6 +52,7 @@ class OwnTasks:
         first = next(batches, None)
         if first is None:
             raise DataError(f"{self}: expected meta-batches, got none")
+        self._first = len(first.support.labels)
         self.shape = tuple(first.support.images.shape[2:])
         labels = first.support.labels
         targets = labels.is_floating_point()
@@ -80,9 +81,26 @@ class OwnTasks:
             return self._batches(value, skipped, workers)
         return self._endless(value, skipped, workers)
 
+    def require_tasks(self, seed: int, tasks: int) -> None:
+        """Refuses fewer tasks than a validation takes, of batches whose number is known.
+
+        Raises:
+            ValueError: If there are fewer.
+        """
+        value, _ = self._make(seed, 0)
+        length = _length(value)
+        if length is None:
+            return
+        # What is not in memory is counted only where it seems to be too little.
+        if length * self._first >= tasks and not isinstance(value, tuple | list):
+            return
+        found = sum(len(batch.support.labels) for batch in self._batches(value, 0, 0))
+        wanted = f"at most {found}, the tasks of {self}"
+        require(found >= tasks, "RunConfig", "validation_tasks", wanted, tasks)
+
     def _endless(self, value: Any, skipped: int, workers: int) -> Iterator[TaskBatch]:
         length, done = _length(value), 0
-        if length:
+        if length and _is_sampler(value):
             skipped %= length
         while True:
             before = done
@@ -220,9 +238,9 @@ def _is_sampler(value: Any) -> bool:
 
 
 def _length(value: Any) -> int | None:
-    """How many batches a sampler has, if it ends."""
+    """How many batches there are, if that is known."""
     try:
-        return len(value) if _is_sampler(value) else None
+        return len(value)
     except TypeError:
         return None
 
