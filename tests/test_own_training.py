@@ -10,7 +10,7 @@ from test_own_parts import config, state
 
 from metasparse_ext.algorithms import MAML
 from metasparse_ext.cli.display import draw_figures, table, validation_text
-from metasparse_ext.training import Run, Trainer, compare, evaluate_run, metrics
+from metasparse_ext.training import Run, Trainer, checkpoint, compare, evaluate_run, metrics
 from metasparse_ext.training.kept import kept
 from metasparse_ext.training.measure import TAKEN, measure_of
 from metasparse_ext.training.scores import Evaluation
@@ -45,7 +45,7 @@ def test_the_meta_gradient_is_that_of_what_is_stepped(tmp_path):
     # Of weights that hardly change: what is not stepped does not pile up.
     assert max(norms[10:]) < 2 * max(norms[:10])
     trainer = Trainer(asked, Run(tmp_path / "one"), optimizer=head_alone)
-    trainer._step(next(trainer.batches))
+    trainer._step()
     *_, weight, bias = trainer.learner.parameters()
     norm = torch.stack([weight.grad.norm(), bias.grad.norm()]).norm()
     torch.testing.assert_close(float(norm), 0.01, rtol=1e-3, atol=0)
@@ -195,3 +195,105 @@ def test_validation_tasks_may_be_fewer_when_a_run_goes_on(tmp_path, caplog):
     Trainer(asked.replace(validation_tasks=2), Run(tmp_path), data=data).fit()
     assert "goes on with validation_tasks = 2, it was 3" in caplog.text
     assert metrics.read(Run(tmp_path).metrics_path)[-1]["tasks"] == 2
+
+
+# Random numbers of data and of networks.
+
+
+class Forgetful(own_parts.Net):
+    def __init__(self):
+        super().__init__()
+        self.layers.insert(3, torch.nn.Dropout())
+
+
+class Noisy(own_parts.Sampler):
+    """Six batches; draws from torch's own random state."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        batch = own_parts.batch(self.first + index)
+        batch.support.images.add_(torch.rand(()))
+        return batch
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_loader_and_dropout_do_not_meet(tmp_path, shuffle):
+    def parts():
+        loader = torch.utils.data.DataLoader
+        data = {
+            "train": loader(Noisy(), None, shuffle=shuffle),
+            "val": loader(Noisy(100), None),
+        }
+        return {"data": data, "model": Forgetful}
+
+    asked = config(data="own", model=None, iterations=15, save_every=1)
+    records = resumed_exactly(tmp_path, asked, parts)
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert len(set(losses)) == len(losses)
+
+
+# Errors of code of one's own.
+
+
+class Counted:
+    """A function that raises when it is called for the n-th time."""
+
+    def __init__(self, function, fails):
+        self.function, self.calls, self.fails = function, 0, fails
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls == self.fails:
+            raise ZeroDivisionError("mine")
+        return self.function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("part", "function", "fails", "reached"),
+    [
+        ("loss", own_parts.soft, 14, 4),  # in training: three calls a meta-step, six a validation
+        ("metric", own_parts.top2, 9, None),
+    ],
+)
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_what_ones_own_code_raises_costs_nothing(
+    tmp_path, caplog, part, function, fails, reached, log_every
+):
+    asked = config(save_every=100, model=f"{__name__}:Forgetful", log_every=log_every)
+    whole, failed = Run(tmp_path / "whole"), Run(tmp_path / "failed")
+    Trainer(asked, whole, **{part: Counted(function, None)}).fit()
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        Trainer(asked, failed, **{part: Counted(function, fails)}).fit()
+    saved = checkpoint.load(failed.last_path).iteration
+    assert saved > 0
+    assert f"is saved at iteration {saved}, before ZeroDivisionError" in caplog.text
+    Trainer(asked, failed, **{part: Counted(function, None)}).fit()
+    assert timeless(failed) == timeless(whole)
+    assert_same_state(state(failed), state(whole))
+
+
+@pytest.mark.parametrize("fails", range(1, 9))
+def test_a_metric_that_raises_anywhere(tmp_path, fails):
+    asked = config(save_every=100)
+    run = Run(tmp_path)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        Trainer(asked, run, metric=Counted(own_parts.top2, fails)).fit()
+    assert Trainer(asked, run, metric=Counted(own_parts.top2, None)).fit().iteration == 6
+    kinds = [record["kind"] for record in metrics.read(run.metrics_path)]
+    assert kinds == ["train"] * 3 + ["validation"] + ["train"] * 3 + ["validation"]
+
+
+class Breaking(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        raise ZeroDivisionError("mine")
+
+
+def test_half_a_step_is_not_saved(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        Trainer(config(), run, optimizer=Breaking).fit()
+    torch.manual_seed(0)
+    assert_same_state(state(run)["model.layers.1.bias"], own_parts.Net().layers[1].bias.data)

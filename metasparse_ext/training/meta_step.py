@@ -35,6 +35,10 @@ class MetaStep:
         distributions: The names of the data sets of a mixture.
         optimizer: The outer optimizer, or what makes one, where the configuration names none.
         measure: What the run is judged by.
+
+    Attributes:
+        whole: Whether the parameters are those of a whole number of steps: not where an optimizer
+            of one's own has raised.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class MetaStep:
         self._workers = workers
         self._distributions = distributions
         self._failure: FloatingPointError | None = None
+        self.whole = True
         self.begin()
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
@@ -126,7 +131,9 @@ class MetaStep:
             self.optimizer.found_inf = nonfinite.float()
         elif bool(nonfinite):
             return {}
+        self.whole = False
         self.optimizer.step()
+        self.whole = True
         nonfinite |= ~all_finite(floating(self._learner, self.optimizer))
         return {**sums, "gradient_norm": metrics.total(norm)}
 
