@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ from rich.table import Table
 
 from metasparse_ext._entries import is_label
 from metasparse_ext.cli.display import reporter, score_text
-from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
+from metasparse_ext.cli.messages import (
+    INTERRUPTED,
+    UserError,
+    checked,
+    console,
+    folder,
+    foreseen,
+    say,
+)
 from metasparse_ext.cli.options import base_fields, configure, over, run_options
 from metasparse_ext.cli.settings import read_settings, settings_of
 from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError
 from metasparse_ext.training.distributed import Workers, first_process, joined
+from metasparse_ext.training.parts import require_parts
 from metasparse_ext.training.reporters import REPORTERS
 
 _FILE = click.Path(path_type=Path)
@@ -122,15 +132,22 @@ def sweep(file: Path, reports: tuple[str, ...], out: Path, resume: bool, **flags
     """Train a run for every combination of the lists under [grid] in FILE.
 
     FILE is one of `metasparse train --config`; flags are those of train. Ends with a table of all
-    runs, the best first; a run that diverges does not stop the others.
+    runs, the best first; a run that diverges, or fails, does not stop the others.
     """
     settings = read_settings(file)
     given = _given(flags)
-    planned = []
+    planned, refused = [], []
     for setting in settings_of(file, settings, given):
         run = Run(out / setting.name)
-        config = _configured(run, None, given, setting.fields, resume=resume)
-        planned.append(Planned(run, config, setting.label))
+        try:
+            config = _configured(run, None, given, setting.fields, resume=resume)
+            checked(partial(require_parts, config))
+        except UserError as error:
+            refused.append(f"{setting.name}: {error}")
+        else:
+            planned.append(Planned(run, config, setting.label))
+    if refused:  # before the first is trained: hours later is too late
+        raise UserError("; ".join(refused))
     train_all(planned, resume=resume, reports=reports)
 
 
@@ -139,7 +156,7 @@ def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = 
 
     Raises:
         SystemExit: If training was interrupted, or one of several runs failed.
-        TrainingError: If the only one failed.
+        Exception: What the only one failed with.
     """
     shown_on = console(quiet=not first_process())
     devices = {each.config.device for each in planned}
@@ -155,11 +172,16 @@ def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = 
                 say(shown_on, f"nothing to resume in {each.run}: starting")
             try:
                 ended.append((each, _trained(each, workers, shown_on, reports)))
-            except TrainingError as error:
-                if len(planned) == 1:
+            except click.Abort:
+                raise
+            except Exception as error:
+                said = foreseen(error)
+                # Of several processes all must go on together.
+                alone = workers.size == 1 or isinstance(error, TrainingError)
+                if len(planned) == 1 or said is None or not alone:
                     raise
-                say(shown_on, f"{each.run}: {error}")
-                ended.append((each, str(error)))
+                say(shown_on, f"{each.run}: {said[0]}")
+                ended.append((each, said[0]))
     if len(planned) > 1:
         shown_on.print(_summary(ended))
     if any(isinstance(outcome, str) for _, outcome in ended):
@@ -235,7 +257,10 @@ def _ending(run: Run, outcome: Outcome) -> str:
 
 
 def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
-    """All runs, the best first, then those without a best checkpoint, and those that failed."""
+    """All runs, the best first, then those without a best checkpoint, and those that failed.
+
+    Those that are judged by something else are in a section of their own.
+    """
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [(_rank(outcome), each, outcome) for each, outcome in ended]
     for column in rows[0][1].label:
@@ -243,7 +268,14 @@ def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
     shown.add_column("validation", no_wrap=True)
     shown.add_column("iteration", justify="right", no_wrap=True)
     shown.add_column("run", overflow="fold")
-    for _, each, outcome in sorted(rows, key=lambda row: row[0]):
+    judged = list(dict.fromkeys(_judged_by(each, outcome) for _, each, outcome in rows))
+    rows.sort(key=lambda row: (row[0][0], judged.index(_judged_by(*row[1:])), row[0]))
+    before = None
+    for _, each, outcome in rows:
+        by = _judged_by(each, outcome)
+        if before is not None and by is not None and by != before:
+            shown.add_section()
+        before = by
         best = None if isinstance(outcome, str) else outcome.best
         text = "failed" if isinstance(outcome, str) else "none met the budget"
         shown.add_row(
@@ -257,6 +289,14 @@ def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
         shown.add_section()
         shown.add_row("mean", _mean(scores))
     return shown
+
+
+def _judged_by(planned: Planned, outcome: Outcome | str) -> tuple[str | None, ...] | None:
+    """What a run was judged by; None where it has no best checkpoint."""
+    if isinstance(outcome, str) or outcome.best is None:
+        return None
+    config, name = planned.config, outcome.best.get("measure")
+    return name, config.metric, config.loss if config.metric is None and name else None
 
 
 def _mean(scores: Sequence[Mapping[str, Any]]) -> str:
