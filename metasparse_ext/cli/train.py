@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from metasparse_ext.cli.messages import (
 )
 from metasparse_ext.cli.options import base_fields, configure, over, run_options
 from metasparse_ext.cli.settings import read_settings, settings_of
-from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError
+from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError, build
 from metasparse_ext.training.distributed import Workers, first_process, joined
 from metasparse_ext.training.parts import require_parts
 from metasparse_ext.training.reporters import REPORTERS
@@ -45,11 +44,13 @@ class Planned:
         run: Its folder.
         config: What to train.
         label: What to call it in a table, by column.
+        refused: Why it cannot be trained, if that is known before.
     """
 
     run: Run
     config: RunConfig
     label: Mapping[str, str]
+    refused: str | None = None
 
 
 def _seeds(
@@ -136,19 +137,52 @@ def sweep(file: Path, reports: tuple[str, ...], out: Path, resume: bool, **flags
     """
     settings = read_settings(file)
     given = _given(flags)
-    planned, refused = [], []
+    planned, wrong = [], []
+    shapes: dict[Any, Any] = {}
     for setting in settings_of(file, settings, given):
         run = Run(out / setting.name)
         try:
             config = _configured(run, None, given, setting.fields, resume=resume)
-            checked(partial(require_parts, config))
         except UserError as error:
-            refused.append(f"{setting.name}: {error}")
+            wrong.append(f"{setting.name}: {error}")
         else:
-            planned.append(Planned(run, config, setting.label))
-    if refused:  # before the first is trained: hours later is too late
-        raise UserError("; ".join(refused))
+            refused = _refusal(config, shapes)
+            planned.append(Planned(run, config, setting.label, refused))
+    if all(each.refused for each in planned):
+        wrong += [f"{each.run.folder.name}: {each.refused}" for each in planned]
+    if wrong:
+        raise UserError("; ".join(wrong))
     train_all(planned, resume=resume, reports=reports)
+
+
+def _refusal(config: RunConfig, shapes: dict[Any, Any]) -> str | None:
+    """Why a run cannot be built, so that it is said before hours are spent on others.
+
+    Args:
+        config: Of the run.
+        shapes: Of the inputs, and numbers to predict, of the data seen before; more are added.
+    """
+
+    def built() -> None:
+        require_parts(config)
+        fields = ["data", "root", "image_size"]
+        if build.is_own(config.data):
+            fields += ["ways", "shots", "queries", "tasks", "seed"]
+        key = tuple(getattr(config, name) for name in fields)
+        if key not in shapes:
+            classes = build.images(config, "train")
+            shapes[key] = classes.shape, build.outputs(classes)
+        shape, outputs = shapes[key]
+        build.learner(config.replace(device="cpu", init_from=None), shape, outputs=outputs)
+
+    try:
+        checked(built)
+    except Exception as error:
+        said = foreseen(error)
+        if said is None:
+            raise
+        return said[0]
+    return None
 
 
 def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = ()) -> None:
@@ -165,15 +199,18 @@ def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = 
     ended: list[tuple[Planned, Outcome | str]] = []
     with ExitStack() as stack:
         workers = checked(lambda: stack.enter_context(joined(devices.pop())))
-        for number, each in enumerate(planned, 1):
+        for each in planned:
+            if each.refused:
+                say(shown_on, f"{each.run}: {each.refused}")
+                ended.append((each, each.refused))
+        left = [each for each in planned if not each.refused]
+        for number, each in enumerate(left, 1):
             if len(planned) > 1:
-                say(shown_on, f"{each.run} ({number} of {len(planned)})")
+                say(shown_on, f"{each.run} ({number} of {len(left)})")
             elif resume and not each.run.started:
                 say(shown_on, f"nothing to resume in {each.run}: starting")
             try:
                 ended.append((each, _trained(each, workers, shown_on, reports)))
-            except click.Abort:
-                raise
             except Exception as error:
                 said = foreseen(error)
                 # Of several processes all must go on together.
