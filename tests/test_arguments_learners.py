@@ -171,9 +171,10 @@ CALLS: dict[str, Call] = {
         lambda: {**EVALUATION, "usage": {}},
         **dict.fromkeys(("distributions", "usage"), MAPPINGS),
         **dict.fromkeys(
-            ("accuracy", "interval", "active", "macs"), ("fraction", "huge", "negative")
+            ("accuracy", "interval"), ("fraction", "huge", "negative", "nan", "infinity")
         ),
-        **dict.fromkeys(("tasks", "kernels", "dense_macs"), ("huge",)),
+        **dict.fromkeys(("active", "macs"), ("fraction", "huge", "negative")),
+        **dict.fromkeys(("tasks", "kernels", "dense_macs", "unscored"), ("huge",)),
         accuracies=("list", "empty list"),
         episodes=EMPTY,
         loss=("fraction", "huge", "negative", "nan", "infinity"),

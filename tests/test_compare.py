@@ -17,7 +17,7 @@ from metasparse_ext.training import (
     compare,
     evaluate_run,
 )
-from metasparse_ext.training.evaluation import find, kept
+from metasparse_ext.training.kept import find, kept
 from metasparse_ext.training.paired import paired_test, t_quantile, two_sided_p
 from metasparse_ext.training.setting import Setting
 

@@ -89,7 +89,8 @@ def test_the_metric_takes_the_place_of_accuracy(tmp_path):
     Trainer(config(), ours).fit()
     Trainer(config(), own, metric=accuracy).fit()
     for one, other in zip(timeless(ours), timeless(own), strict=True):
-        assert one.pop("accuracy") == pytest.approx(other.pop("accuracy"))
+        assert one.pop("accuracy") == pytest.approx(other.pop("own_accuracy"))
+        assert other.pop("measure") == "own_accuracy"
         interval = other.pop("interval", None)
         assert one.pop("interval", None) == (interval and pytest.approx(interval))
         assert one == other
@@ -326,8 +327,10 @@ def test_data_that_end_are_refused_where_they_are_needed(tmp_path):
     with pytest.raises(ValueError, match="its meta-batches ended after 3, and training goes on"):
         Trainer(config(data="own"), Run(tmp_path / "a"), data=few).fit()
     few = {"train": own_parts.Sampler(), "val": [own_parts.batch(1)]}
-    with pytest.raises(ValueError, match="expected batches to be those of 4 tasks, got 2"):
-        Trainer(config(data="own"), Run(tmp_path / "b"), data=few).fit()
+    said = r"validation_tasks to be at most 2, the tasks of .*/val, got 4"
+    with pytest.raises(ValueError, match=said):
+        Trainer(config(data="own"), Run(tmp_path / "b"), data=few)
+    assert not Run(tmp_path / "b").started
     wide = {"train": own_parts.Sampler(tasks=3), "val": own_parts.Sampler()}
     with pytest.raises(ValueError, match="each meta-batch to be of 2 tasks, as tasks says, got 3"):
         Trainer(config(data="own"), Run(tmp_path / "c"), data=wide).fit()

@@ -16,6 +16,7 @@ from metasparse_ext.training import Run, RunConfig, Trainer, checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+MINE = "support.own_parts"
 FIELDS = {
     **{"learner": "maml", "data": "sinusoid", "tasks": 2, "queries": 3, "iterations": 2},
     **{"validate_every": 2, "validation_tasks": 4},
@@ -79,6 +80,16 @@ def test_a_file_over_a_preset(tmp_path):
     [
         ("a.toml", "learner = ", "a.toml: "),
         ("a.toml", "iteration = 3", "unknown field 'iteration': did you mean iterations?"),
+        (
+            "a.toml",
+            "inner_lr = 0.1",
+            "'inner_lr': an option of the learner is options.inner_lr, or",
+        ),
+        (
+            "a.toml",
+            'learner = "maml"\n[options]\ninner_step = 1',
+            "maml has no option 'inner_step': did you mean inner_steps?",
+        ),
         ("a.toml", "options = 3", "expected options to be a table, got 3"),
         ("a.toml", "[grid]", "a grid is of `metasparse sweep`"),
         ("a.json", "[1]", "expected fields with values, got list"),
@@ -230,7 +241,13 @@ def test_a_setting_that_diverges_does_not_stop_the_others(tmp_path):
         (("[grid]", "shots = []"), "of lists, got shots = []"),
         (("[grid]", "options = [1]"), "options in a table of its own, got [1]"),
         (("[grid]", "shots = [1, 1]"), "every setting of the grid to be another one"),
-        (("[grid]", "shot = [1, 2]"), "shot"),
+        (("[grid]", "shot = [1, 2]"), "unknown field 'shot': did you mean shots?"),
+        (("[grid]", "inner_lr = [1, 2]"), "unknown field 'inner_lr': an option of the learner is"),
+        (("[grid]", "options.inner_lrr = [1]"), "no option 'inner_lrr': did you mean inner_lr?"),
+        (
+            ("[grid]", 'loss = ["nowhere:loss", "nowhere:error"]'),
+            "loss=nowhere-loss: RunConfig: expected loss to be package",
+        ),
         (("[grid]", "shots = [1, 'many']"), "expected shots to be an integer"),
         (("[grid]", "seed = [1]"), "--seed was given, and seed is in the grid"),
         (("[grid]", 'device = ["cpu", "cuda"]'), "expected one device for all runs, got cpu, cuda"),
@@ -241,6 +258,34 @@ def test_a_grid_that_is_wrong_is_one_line(tmp_path, lines, sentence):
     result = invoke("sweep", file, "--seed", 1, "--out", tmp_path / "runs")
     assert sentence in one_line(result)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_setting_that_fails_does_not_stop_the_others(tmp_path):
+    grid = ("[grid]", "options.inner_lr = [-1.0, 0.01]", f'metric = ["mae", "{MINE}:late"]')
+    file = written(tmp_path / "sweep.toml", *grid)
+    result = invoke("sweep", file, "--out", tmp_path / "runs")
+    assert result.exit_code == 1
+    said = " ".join(result.stdout.split())
+    # What can be told before is told before.
+    first = said.index("(1 of 2)")
+    assert said.count("MAML: expected inner_lr to be above 0, got -1.0", 0, first) == 2
+    assert "KeyError: 'of my own' (own_parts.py, line" in said
+    table = result.stdout[result.stdout.index("validation", result.stdout.rindex("(2 of 2)")) :]
+    assert result.stdout.count(" failed ") == 3
+    assert table.index("mae") < table.index("late")
+
+
+def test_what_is_judged_by_different_losses_is_not_ranked_together(tmp_path):
+    grid = ("[grid]", f'loss = ["mse", "{MINE}:squared"]', "shots = [1, 2]")
+    file = written(tmp_path / "sweep.toml", *grid)
+    result = invoke("sweep", file, "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    table = result.stdout[result.stdout.rindex("iteration   run") :].splitlines()
+    first, *_, last = (number for number, line in enumerate(table) if "mse" in line.split()[:1])
+    others = [number for number, line in enumerate(table) if "squared" in line]
+    assert last < others[0]
+    assert any(not line.strip() for line in table[last + 1 : others[0]])
+    assert first < last
 
 
 def test_folders_are_named_by_what_differs(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,8 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from metasparse_ext.training import Comparison, Reporter, Run, RunConfig, RunEvaluation, metrics
-from metasparse_ext.training.evaluation import find, require_one_task, usage
+from metasparse_ext.training import (
+    CheckpointError,
+    Comparison,
+    Reporter,
+    Run,
+    RunConfig,
+    RunEvaluation,
+    metrics,
+)
+from metasparse_ext.training.evaluation import require_one_task
+from metasparse_ext.training.kept import find, require_present, usage
+
+logger = logging.getLogger("metasparse_ext")
 
 _SMOOTHING = 0.95
 _SECONDS_BETWEEN_LINES = 10.0
@@ -60,7 +73,7 @@ def score_text(record: Mapping[str, Any]) -> str:
     Of another measure than accuracy, with its name: "mse 0.52 ± 0.04".
     """
     name = record.get("measure", "accuracy")
-    value, interval = record[name], record["interval"]
+    value, interval = _value(record[name]), _value(record["interval"])
     if name == "accuracy":
         return f"{value:.2%} ± {interval:.2%}"
     return f"{name} {value:.4g} ± {interval:.2g}"
@@ -73,7 +86,8 @@ def validation_text(record: Mapping[str, Any], best: bool) -> str:
     measure = record.get("measure", "accuracy")
     shown = ".2%" if measure == "accuracy" else ".4g"
     parts = "".join(
-        f", {name} {score[measure]:{shown}}" for name, score in record["distributions"].items()
+        f", {name} {_value(score[measure]):{shown}}"
+        for name, score in record["distributions"].items()
     )
     return (
         f"iteration {record['iteration']}: validation {score_text(record)} "
@@ -248,6 +262,9 @@ def remark(evaluation: RunEvaluation) -> str:
         text += f", {evaluation.adapt_steps} steps of adaptation"
     for name, score in evaluation.numbers.get("distributions", {}).items():
         text += f"; on {name} {_score(score, evaluation.measure)}"
+    unscored = evaluation.numbers.get("unscored")
+    if unscored:
+        text += f"; {evaluation.measure} has no finite value on {unscored} tasks"
     if evaluation.budget is None:
         return text
     achieved = (
@@ -272,7 +289,12 @@ def _cells(evaluation: RunEvaluation) -> tuple[str, str, str, str]:
 
 
 def _score(score: Mapping[str, Any], measure: str) -> str:
-    return _number(score[measure], score["interval"], measure)
+    return _number(_value(score[measure]), _value(score["interval"]), measure)
+
+
+def _value(number: float | None) -> float:
+    """A number of JSON, which has null where there is no finite one."""
+    return math.nan if number is None else number
 
 
 def _number(value: float, around: float, measure: str, sign: str = "") -> str:
@@ -296,6 +318,8 @@ def draw_figures(
     Returns:
         The pictures written.
 
+    An evaluation of another checkpoint than the run's best one is now is left out, with a warning.
+
     Raises:
         ValueError: If those evaluations are on tasks of several kinds.
     """
@@ -303,6 +327,12 @@ def draw_figures(
 
     evaluations = {label: find(run, **setting) for label, run in runs.items()}
     evaluated = {label: each for label, each in evaluations.items() if each is not None}
+    for label, each in tuple(evaluated.items()):
+        try:
+            require_present(runs[label], each, "`metasparse evaluate` makes another")
+        except CheckpointError as error:
+            logger.warning("%s; it is left out", error)
+            del evaluated[label]
     if evaluated:
         require_one_task("plot", evaluated)
     drawn = []
@@ -310,13 +340,14 @@ def draw_figures(
     if any(records.values()):
         drawn.append(folder / "learning-curves.png")
         plots.learning_curves(records, drawn[-1], against=against, title="Meta-training")
-    if evaluated:
+    if any(math.isfinite(each.score) for each in evaluated.values()):
         drawn.append(folder / "accuracy-macs.png")
         points = [
             plots.Point(
                 label, each.numbers["macs"], each.score, each.numbers["interval"], each.measure
             )
             for label, each in evaluated.items()
+            if math.isfinite(each.score)
         ]
         first = next(iter(evaluated.values()))
         plots.accuracy_against_macs(points, drawn[-1], title=first.setting)

@@ -13,7 +13,8 @@ from metasparse_ext import _atomic as atomic
 from metasparse_ext.cli.display import comparison_table, draw_figures, remark, table
 from metasparse_ext.cli.messages import checked, console, folder, say
 from metasparse_ext.training import Run, RunEvaluation, compare, metrics
-from metasparse_ext.training.evaluation import evaluate_best, keep, require_alike
+from metasparse_ext.training.evaluation import evaluate_best, require_alike
+from metasparse_ext.training.kept import keep
 
 
 def _setting(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,6 +46,13 @@ class EnvironmentVariableError(Exception):
     """An environment variable that is unknown, or whose value cannot be used."""
 
 
+# Errors whose text is for the user as it is.
+_TOLD = (
+    *(DataError, CheckpointError, RunInUseError, EnvironmentVariableError),
+    *(TrainingError, FloatingPointError, CaptureError),
+)
+
+
 class OneLineErrors(click.Group):
     """A group that reports every foreseen error as one line on stderr."""
 
@@ -59,27 +66,12 @@ class OneLineErrors(click.Group):
             code = 2
         except click.Abort:
             code = INTERRUPTED
-        except (
-            click.ClickException,
-            DataError,
-            CheckpointError,
-            RunInUseError,
-            EnvironmentVariableError,
-        ) as error:
-            code = _report(error, 2)
-        except OSError as error:
-            code = _report(UserError(_of_system(error)), 2)
-        except MemoryError as error:
-            code = _report(UserError(f"there is not enough memory: {error}"), 2)
-        except (TrainingError, FloatingPointError, CaptureError) as error:
-            code = _report(error, 1)
         except Exception as error:
-            if isinstance(error, RuntimeError) and "memory" in str(error):
-                code = _report(UserError(str(error).splitlines()[0]), 2)
-            elif any_imported():  # code of the user's own, for all we know
-                code = _report(UserError(blame(error)), 2)
-            else:
+            said = foreseen(error)
+            if said is None:
                 raise
+            text, code = said
+            click.echo(f"metasparse: {text}", err=True)
         sys.exit(code)
 
 
@@ -138,10 +130,24 @@ def _of_system(error: OSError) -> str:
     return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
-def _report(error: Exception, code: int) -> int:
-    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-    click.echo(f"metasparse: {' '.join(message.split())}", err=True)
-    return code
+def foreseen(error: Exception) -> tuple[str, int] | None:
+    """What a user is told of an error, in a line, and the exit code; None of a fault of ours."""
+    code = 1 if isinstance(error, (TrainingError, FloatingPointError, CaptureError)) else 2
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, _TOLD):
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = _of_system(error)
+    elif isinstance(error, MemoryError):
+        text = f"there is not enough memory: {error}"
+    elif isinstance(error, RuntimeError) and "memory" in str(error):
+        text = str(error).splitlines()[0]
+    elif any_imported():  # code of the user's own, for all we know
+        text = blame(error)
+    else:
+        return None
+    return " ".join(text.split()), code
 
 
 def check_environment(variables: Mapping[str, str] = os.environ) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -155,6 +156,7 @@ def configure(learner: str | None, given: Mapping[str, Any], base: Mapping[str, 
             "`metasparse learners` lists them"
         )
     kind = find_learner(learner)
+    _require_options(learner, kind, base.get("options", {}))
     options = {**base.get("options", {}), **_chosen_options(learner, kind, given)}
     names = {entry.name for entry in dataclasses.fields(RunConfig)}
     fields = {name: value for name, value in given.items() if name in names}
@@ -174,7 +176,9 @@ def _chosen_options(
     for name in (*chosen, *settings):
         if name not in options:
             flag = "--order" if name == "first_order" and name in chosen else name
-            raise UserError(f"{learner} has no option {flag}; it has {', '.join(options)}")
+            near = difflib.get_close_matches(flag, options, 1)
+            hint = f": did you mean {near[0]}?" if near else f"; it has {', '.join(options)}"
+            raise UserError(f"{learner} has no option {flag}{hint}")
     for name in {"loss", "metric"} & settings.keys():
         raise UserError(f"--set {name}: expected --{name} NAME")
     for name, text in settings.items():
@@ -183,6 +187,19 @@ def _chosen_options(
         except ValueError as error:
             raise UserError(f"{learner}: {name}: {error}") from error
     return chosen
+
+
+def _require_options(learner: str, kind: type[MetaLearner], names: Iterable[str]) -> None:
+    """Refuses options of a file or a preset that the learner has not."""
+    _, *parameters = inspect.signature(kind).parameters.values()  # the first is the model
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    there = [p.name for p in parameters]
+    for name in names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(there)}"
+            raise UserError(f"{learner} has no option {name!r}: {hint}")
 
 
 def learner_options(kind: type[MetaLearner]) -> dict[str, Parameter]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.cli.messages import UserError
+from metasparse_ext.cli.options import learner_options
 from metasparse_ext.training import RunConfig
 from metasparse_ext.training.config import FORMER
 
@@ -40,15 +42,31 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected fields with values, got {type(fields).__name__}")
-    names = {entry.name for entry in dataclasses.fields(RunConfig)} | {FORMER, "grid"}
-    for name in fields:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise UserError(f"{path}: unknown field {name!r}{hint}")
+    _require_known(path, fields, fields.get("learner"))
     if not isinstance(fields.get("options", {}), Mapping):
         raise UserError(f"{path}: expected options to be a table, got {fields['options']!r}")
     return fields
+
+
+def _require_known(path: Path, fields: Mapping[str, Any], learner: Any) -> None:
+    """Refuses a field that there is not, and says which may be meant."""
+    names = {entry.name for entry in dataclasses.fields(RunConfig)} | {FORMER, "grid"}
+    for name in fields:
+        if name in names:
+            continue
+        near = difflib.get_close_matches(str(name), names, 1)
+        if name in _options(learner):
+            hint = f": an option of the learner is options.{name}, or {name} below [options]"
+        else:
+            hint = f": did you mean {near[0]}?" if near else ""
+        raise UserError(f"{path}: unknown field {name!r}{hint}")
+
+
+def _options(learner: Any) -> set[str]:
+    """The options of a learner of ours or, where it is another or none is named, of them all."""
+    ours = isinstance(learner, str) and learner in LEARNERS
+    kinds = [LEARNERS[learner]] if ours else LEARNERS.values()
+    return {name for kind in kinds for name in learner_options(kind)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,7 @@ def settings_of(path: Path, settings: Mapping[str, Any], given: Mapping[str, Any
         UserError: If the grid is none, or two combinations have one name.
     """
     fields = {name: value for name, value in settings.items() if name != "grid"}
-    axes = _axes(path, settings.get("grid"))
+    axes = _axes(path, settings.get("grid"), settings.get("learner"))
     for (_, name), _ in axes:
         if name in given:
             flag = f"--{name.replace('_', '-')}"
@@ -101,10 +119,11 @@ def settings_of(path: Path, settings: Mapping[str, Any], given: Mapping[str, Any
 _Axis = tuple[tuple[bool, str], list[Any]]
 
 
-def _axes(path: Path, grid: Any) -> list[_Axis]:
+def _axes(path: Path, grid: Any, learner: Any) -> list[_Axis]:
     wanted = f"{path}: expected a table [grid] of lists"
     if not isinstance(grid, Mapping) or not grid:
         raise UserError(f"{wanted}, got {'none' if grid is None else repr(grid)}")
+    _require_known(path, grid, learner)
     options = grid.get("options", {})
     if not isinstance(options, Mapping):
         raise UserError(f"{wanted}, options in a table of its own, got {options!r}")

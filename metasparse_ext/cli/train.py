@@ -17,11 +17,20 @@ from rich.table import Table
 
 from metasparse_ext._entries import is_label
 from metasparse_ext.cli.display import reporter, score_text
-from metasparse_ext.cli.messages import INTERRUPTED, UserError, checked, console, folder, say
+from metasparse_ext.cli.messages import (
+    INTERRUPTED,
+    UserError,
+    checked,
+    console,
+    folder,
+    foreseen,
+    say,
+)
 from metasparse_ext.cli.options import base_fields, configure, over, run_options
 from metasparse_ext.cli.settings import read_settings, settings_of
-from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError
+from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError, build
 from metasparse_ext.training.distributed import Workers, first_process, joined
+from metasparse_ext.training.parts import require_parts
 from metasparse_ext.training.reporters import REPORTERS
 
 _FILE = click.Path(path_type=Path)
@@ -35,11 +44,13 @@ class Planned:
         run: Its folder.
         config: What to train.
         label: What to call it in a table, by column.
+        refused: Why it cannot be trained, if that is known before.
     """
 
     run: Run
     config: RunConfig
     label: Mapping[str, str]
+    refused: str | None = None
 
 
 def _seeds(
@@ -122,16 +133,56 @@ def sweep(file: Path, reports: tuple[str, ...], out: Path, resume: bool, **flags
     """Train a run for every combination of the lists under [grid] in FILE.
 
     FILE is one of `metasparse train --config`; flags are those of train. Ends with a table of all
-    runs, the best first; a run that diverges does not stop the others.
+    runs, the best first; a run that diverges, or fails, does not stop the others.
     """
     settings = read_settings(file)
     given = _given(flags)
-    planned = []
+    planned, wrong = [], []
+    shapes: dict[Any, Any] = {}
     for setting in settings_of(file, settings, given):
         run = Run(out / setting.name)
-        config = _configured(run, None, given, setting.fields, resume=resume)
-        planned.append(Planned(run, config, setting.label))
+        try:
+            config = _configured(run, None, given, setting.fields, resume=resume)
+        except UserError as error:
+            wrong.append(f"{setting.name}: {error}")
+        else:
+            refused = _refusal(config, shapes)
+            planned.append(Planned(run, config, setting.label, refused))
+    if all(each.refused for each in planned):
+        wrong += [f"{each.run.folder.name}: {each.refused}" for each in planned]
+    if wrong:
+        raise UserError("; ".join(wrong))
     train_all(planned, resume=resume, reports=reports)
+
+
+def _refusal(config: RunConfig, shapes: dict[Any, Any]) -> str | None:
+    """Why a run cannot be built, so that it is said before hours are spent on others.
+
+    Args:
+        config: Of the run.
+        shapes: Of the inputs, and numbers to predict, of the data seen before; more are added.
+    """
+
+    def built() -> None:
+        require_parts(config)
+        fields = ["data", "root", "image_size"]
+        if build.is_own(config.data):
+            fields += ["ways", "shots", "queries", "tasks", "seed"]
+        key = tuple(getattr(config, name) for name in fields)
+        if key not in shapes:
+            classes = build.images(config, "train")
+            shapes[key] = classes.shape, build.outputs(classes)
+        shape, outputs = shapes[key]
+        build.learner(config.replace(device="cpu", init_from=None), shape, outputs=outputs)
+
+    try:
+        checked(built)
+    except Exception as error:
+        said = foreseen(error)
+        if said is None:
+            raise
+        return said[0]
+    return None
 
 
 def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = ()) -> None:
@@ -139,7 +190,7 @@ def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = 
 
     Raises:
         SystemExit: If training was interrupted, or one of several runs failed.
-        TrainingError: If the only one failed.
+        Exception: What the only one failed with.
     """
     shown_on = console(quiet=not first_process())
     devices = {each.config.device for each in planned}
@@ -148,18 +199,26 @@ def train_all(planned: list[Planned], *, resume: bool, reports: Sequence[str] = 
     ended: list[tuple[Planned, Outcome | str]] = []
     with ExitStack() as stack:
         workers = checked(lambda: stack.enter_context(joined(devices.pop())))
-        for number, each in enumerate(planned, 1):
+        for each in planned:
+            if each.refused:
+                say(shown_on, f"{each.run}: {each.refused}")
+                ended.append((each, each.refused))
+        left = [each for each in planned if not each.refused]
+        for number, each in enumerate(left, 1):
             if len(planned) > 1:
-                say(shown_on, f"{each.run} ({number} of {len(planned)})")
+                say(shown_on, f"{each.run} ({number} of {len(left)})")
             elif resume and not each.run.started:
                 say(shown_on, f"nothing to resume in {each.run}: starting")
             try:
                 ended.append((each, _trained(each, workers, shown_on, reports)))
-            except TrainingError as error:
-                if len(planned) == 1:
+            except Exception as error:
+                said = foreseen(error)
+                # Of several processes all must go on together.
+                alone = workers.size == 1 or isinstance(error, TrainingError)
+                if len(planned) == 1 or said is None or not alone:
                     raise
-                say(shown_on, f"{each.run}: {error}")
-                ended.append((each, str(error)))
+                say(shown_on, f"{each.run}: {said[0]}")
+                ended.append((each, said[0]))
     if len(planned) > 1:
         shown_on.print(_summary(ended))
     if any(isinstance(outcome, str) for _, outcome in ended):
@@ -235,7 +294,10 @@ def _ending(run: Run, outcome: Outcome) -> str:
 
 
 def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
-    """All runs, the best first, then those without a best checkpoint, and those that failed."""
+    """All runs, the best first, then those without a best checkpoint, and those that failed.
+
+    Those that are judged by something else are in a section of their own.
+    """
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [(_rank(outcome), each, outcome) for each, outcome in ended]
     for column in rows[0][1].label:
@@ -243,7 +305,14 @@ def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
     shown.add_column("validation", no_wrap=True)
     shown.add_column("iteration", justify="right", no_wrap=True)
     shown.add_column("run", overflow="fold")
-    for _, each, outcome in sorted(rows, key=lambda row: row[0]):
+    judged = list(dict.fromkeys(_judged_by(each, outcome) for _, each, outcome in rows))
+    rows.sort(key=lambda row: (row[0][0], judged.index(_judged_by(*row[1:])), row[0]))
+    before = None
+    for _, each, outcome in rows:
+        by = _judged_by(each, outcome)
+        if before is not None and by is not None and by != before:
+            shown.add_section()
+        before = by
         best = None if isinstance(outcome, str) else outcome.best
         text = "failed" if isinstance(outcome, str) else "none met the budget"
         shown.add_row(
@@ -257,6 +326,14 @@ def _summary(ended: Sequence[tuple[Planned, Outcome | str]]) -> Table:
         shown.add_section()
         shown.add_row("mean", _mean(scores))
     return shown
+
+
+def _judged_by(planned: Planned, outcome: Outcome | str) -> tuple[str | None, ...] | None:
+    """What a run was judged by; None where it has no best checkpoint."""
+    if isinstance(outcome, str) or outcome.best is None:
+        return None
+    config, name = planned.config, outcome.best.get("measure")
+    return name, config.metric, config.loss if config.metric is None and name else None
 
 
 def _mean(scores: Sequence[Mapping[str, Any]]) -> str:

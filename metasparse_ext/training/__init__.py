@@ -3,7 +3,8 @@
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.compare import Comparison, Contender, compare
 from metasparse_ext.training.config import RunConfig
-from metasparse_ext.training.evaluation import RunEvaluation, evaluate_run, export_masks
+from metasparse_ext.training.evaluation import evaluate_run, export_masks
+from metasparse_ext.training.kept import RunEvaluation
 from metasparse_ext.training.loop import Outcome, Trainer, TrainingError
 from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.paired import Difference

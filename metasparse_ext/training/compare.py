@@ -9,10 +9,12 @@ from itertools import takewhile
 from statistics import fmean, stdev
 from typing import Any
 
+from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_type
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
-from metasparse_ext.training.evaluation import RunEvaluation, find, require_one_task
+from metasparse_ext.training.evaluation import require_one_task
+from metasparse_ext.training.kept import RunEvaluation, find, require_present
 from metasparse_ext.training.paired import Difference, paired_test
 from metasparse_ext.training.run import Run
 from metasparse_ext.training.setting import check_setting
@@ -81,7 +83,9 @@ def compare(
     """Compares runs by the evaluations that they keep, each with the first by a paired t-test.
 
     Runs of one configuration but for the seed are trainings of one contender: the accuracy on a
-    task is the mean over them, and how far they spread is said.
+    task is the mean over them, and how far they spread is said. A run whose learner, model,
+    optimizer, loss or metric came as an object without a name is a contender alone: what it was
+    made with is not in its configuration.
 
     Args:
         runs: The runs; the first, and those that belong to it, is what others are compared to.
@@ -89,7 +93,8 @@ def compare(
             :func:`~metasparse_ext.training.evaluate_run` takes them; by default the runs' own.
 
     Raises:
-        CheckpointError: If a run keeps no such evaluation, or one without the tasks' accuracies.
+        CheckpointError: If a run keeps no such evaluation, or one without the tasks' accuracies, or
+            of another checkpoint than its best one is now.
         ValueError: If the runs make fewer than two contenders, or were not evaluated on the same
             tasks.
     """
@@ -108,7 +113,7 @@ def compare(
     _require_same_episodes({label: evaluation for label, (_, evaluation) in found.items()})
     by_task = [_by_task([found[label][1] for label in group]) for group in groups]
     contenders = [
-        _contender(group, found, None if number == 0 else paired_test(by_task[0], by_task[number]))
+        _contender(group, found, None if number == 0 else _difference(by_task[0], by_task[number]))
         for number, group in enumerate(groups)
     ]
     return Comparison(next(iter(found.values()))[1], tuple(contenders))
@@ -123,6 +128,9 @@ def _kept(run: Run, setting: Mapping[str, Any]) -> RunEvaluation:
         raise CheckpointError(
             f"{run}: its evaluation does not say the accuracy on each task; {command}"
         )
+    if evaluation.numbers[evaluation.measure] is None:
+        raise CheckpointError(f"{run}: {evaluation.measure} has no finite value on any task")
+    require_present(run, evaluation, command)
     return evaluation
 
 
@@ -145,6 +153,8 @@ def _grouped(found: Mapping[str, tuple[RunConfig, RunEvaluation]]) -> list[list[
         kind = {**config.to_dict(), "steps": evaluation.adapt_steps}
         kind = {name: value for name, value in kind.items() if name not in _OF_A_TRAINING}
         kind["pretrained"] = config.init_from is not None
+        if _has_object(config):
+            kind["alone"] = label
         for other, seeds, labels in groups:
             # The same seed twice is no second training.
             if other == kind and config.seed not in seeds:
@@ -154,6 +164,12 @@ def _grouped(found: Mapping[str, tuple[RunConfig, RunEvaluation]]) -> list[list[
         else:
             groups.append((kind, {config.seed}, [label]))
     return [labels for _, _, labels in groups]
+
+
+def _has_object(config: RunConfig) -> bool:
+    """Whether something was an object: its options are not in the configuration."""
+    parts = (config.learner, config.model, config.optimizer, config.loss, config.metric)
+    return any(part is not None and _entries.is_label(part) for part in parts)
 
 
 def _require_same_episodes(evaluations: Mapping[str, RunEvaluation]) -> None:
@@ -167,10 +183,16 @@ def _require_same_episodes(evaluations: Mapping[str, RunEvaluation]) -> None:
             refuse("compare", "evaluations", "on the same tasks", came)
 
 
-def _by_task(evaluations: Sequence[RunEvaluation]) -> list[float]:
-    """The mean accuracy of trainings on each task."""
+def _by_task(evaluations: Sequence[RunEvaluation]) -> list[float | None]:
+    """The mean accuracy of trainings on each task; None where a metric has no value for one."""
     each = (evaluation.numbers["accuracies"] for evaluation in evaluations)
-    return [fmean(task) for task in zip(*each, strict=True)]
+    return [None if None in task else fmean(task) for task in zip(*each, strict=True)]
+
+
+def _difference(first: Sequence[float | None], second: Sequence[float | None]) -> Difference:
+    """The paired test on the tasks on which both have a value."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if None not in (a, b)]
+    return paired_test([a for a, _ in pairs], [b for _, b in pairs])
 
 
 def _contender(

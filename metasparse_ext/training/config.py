@@ -205,8 +205,8 @@ class RunConfig:
 
         A run that goes on must be given the configuration it was begun with. Fields on which the
         numbers do not depend may differ, a constant schedule may grow longer, and what mends a run
-        that was not finite, or short of memory, is taken too: its numbers are no longer those of a
-        run that was never stopped.
+        that was not finite, or short of memory or of validation tasks, is taken too: its numbers
+        are no longer those of a run that was never stopped.
 
         Args:
             begun: That configuration.
@@ -231,8 +231,8 @@ class RunConfig:
 
 
 def _mends(name: str, was: Any, now: Any) -> bool:
-    """Whether a change may help a run that was not finite, or short of memory."""
-    if name in ("on_nonfinite", "memory"):
+    """Whether a change may help a run that was not finite, or short of memory or of tasks."""
+    if name in ("on_nonfinite", "memory", "validation_tasks"):
         return True
     if name in ("meta_lr", "mask_lr"):
         return was is not None and now is not None and now < was

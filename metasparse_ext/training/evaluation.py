@@ -1,16 +1,8 @@
-"""Evaluations of runs: made, kept in their folders, and read again."""
+"""Evaluations of runs, and the masks that they learned."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
-import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext import _entries
 from metasparse_ext import data as data_sets
 from metasparse_ext._arguments import (
     refuse,
@@ -27,65 +20,18 @@ from metasparse_ext._arguments import (
     require_text,
     require_type,
 )
-from metasparse_ext._records import check_fields
+from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.training import build, metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
+from metasparse_ext.training.kept import RunEvaluation, keep, kept, npz
 from metasparse_ext.training.parts import Data, Learner, Model, Parts
 from metasparse_ext.training.run import Run
-from metasparse_ext.training.scores import LATER, Evaluation, evaluate
+from metasparse_ext.training.scores import Evaluation, evaluate
 from metasparse_ext.training.setting import Setting, check_setting
 
 _SEED = 2_000_003
-# A list of numbers in indented JSON, a line each.
-_NUMBERS = re.compile(r"\[\n([-+.,\deE\s]+)\]")
-
-
-@dataclass(frozen=True)
-class RunEvaluation:
-    """An evaluation of a run, as kept in its folder.
-
-    Attributes:
-        setting: Data set, split and kind of task, in words.
-        name: The split, and what differs from the run's own setting: what its files are called.
-        drawn: How the tasks were drawn, ``data``, ``split``, ``ways``, ``shots`` and ``queries``;
-            empty in files of earlier versions.
-        adapt_steps: Gradient steps of adaptation; without meaning where a solver adapts.
-        checkpoint: ``best`` or, where no checkpoint met the budget, ``last``.
-        iteration: Meta-iterations behind that checkpoint.
-        budget: Fraction of kernels asked for, if any.
-        seconds: Median seconds of a training iteration, if the run has metrics.
-        numbers: The fields of :class:`Evaluation`, without the kernel usage.
-    """
-
-    setting: str
-    adapt_steps: int
-    checkpoint: str
-    iteration: int
-    budget: float | None
-    seconds: float | None
-    numbers: Mapping[str, Any]
-    name: str = ""
-    drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        wanted = {entry.name for entry in dataclasses.fields(Evaluation)} - {"usage", "measure"}
-        named = {"accuracy" if name == self.measure else name for name in self.numbers}
-        fits = (named | LATER.keys()) - {"measure"} == wanted
-        require(fits, "RunEvaluation", "numbers", "those of an Evaluation", sorted(self.numbers))
-        Evaluation.from_dict(self.numbers)
-
-    @property
-    def measure(self) -> str:
-        """What the run was judged by: the key of its ``score`` among the numbers."""
-        return self.numbers.get("measure", "accuracy")
-
-    @property
-    def score(self) -> float:
-        """The accuracy, or what takes its place."""
-        return self.numbers[self.measure]
 
 
 def evaluate_run(run: Run, **options: Any) -> RunEvaluation:
@@ -151,7 +97,7 @@ def evaluate_best(
     given = Parts(data=own, model=model, learner=learner, loss=loss, metric=metric)
     given.check(owner)
     config = _moved(owner, run, root=root, device=device)
-    config = given.require_for(owner, config)
+    begun, config = config, given.require_for(owner, config)
     setting = Setting.of(config, split=split, **named)
     asked = config.replace(
         data=setting.data,
@@ -161,7 +107,9 @@ def evaluate_best(
     )
     classes = _tasks(run, config, asked, split, own)
     outputs = build.outputs(classes)
-    made = build.trained(run, config, classes.shape, outputs=outputs, given=given)
+    if outputs is not None:
+        require(ways is None, owner, "ways", f"None, {classes} has targets, not classes", ways)
+    made = _made(owner, run, config, classes, given)
     changed = adapt_steps is not None and adapt_steps != made.adapt_steps
     if adapt_steps is not None:
         made.adapt_steps = adapt_steps
@@ -171,7 +119,7 @@ def evaluate_best(
         tasks=setting.tasks,
         transductive=setting.transductive,
         distributions=build.distributions(classes),
-        ways=setting.ways,
+        ways=setting.ways if setting.ways < config.ways else None,
     )
     drawn = ("data", "split", "ways", "shots", "queries")
     return RunEvaluation(
@@ -182,9 +130,49 @@ def evaluate_best(
         budget=getattr(made, "budget", None),
         seconds=_seconds(run),
         numbers=found.to_dict(),
-        name=setting.name(config, adapt_steps if changed else None),
+        name=_name(run, begun, setting, adapt_steps if changed else None, found),
         drawn={name: getattr(setting, name) for name in drawn},
     ), found
+
+
+def _made(
+    owner: str, run: Run, config: RunConfig, classes: build.Tasks, given: Parts
+) -> MetaLearner:
+    """The run's learner for some data, or a refusal of data that its network is not for."""
+    shape, outputs = classes.shape, build.outputs(classes)
+    try:
+        return build.trained(run, config, shape, outputs=outputs, given=given)
+    except CheckpointError as error:
+        trained_on = run.image_shape(), run.outputs()
+        if trained_on[0] is None or trained_on == (shape, outputs):
+            raise
+        said = [
+            f"inputs of shape {each}" + ("" if numbers is None else f" and {numbers} targets")
+            for each, numbers in (trained_on, (shape, outputs))
+        ]
+        wanted = f"of {said[0]}, which the network is for"
+        raise ValueError(f"{owner}: expected data to be {wanted}, got {said[1]}") from error
+
+
+def _name(
+    run: Run, begun: RunConfig, setting: Setting, adapt_steps: int | None, found: Evaluation
+) -> str:
+    """The name of an evaluation; on other data than the run's own, another one.
+
+    Objects do not tell whether they are those of the training. Of objects like those, such as
+    arrays, the first that the run is evaluated on are taken for its own.
+    """
+    name = setting.name(begun, adapt_steps)
+    if not _entries.is_label(setting.data):
+        return name
+    if setting.data == begun.data:
+        before = kept(run, name)
+        tasks = None if before is None else before.numbers["tasks"]
+        if before is None or tasks != found.tasks:
+            return name
+        if before.numbers.get("episodes", "") in ("", found.episodes):
+            return name
+    return setting.name(begun, adapt_steps, found.episodes)
 
 
 def require_alike(owner: str, runs: Iterable[Run], **setting: Any) -> None:
@@ -261,18 +249,6 @@ def _tasks(
     return data_sets.load(asked.data, config.root, split, image_size=side, channels=channels)
 
 
-def keep(run: Run, evaluation: RunEvaluation, found: Evaluation) -> None:
-    """Writes an evaluation to the run folder, in files of its name.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    arrays = {name: values.numpy() for name, values in found.usage.items()}
-    atomic.replace(run.usage_path(evaluation.name), _npz(arrays))
-    text = json.dumps(vars(evaluation), indent=2) + "\n"
-    atomic.replace_text(run.evaluation_path(evaluation.name), _NUMBERS.sub(_in_a_line, text))
-
-
 def export_masks(
     run: Run,
     path: str | Path,
@@ -308,65 +284,8 @@ def export_masks(
     masks = build.trained(run, config, shape, outputs=outputs, given=given).masks()
     arrays = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
     small = {name: mask.astype(np.uint8) for name, mask in arrays.items()}
-    atomic.replace(path, _npz(small))
+    atomic.replace(path, npz(small))
     return arrays
-
-
-def kept(run: Run, name: str = "test") -> RunEvaluation | None:
-    """Reads the evaluation of a name that :func:`evaluate_run` kept, if there is one.
-
-    Raises:
-        CheckpointError: If the file is damaged.
-    """
-    path = run.evaluation_path(name)
-    if not path.exists():
-        return None
-    with _reading(path, "evaluation"):
-        # Files of earlier versions do not say their name.
-        return RunEvaluation(**{"name": name, **json.loads(path.read_text(encoding="utf-8"))})
-
-
-def find(run: Run, *, adapt_steps: int | None = None, **setting: Any) -> RunEvaluation | None:
-    """Reads the evaluation in a setting, as :func:`evaluate_best` takes it, if it was kept.
-
-    Raises:
-        CheckpointError: If the folder holds no run, or the file is damaged.
-        TypeError, ValueError: If the setting cannot be.
-    """
-    config = run.config()
-    wanted = Setting.of(config, **setting)
-    # Steps that are the run's own are not part of the name.
-    for steps in dict.fromkeys((adapt_steps, None)):
-        evaluation = kept(run, wanted.name(config, steps))
-        if evaluation is not None and adapt_steps in (None, evaluation.adapt_steps):
-            return evaluation
-    return None
-
-
-def usage(run: Run, name: str = "test") -> dict[str, NDArray[np.float64]] | None:
-    """Reads the fraction of evaluated tasks that used each kernel, (O, I) by layer.
-
-    Raises:
-        CheckpointError: If the file is damaged.
-    """
-    path = run.usage_path(name)
-    if not path.exists():
-        return None
-    with _reading(path, "kernel usage"), np.load(path) as arrays:
-        return dict(arrays)
-
-
-def _in_a_line(numbers: re.Match[str]) -> str:
-    return f"[{' '.join(numbers[1].split())}]"
-
-
-@contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: not a whole file of {what} ({reason})") from error
 
 
 def _moved(owner: str, run: Run, *, root: str | None, device: str | None) -> RunConfig:
@@ -384,9 +303,3 @@ def _seconds(run: Run) -> float | None:
         return None
     times = [record["seconds"] for record in metrics.read(run.metrics_path) if "seconds" in record]
     return median(times) if times else None
-
-
-def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()

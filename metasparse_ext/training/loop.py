@@ -6,14 +6,14 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from metasparse_ext.data import TaskBatch
 from metasparse_ext.training import metrics, outer
 from metasparse_ext.training.distributed import StopRequest
 from metasparse_ext.training.meta_step import MOST_SKIPPED
@@ -99,9 +99,12 @@ class Trainer(Session):
 
     def _train(self) -> None:
         config = self.config
+        owed = self.workers.any(self._owes_validation())
         with self._open_log() as self.log, StopRequest() as request:
-            while not (self._done or self.workers.any(request.stop)):
-                self._step(next(self.batches))
+            while owed or not (self._done or self.workers.any(request.stop)):
+                if not owed:
+                    self._step()
+                owed = False
                 validating = self._ended or self.iteration % config.validate_every == 0
                 if validating:
                     self._require_finite()
@@ -115,6 +118,43 @@ class Trainer(Session):
             if not self._done:
                 self._require_finite()
                 self._save(self.run.last_path)
+
+    def _owes_validation(self) -> bool:
+        """Whether the run was saved where its validation raised: it is made good for first."""
+        due = self._ended or self.iteration % self.config.validate_every == 0
+        if not (self.workers.first and self.iteration and due):
+            return False
+        if not self.records:
+            return True
+        last = metrics.read(self.run.metrics_path)[-1]
+        return (last["kind"], last["iteration"]) != ("validation", self.iteration)
+
+    @contextmanager
+    def _saved_first(self) -> Iterator[None]:
+        """Saves the run before an error goes on that code of one's own raised, if it is whole."""
+        random_state = torch.get_rng_state()
+        try:
+            yield
+        except FloatingPointError:
+            raise
+        except Exception as error:
+            if self.meta_step.whole and not bool(self.learner.nonfinite):
+                torch.set_rng_state(random_state)
+                self._save_before(error)
+            raise
+
+    def _save_before(self, error: Exception) -> None:
+        try:
+            self._save(self.run.last_path)
+        except OSError as other:
+            logger.warning("%s cannot be saved: %s", self.run, other)
+            return
+        logger.warning(
+            "%s is saved at iteration %d, before %s: it can go on from there",
+            self.run,
+            self.iteration,
+            type(error).__name__,
+        )
 
     def _next_stage(self) -> None:
         """Goes on to the next stage of the training."""
@@ -142,11 +182,14 @@ class Trainer(Session):
         """How much of the present stage is done."""
         return (self._position - self.stages.stage_start) / length(self.stages, self.config)
 
-    def _step(self, batch: TaskBatch) -> None:
+    def _step(self) -> None:
+        with self._saved_first():
+            batch = next(self.batches)
         started, spent = time.perf_counter(), self._clock()
         factor = outer.scheduled(self.config.schedule, self._fraction) * self.skipped.factor
         self.meta_step.set_rates(factor)
-        sums = self.meta_step(batch)
+        with self._saved_first():
+            sums = self.meta_step(batch)
         self.iteration += 1
         self.elapsed += self.workers.mean(self._clock() - spent)
         dropped = self._watched and not self._settle()
@@ -221,13 +264,14 @@ class Trainer(Session):
     def _validate(self) -> None:
         config = self.config
         try:
-            found = evaluate(
-                self.learner,
-                self._validation_batches(),
-                tasks=config.validation_tasks,
-                transductive=config.transductive,
-                distributions=self.distributions,
-            )
+            with self._saved_first():
+                found = evaluate(
+                    self.learner,
+                    self._validation_batches(),
+                    tasks=config.validation_tasks,
+                    transductive=config.transductive,
+                    distributions=self.distributions,
+                )
         except FloatingPointError as error:
             raise TrainingError(f"in validation: {error}; {self._advice()}") from error
         record = {
@@ -237,8 +281,17 @@ class Trainer(Session):
             **found.summary(),
             **self.stages.status(),
             "eligible": eligible(self.learner, self.stages, found.active)
-            and math.isfinite(found.loss),
+            and math.isfinite(found.loss)
+            and math.isfinite(found.accuracy),
         }
+        if found.unscored:
+            logger.warning(
+                "iteration %d: %s has no finite value on %d of %d tasks, which its mean leaves out",
+                self.iteration,
+                found.measure,
+                found.unscored,
+                found.tasks,
+            )
         if not math.isfinite(found.loss):
             record["loss"] = None
             logger.warning(

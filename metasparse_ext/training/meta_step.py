@@ -35,6 +35,10 @@ class MetaStep:
         distributions: The names of the data sets of a mixture.
         optimizer: The outer optimizer, or what makes one, where the configuration names none.
         measure: What the run is judged by.
+
+    Attributes:
+        whole: Whether the parameters are those of a whole number of steps: not where an optimizer
+            of one's own has raised.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class MetaStep:
         self._workers = workers
         self._distributions = distributions
         self._failure: FloatingPointError | None = None
+        self.whole = True
         self.begin()
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
@@ -115,7 +120,7 @@ class MetaStep:
         """What a CUDA graph holds."""
         if self._last_state is not None:
             self._last_state.keep(self.optimizer)
-        self.optimizer.zero_grad()
+        self._learner.zero_grad()  # all of it: the optimizer may step a part
         sums = self._meta_backward(batch)
         if self._failure is not None:
             return {}
@@ -126,7 +131,9 @@ class MetaStep:
             self.optimizer.found_inf = nonfinite.float()
         elif bool(nonfinite):
             return {}
+        self.whole = False
         self.optimizer.step()
+        self.whole = True
         nonfinite |= ~all_finite(floating(self._learner, self.optimizer))
         return {**sums, "gradient_norm": metrics.total(norm)}
 
@@ -156,9 +163,13 @@ class MetaStep:
         return sums
 
     def _clip(self) -> Tensor:
-        """Clips the meta-gradient where asked, and returns the norm it had before."""
+        """Clips the meta-gradient where asked, and returns the norm it had before.
+
+        The meta-gradient is that of the parameters that the optimizer steps.
+        """
         config = self._config
-        parameters = [p for p in self._learner.parameters() if p.grad is not None]
+        stepped = {p for group in self.optimizer.param_groups for p in group["params"]}
+        parameters = [p for p in self._learner.parameters() if p.grad is not None and p in stepped]
         norm = total_norm([p.grad for p in parameters])
         if config.clip_value is not None:
             clip_grad_value_(parameters, config.clip_value)
@@ -195,10 +206,12 @@ def state_of(
     for name, value in learner.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor):
             yield name, value
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
+    for key, state in optimizer.state.items():
+        # One's own optimizer may keep something beside what it has of each parameter.
+        kept = state if isinstance(state, Mapping) else {"state": state}
+        for name, value in kept.items():
             if isinstance(value, Tensor):
-                yield f"the optimizer's {name} of {names[parameter]}", value
+                yield f"the optimizer's {name} of {names.get(key, key)}", value
 
 
 def floating(learner: MetaLearner, optimizer: torch.optim.Optimizer) -> list[Tensor]:

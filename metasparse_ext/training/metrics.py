@@ -40,21 +40,27 @@ def totals(
         metrics: A value per task.
         distribution: (T,) the data set of each task, where there are several.
         names: Their names; ``accuracy/NAME`` is the accuracy on the tasks of one of them.
-        measure: What stands in place of the accuracy.
+        measure: What stands in place of the accuracy; tasks without a value are left out of it.
     """
     values = {**vars(metrics), "accuracy": measure.values(metrics)}
+    scores = values["accuracy"]
+    scored = measure.scored(scores)
     renamed = {measure.name if n == "accuracy" else n: value for n, value in values.items()}
     sums = {name: total(value) for name, value in renamed.items()}
+    sums[measure.name] = total(scores, where=scored)
     for number, name in enumerate(names):
-        sums[f"{measure.name}/{name}"] = total(values["accuracy"], where=distribution == number)
+        where = scored & (distribution == number)
+        sums[f"{measure.name}/{name}"] = total(scores, where=where)
     return sums
 
 
 def total(values: Tensor, where: Tensor | None = None) -> Tensor:
     """Sum and number of some values, float64 (2,); nothing is read on the host."""
     values = values.double()
-    kept = torch.ones_like(values) if where is None else where.double()
-    return torch.stack([(values * kept).sum(), kept.sum()])
+    if where is None:
+        where = torch.ones_like(values, dtype=torch.bool)
+    # Not a product: what is left out may be no number.
+    return torch.stack([torch.where(where, values, 0.0).sum(), where.double().sum()])
 
 
 def means(sums: dict[str, Tensor]) -> dict[str, float]:

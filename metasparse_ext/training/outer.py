@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -84,12 +85,23 @@ def _own_optimizer(
 
 
 def _require_own(made: torch.optim.Optimizer, learner: MetaLearner) -> torch.optim.Optimizer:
-    """The optimizer, if it steps parameters of the learner alone."""
-    own = set(learner.parameters())
-    strange = sum(p not in own for group in made.param_groups for p in group["params"])
+    """The optimizer, if it steps parameters of the learner alone, as the loop has it step."""
+    own, name = set(learner.parameters()), type(made).__name__
+    stepped = [p for group in made.param_groups for p in group["params"]]
+    strange = sum(p not in own for p in stepped)
     require(
         strange == 0, "Trainer", "optimizer", "one of the learner's parameters", f"{strange} others"
     )
+    if not any(p.requires_grad for p in stepped):
+        refuse("Trainer", "optimizer", "one of parameters that require grad", name)
+    if not all("lr" in group for group in made.param_groups):
+        wanted = "one with a rate lr in each of its groups, which the schedule sets"
+        refuse("Trainer", "optimizer", wanted, f"{name} without")
+    needed = [p for p in inspect.signature(made.step).parameters.values() if p.default is p.empty]
+    if any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in needed):
+        wanted = "one that steps by the gradients that are there, step()"
+        arguments = ", ".join(map(str, needed))
+        refuse("Trainer", "optimizer", wanted, f"{name}, whose step({arguments}) wants more")
     return made
 
 

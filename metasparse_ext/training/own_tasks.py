@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -48,10 +49,11 @@ class OwnTasks:
         self, name: str, split: str, make: Callable[[int, int], tuple[Any, int]], tasks: int
     ) -> None:
         self.name, self.split, self._make, self._tasks = name, split, make, tasks
-        batches = self._batches(*make(0, 0), workers=0)
+        batches = self._batches(*make(0, 0), workers=0, random=_Random(0))
         first = next(batches, None)
         if first is None:
             raise DataError(f"{self}: expected meta-batches, got none")
+        self._first = len(first.support.labels)
         self.shape = tuple(first.support.images.shape[2:])
         labels = first.support.labels
         targets = labels.is_floating_point()
@@ -75,21 +77,44 @@ class OwnTasks:
             DataError: If training has come to the end of what cannot begin again.
             TypeError, ValueError: If a batch is none, or has another number of tasks.
         """
-        value, skipped = self._make(seed, start)
+        random = _Random(seed)
+        with random:
+            value, skipped = self._make(seed, start)
         if not endless:
-            return self._batches(value, skipped, workers)
-        return self._endless(value, skipped, workers)
+            return self._batches(value, skipped, workers, random)
+        return self._endless(value, skipped, workers, random)
 
-    def _endless(self, value: Any, skipped: int, workers: int) -> Iterator[TaskBatch]:
+    def require_tasks(self, seed: int, tasks: int) -> None:
+        """Refuses fewer tasks than a validation takes, of batches whose number is known.
+
+        Raises:
+            ValueError: If there are fewer.
+        """
+        value, _ = self._make(seed, 0)
+        length = _length(value)
+        if length is None:
+            return
+        # What is not in memory is counted only where it seems to be too little.
+        if length * self._first >= tasks and not isinstance(value, tuple | list):
+            return
+        found = sum(
+            len(batch.support.labels) for batch in self._batches(value, 0, 0, _Random(seed))
+        )
+        wanted = f"at most {found}, the tasks of {self}"
+        require(found >= tasks, "RunConfig", "validation_tasks", wanted, tasks)
+
+    def _endless(
+        self, value: Any, skipped: int, workers: int, random: _Random
+    ) -> Iterator[TaskBatch]:
         length, done = _length(value), 0
-        if length:
+        if length and _is_sampler(value):
             skipped %= length
         while True:
             before = done
             # Of a sampler those are not drawn; what else ends before is begun again.
             at_once = skipped if _is_sampler(value) else 0
             skipped -= at_once
-            for batch in self._batches(value, at_once, workers):
+            for batch in self._batches(value, at_once, workers, random):
                 done += 1
                 if skipped > 0:
                     skipped -= 1
@@ -102,9 +127,11 @@ class OwnTasks:
                     f"{self}: its meta-batches ended after {done}, and training goes on"
                 )
 
-    def _batches(self, value: Any, skipped: int, workers: int) -> Iterator[TaskBatch]:
+    def _batches(
+        self, value: Any, skipped: int, workers: int, random: _Random
+    ) -> Iterator[TaskBatch]:
         if not _is_sampler(value):
-            return itertools.islice(map(self._checked, value), skipped, None)
+            return itertools.islice(map(self._checked, random.drawn(value)), skipped, None)
         drawn = prefetch(lambda index: self._checked(value[index]), skipped, workers)
         length = _length(value)
         return drawn if length is None else itertools.islice(drawn, max(length - skipped, 0))
@@ -127,6 +154,42 @@ class OwnTasks:
             require(fits, where, f"{name}.labels", f"(T, N, ...) = {lead}", samples.labels)
             parts.append(samples)
         return TaskBatch(*parts)
+
+
+class _Random:
+    """A random state of torch for data alone, which a ``with`` block draws from.
+
+    What a ``DataLoader`` draws, its seed and its order, would else come from the state that a
+    network's Dropout draws from, and a run that goes on would find another.
+
+    Args:
+        seed: Where it begins.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    def __enter__(self) -> None:
+        self._other = torch.get_rng_state()
+        torch.set_rng_state(self._state)
+
+    def __exit__(self, *_: object) -> None:
+        self._state = torch.get_rng_state()
+        torch.set_rng_state(self._other)
+
+    def drawn(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, each drawn with this state."""
+        with self:
+            left = iter(batches)
+        while True:
+            with self:
+                batch = next(left, _END)
+            if batch is _END:
+                return
+            yield batch
+
+
+_END = object()
 
 
 def tasks_of(given: Any, config: RunConfig, split: str) -> ImageClasses | Mixture | OwnTasks:
@@ -220,9 +283,9 @@ def _is_sampler(value: Any) -> bool:
 
 
 def _length(value: Any) -> int | None:
-    """How many batches a sampler has, if it ends."""
+    """How many batches there are, if that is known."""
     try:
-        return len(value) if _is_sampler(value) else None
+        return len(value)
     except TypeError:
         return None
 

@@ -14,7 +14,7 @@ from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_callable, shown, typed
 from metasparse_ext.algorithms import LEARNERS, MetaLearner
 from metasparse_ext.algorithms.tasks import TaskFunction
-from metasparse_ext.data import ImageClasses, Mixture, Sinusoids
+from metasparse_ext.data import DATASETS, ImageClasses, Mixture, Sinusoids
 from metasparse_ext.nn import MLP, Conv4, ResNet12
 
 if TYPE_CHECKING:
@@ -166,6 +166,18 @@ def find(config: RunConfig, part: str, kind: str = "function") -> Any:
     found = _entries.find("RunConfig", part, name, _TABLES[part], kind)
     require_callable("RunConfig", part, found, f"{shown(name)}, something to call")
     return found
+
+
+def require_parts(config: RunConfig) -> None:
+    """Refuses a configuration that names a part which cannot be imported.
+
+    Raises:
+        TypeError, ValueError: Naming the field.
+    """
+    for part in _TABLES.keys() - {"learner"}:
+        name = getattr(config, part)
+        if name is not None and _entries.is_import(name) and name.partition(":")[0] not in DATASETS:
+            find(config, part)
 
 
 def check_names(config: RunConfig) -> None:

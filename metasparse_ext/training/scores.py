@@ -40,7 +40,7 @@ _FOLDED_TASKS = 64
 _EVERY = 3
 
 # What numbers of earlier versions lack.
-LATER: dict[str, Any] = {"distributions": {}, "accuracies": [], "episodes": ""}
+LATER: dict[str, Any] = {"distributions": {}, "accuracies": [], "episodes": "", "unscored": 0}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Evaluation:
     Attributes:
         tasks: How many tasks.
         accuracy: Mean query accuracy, in [0, 1]; or of what takes its place, the ``measure`` of a
-            learner with a metric or a loss of its own.
+            learner with a metric or a loss of its own. NaN (null in JSON) where no
+            task has a value.
         interval: Half the 95 % confidence interval of that mean, 1.96 std / sqrt(tasks).
         loss: Mean query cross-entropy, or that of the learner's own loss.
         transductive: Whether batch statistics were taken over the whole query set.
@@ -60,10 +61,13 @@ class Evaluation:
             tasks), and of the same network without masks.
         distributions: Of a mixture of data sets, by name: the tasks drawn from it, and accuracy and
             interval on them.
-        accuracies: The accuracy, or what takes its place, on each task, in their order.
+        accuracies: The accuracy, or what takes its place, on each task, in their order; NaN (null
+            in JSON) where a metric has no finite value.
         episodes: A digest of the images and labels of all tasks: the same where the tasks are.
         usage: For every masked layer, the fraction of tasks (O, I) in which a kernel is in use.
         measure: What ``accuracy`` and ``interval`` are of; the key of the former in JSON.
+        unscored: Tasks on which a metric has no finite value, which ``accuracy`` and ``interval``
+            leave out; not in JSON where there are none.
     """
 
     tasks: int
@@ -80,9 +84,11 @@ class Evaluation:
     episodes: str
     usage: dict[str, Tensor] = dataclasses.field(repr=False)
     measure: str = "accuracy"
+    unscored: int = 0
 
     def __post_init__(self) -> None:
-        limits = {"loss": {"finite": False}, "measure": {"empty": False}}
+        anything = {key: {"finite": False} for key in ("accuracy", "interval", "loss")}
+        limits = {**anything, "measure": {"empty": False}}
         check_fields(self, limits, integers={"least": 0})
         for value in self.accuracies if self.measure == "accuracy" else ():
             require_number("Evaluation", "each of accuracies", value, least=0, most=1)
@@ -90,6 +96,10 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values, without the kernel usage."""
         numbers = {key: value for key, value in vars(self).items() if key != "usage"}
+        for key in ("accuracy", "interval", "accuracies", "distributions"):
+            numbers[key] = _json(numbers[key])
+        if not self.unscored:
+            del numbers["unscored"]
         if numbers["measure"] == "accuracy":
             del numbers["measure"]
             return numbers
@@ -104,6 +114,11 @@ class Evaluation:
         """
         measure = numbers.get("measure", "accuracy")
         named = {"accuracy" if key == measure else key: value for key, value in numbers.items()}
+        for key in ("accuracy", "interval"):
+            named[key] = math.nan if named.get(key, 0) is None else named[key]
+        accuracies = named.get("accuracies", [])
+        if isinstance(accuracies, list):
+            named["accuracies"] = [math.nan if value is None else value for value in accuracies]
         return cls(**{**LATER, **named, "usage": {}})
 
     def summary(self) -> dict[str, Any]:
@@ -257,8 +272,9 @@ class _Totals:
         """The means over all tasks added."""
         accuracy = torch.cat(self._accuracy)
         tasks = len(accuracy)
+        scored = self._measure.scored(accuracy)
         return Evaluation(
-            **_score(accuracy),
+            **_score(accuracy, scored),
             loss=float(torch.cat(self._loss).mean()),
             transductive=transductive,
             active=float(torch.cat(self._active).mean()),
@@ -270,6 +286,7 @@ class _Totals:
             episodes=self._episodes.hexdigest(),
             usage={name: (used.double() / tasks).cpu() for name, used in self._used.items()},
             measure=self._measure.name,
+            unscored=tasks - int(scored.sum()),
         )
 
     def _by_distribution(
@@ -284,13 +301,29 @@ class _Totals:
         require(given, "evaluate", "distributions", wanted, tuple(names))
         scores = {name: accuracy[which == number] for number, name in enumerate(names)}
         named = self._measure.name
-        return {name: _score(found, named) for name, found in scores.items() if len(found)}
+        return {
+            name: _score(found, self._measure.scored(found), named)
+            for name, found in scores.items()
+            if len(found)
+        }
 
 
-def _score(accuracy: Tensor, name: str = "accuracy") -> dict[str, float]:
-    """How many tasks (T,), their mean accuracy by its name, and its interval."""
+def _score(accuracy: Tensor, scored: Tensor, name: str = "accuracy") -> dict[str, float]:
+    """How many tasks (T,), the mean accuracy by its name of those that count, and its interval."""
+    tasks, accuracy = len(accuracy), accuracy[scored]
+    if not len(accuracy):
+        return {"tasks": tasks, name: math.nan, "interval": math.nan}
     interval = 1.96 * float(accuracy.std(correction=0)) / math.sqrt(len(accuracy))
-    return {"tasks": len(accuracy), name: float(accuracy.mean()), "interval": interval}
+    return {"tasks": tasks, name: float(accuracy.mean()), "interval": interval}
+
+
+def _json(value: Any) -> Any:
+    """The same with None in the place of numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _first_tasks(batches: Iterable[TaskBatch], tasks: int) -> Iterator[TaskBatch]:

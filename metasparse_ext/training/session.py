@@ -24,6 +24,7 @@ from metasparse_ext.training.measure import measure_of
 from metasparse_ext.training.memory import Chunk, check_chunks, chunk_of
 from metasparse_ext.training.meta_step import MetaStep, Skipped
 from metasparse_ext.training.metrics import Reporter
+from metasparse_ext.training.own_tasks import OwnTasks
 from metasparse_ext.training.parts import Data, Learner, Model, Optimizer, Parts
 from metasparse_ext.training.reporters import Reporters
 from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
@@ -154,6 +155,8 @@ class Session:
         self.distributions = build.distributions(self.classes)
         self.config = build.resolved(self._asked, self.classes, self.given.kind)
         build.require_loss(self.config, self.classes)
+        if isinstance(self.validation_classes, OwnTasks):
+            self.validation_classes.require_tasks(_VALIDATION_SEED, config.validation_tasks)
 
     def _require_fresh_optimizers(self) -> None:
         """Refuses one optimizer for several stages, of which each begins with a fresh one."""

@@ -67,17 +67,18 @@ class Setting:
     def __str__(self) -> str:
         return f"{self.ways}-way {self.shots}-shot, {self.data} {self.split} classes"
 
-    def name(self, config: RunConfig, adapt_steps: int | None = None) -> str:
+    def name(self, config: RunConfig, adapt_steps: int | None = None, episodes: str = "") -> str:
         """The split, and what differs from the run's own setting: the name of a file.
 
         Args:
             config: The run's configuration.
             adapt_steps: The steps of adaptation, if they are not the run's own.
+            episodes: A digest of the tasks, if their data have no name and are not the run's own.
         """
         own = dataclasses.asdict(Setting.of(config, split=self.split))
         kind = "transductive" if self.transductive else "not-transductive"
         words = {
-            "data": _word(self.data),
+            "data": _word(self.data.strip("<>") if episodes else self.data),
             "ways": f"{self.ways}way",
             "shots": f"{self.shots}shot",
             "queries": f"{self.queries}query",
@@ -86,7 +87,8 @@ class Setting:
         }
         differ = [words[name] for name in words if getattr(self, name) != own[name]]
         steps = [] if adapt_steps is None else [f"{adapt_steps}steps"]
-        return "-".join([self.split, *differ, *steps])
+        digest = [episodes[:8]] if episodes else []
+        return "-".join([self.split, *differ, *steps, *digest])
 
 
 def check_setting(owner: str, *, split: Any, **given: Any) -> None:

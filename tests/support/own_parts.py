@@ -152,3 +152,40 @@ def descent(parameters, lr):
 
 
 NUMBER = 3
+
+
+def late(outputs, targets):
+    """A metric that fails once training has begun."""
+    raise KeyError("of my own")
+
+
+def ten(seed, tasks):
+    """Tasks of ten classes, whatever the configuration says."""
+    drawn = torch.Generator().manual_seed(seed)
+    labels = torch.arange(10).repeat(tasks, 1)
+    while True:
+        centres = torch.rand(tasks, 10, 4, generator=drawn)
+        yield (centres, labels), (centres + 0.1, labels)
+
+
+def ten_net():
+    return nn.Linear(4, 10)
+
+
+class Members(nn.Module):
+    """Eight answers to one question, which start far apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.answers = nn.Linear(1, 8)
+        with torch.no_grad():
+            self.answers.bias.copy_(2 * torch.arange(8.0))
+
+    def forward(self, x):
+        return self.answers(x)
+
+
+def eight(split, seed, tasks):
+    """Regression with eight targets."""
+    for support, query in regression(split, seed, tasks):
+        yield tuple((x, y.repeat(1, 1, 8)) for x, y in (support, query))
