@@ -58,6 +58,23 @@ def state(run):
 # By name.
 
 
+def test_accuracy_beside_a_loss_of_ones_own(tmp_path):
+    """It is the measure that a run with the usual loss has: the two can be compared."""
+    for name, parts in (("a", {}), ("b", {"loss": f"{MINE}:soft", "metric": "accuracy"})):
+        trained = invoke("train", "maml", *small_flags(**parts), "--out", tmp_path / name)
+        assert trained.exit_code == 0, trained.output
+        assert "accuracy" in metrics.read(Run(tmp_path / name).metrics_path)[-1]
+        assert invoke("evaluate", tmp_path / name).exit_code == 0
+    compared = invoke("compare", tmp_path / "a", tmp_path / "b")
+    assert compared.exit_code == 0, compared.output
+
+
+def test_options_without_a_default_are_required():
+    shown = invoke("learners", f"{MINE}:Required")
+    assert shown.exit_code == 0, shown.output
+    assert "inner_lr (required)" in " ".join(shown.stdout.split())
+
+
 def test_a_run_of_parts_of_ones_own_by_name(tmp_path):
     parts = {"loss": f"{MINE}:soft", "metric": f"{MINE}:top2", "optimizer": f"{MINE}:descent"}
     trained = invoke("train", f"{MINE}:Mine", *small_flags(**parts), "--out", tmp_path)

@@ -143,7 +143,7 @@ def test_a_run_for_each_seed(tmp_path):
     scores = [float(row[2]) for row in rows[:2]]
     assert rows[2][0] == "mean"
     assert mean == pytest.approx(sum(scores) / 2, rel=1e-2)
-    assert spread == pytest.approx(abs(scores[0] - scores[1]) / 2, rel=0.1)
+    assert spread == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5, rel=0.1)
     longer = invoke(
         *("train", "maml", "--seeds", "0, 3, 4", "--iterations", 3, "--out", tmp_path / "runs"),
         *("--resume", "--data", "sinusoid"),

@@ -25,6 +25,18 @@ TaskFunction = Callable[[Any, Tensor], Tensor]
 Learner = TypeVar("Learner")
 
 
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(): the fraction of the images of a task whose class has the largest logit.
+
+    The metric of a learner with the usual loss; as ``metric=`` it is that of one with another.
+
+    Args:
+        logits: (N, ways).
+        labels: (N,).
+    """
+    return (logits.argmax(-1) == labels).to(logits.dtype).mean()
+
+
 class TakesTaskOptions(type):
     """The type of learners' classes, whose constructors all take three options more.
 
@@ -34,8 +46,8 @@ class TakesTaskOptions(type):
       cross-entropy: a differentiable function of a task's outputs (N, ...) and targets (N, ...),
       such as ``torch.nn.functional.mse_loss``. The ``labels`` of samples are then targets (T, N,
       ...) of any dtype.
-    - ``metric``: What ``Metrics.accuracy`` holds, a function like the loss; with a loss and no
-      metric it is NaN.
+    - ``metric``: What ``Metrics.accuracy`` holds, a function like the loss, such as
+      ``metasparse_ext.algorithms.accuracy``; with a loss and no metric it is NaN.
     - ``task_chunk``: The most tasks that a meta-step, ``adapt`` or an evaluation computes at a
       time. The meta-gradient is that of all tasks, the memory that of so many.
     """

@@ -152,7 +152,10 @@ def _explanation(
 def _about(name: str, kind: type[MetaLearner]) -> Table:
     """A learner's source, and its options with their defaults."""
     source = kind.source
-    options = ", ".join(f"{o}={p.default!r}" for o, p in learner_options(kind).items())
+    options = ", ".join(
+        f"{name} (required)" if option.default is option.empty else f"{name}={option.default!r}"
+        for name, option in learner_options(kind).items()
+    )
     shown = Table(show_header=False, box=None, pad_edge=False)
     shown.add_row(name, _summary(kind))
     rows = {"source": source.paper, "exact": source.exact, "our own": source.reconstructed}

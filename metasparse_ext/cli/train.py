@@ -337,13 +337,19 @@ def _judged_by(planned: Planned, outcome: Outcome | str) -> tuple[str | None, ..
 
 
 def _mean(scores: Sequence[Mapping[str, Any]]) -> str:
-    """The mean over runs of what they were judged by, and the standard deviation."""
+    """The mean over runs of what they were judged by, and their standard deviation.
+
+    That is of a sample (over n - 1), as `metasparse compare` has it.
+    """
     name = scores[0].get("measure", "accuracy")
     values = [float(score[name]) for score in scores]
-    spread = statistics.pstdev(values)
-    if name == "accuracy":
-        return f"{statistics.fmean(values):.2%}, standard deviation {spread:.2%}"
-    return f"{name} {statistics.fmean(values):.4g}, standard deviation {spread:.2g}"
+    percent = name == "accuracy"
+    mean = statistics.fmean(values)
+    text = f"{mean:.2%}" if percent else f"{name} {mean:.4g}"
+    if len(values) == 1:
+        return text
+    spread = statistics.stdev(values)
+    return f"{text}, standard deviation {f'{spread:.2%}' if percent else f'{spread:.2g}'}"
 
 
 def _rank(outcome: Outcome | str) -> tuple[int, float]:

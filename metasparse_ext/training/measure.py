@@ -12,6 +12,7 @@ from torch import Tensor
 from metasparse_ext import _entries
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.records import Metrics
+from metasparse_ext.algorithms.tasks import accuracy
 from metasparse_ext.training.parts import LOSSES
 
 # What records and evaluations hold under these names is something else.
@@ -65,6 +66,8 @@ def measure_of(learner: MetaLearner) -> Measure:
 
     Of a loss, and of a metric that is one of our losses, less is better.
     """
+    if learner.metric is accuracy:
+        return ACCURACY
     if learner.metric is not None:
         name = _free(_entries.short_name(learner.metric, LOSSES, "metric"))
         return Measure(name, less_is_better=learner.metric in LOSSES.values())

@@ -13,7 +13,7 @@ from torch import nn
 from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_callable, shown, typed
 from metasparse_ext.algorithms import LEARNERS, MetaLearner
-from metasparse_ext.algorithms.tasks import TaskFunction
+from metasparse_ext.algorithms.tasks import TaskFunction, accuracy
 from metasparse_ext.data import DATASETS, ImageClasses, Mixture, Sinusoids
 from metasparse_ext.nn import MLP, Conv4, ResNet12
 
@@ -28,6 +28,7 @@ Optimizer = torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]
 
 MODELS: dict[str, Any] = {"conv4": Conv4, "resnet12": ResNet12, "mlp": MLP}
 LOSSES: dict[str, Any] = {"mse": F.mse_loss, "mae": F.l1_loss}
+METRICS: dict[str, Any] = {"accuracy": accuracy, **LOSSES}
 OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 #: Data that are no images of classes; data sets by name are those of ``metasparse_ext.data.load``.
 TASKS: dict[str, Any] = {"sinusoid": Sinusoids}
@@ -38,7 +39,7 @@ _TABLES: dict[str, Mapping[str, Any]] = {
     "learner": LEARNERS,
     "optimizer": OPTIMIZERS,
     "loss": LOSSES,
-    "metric": LOSSES,
+    "metric": METRICS,
 }
 
 

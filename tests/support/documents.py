@@ -48,7 +48,10 @@ FLAGS = {
     ("README.md", "train --config settings.toml"): SHORT_TRAINING,
     ("docs/learners.md", "train meta-ticket"): f"{SHORT_TRAINING} --rounds 1 --inner-steps 2",
     ("docs/learners.md", "train mine:Reptile"): SHORT_TRAINING,
+    ("docs/training.md", "train maml"): SHORT_TRAINING,
 }
+# A reporter that needs an account elsewhere.
+SERVICE = (" --report wandb", "")
 # Words of Python blocks that take minutes, or that a machine without a GPU cannot take.
 SHORT_NOTEBOOK = {
     "iterations=600": "iterations=2",
@@ -171,7 +174,7 @@ def _ending(episodes: Callable[..., Iterator[Any]], count: int) -> Callable[...,
 
 def run_command(document: str, line: str) -> None:
     """Runs a line of a shell block, or what stands in for it."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line.replace(*SERVICE), comments=True)
     if not words:
         return
     for start, run in COMMANDS.items():
@@ -229,6 +232,10 @@ def _pip(document: str, arguments: list[str]) -> None:
             assert set(name.split(",")) <= set(extras["optional-dependencies"]), argument
 
 
+def _server(document: str, arguments: list[str]) -> None:
+    """It would run until it is stopped."""
+
+
 # What runs a command, by its first words; it gets the others.
 COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
     "metasparse": _metasparse,
@@ -236,4 +243,5 @@ COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
     "python -m": _benchmark,
     "make": _make,
     "pip install": _pip,
+    "tensorboard": _server,
 }

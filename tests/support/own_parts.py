@@ -15,6 +15,13 @@ class Mine(MAML):
     """A learner of one's own."""
 
 
+class Required(MAML):
+    """One that has no rate unless it is given."""
+
+    def __init__(self, model: nn.Module, *, inner_lr: float, inner_steps: int = 1) -> None:
+        super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps)
+
+
 class Net(nn.Module):
     """A network that does not know of tasks."""
 
