@@ -265,11 +265,15 @@ def _configured(
     """What a run is to be trained with: flags over a file, over a preset or the run as it was."""
     if not run.started:
         return configure(learner, given, base_fields(learner, given, settings))
+    if not resume and run.untrained:
+        return configure(learner, given, base_fields(learner, given, settings))
     if not resume:
         raise UserError(
             f"{run} already holds a run: add --resume to go on, or choose another --out"
         )
     begun = run.config()
+    if run.untrained and learner not in (None, begun.learner):
+        return configure(learner, given, base_fields(learner, given, settings))
     _require_named(run, begun)
     return configure(learner, given, over(begun.to_dict(), settings))
 
