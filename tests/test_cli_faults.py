@@ -197,7 +197,7 @@ def image_folder(root, side, modes):
 @pytest.mark.parametrize(
     ("side", "modes", "message"),
     [
-        ((16, 20), ("L", "L"), "got (1, 16, 16) and (1, 16, 20); image_size brings sizes to one"),
+        ((16, 20), ("L", "L"), "got (1, 16, 16) and (1, 16, 20); --image-size brings sizes to one"),
         ((16, 16), ("RGB", "L"), "got (3, 16, 16) and (1, 16, 16); one RGB image makes all"),
     ],
 )
@@ -310,5 +310,5 @@ def test_a_test_split_of_another_shape_is_refused_before_training(tmp_path):
     result = train(
         "maml", root, tmp_path / "run", "--data", "folder,allow_overlap=true", "--queries", "1"
     )
-    assert_one_line_error(result, "set/test: expected images of one shape", "image_size brings")
+    assert_one_line_error(result, "set/test: expected images of one shape", "--image-size brings")
     assert not (tmp_path / "run").exists()

@@ -98,7 +98,7 @@ def test_files_that_are_no_images_are_named(run, support):
     note = support / "star" / "notes.txt"
     note.write_text("mine")
     try:
-        with pytest.warns(UserWarning, match=r"left out 1 files that are no images: .*notes.txt"):
+        with pytest.warns(UserWarning, match=r"left out 1 file of no image format: .*notes.txt"):
             result = invoke("predict", run, queries(support)[0], "--support", support)
     finally:
         note.unlink()
