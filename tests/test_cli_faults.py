@@ -1,6 +1,7 @@
 """What a user can mend is one line and exit code 2: disks, folders, variables, large numbers."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -312,3 +313,29 @@ def test_a_test_split_of_another_shape_is_refused_before_training(tmp_path):
     )
     assert_one_line_error(result, "set/test: expected images of one shape", "--image-size brings")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_paths_of_one_folder_is_evaluated_from_another(tmp_path, monkeypatch):
+    classes = {s: [f"{s}{number}" for number in range(3)] for s in ("train", "val", "test")}
+    sides, modes = dict.fromkeys(classes, 16), dict.fromkeys(classes, "L")
+    image_folder(tmp_path / "sets", sides, modes)
+    (tmp_path / "set").mkdir()
+    for split in classes:
+        for each in (tmp_path / "sets" / split).iterdir():
+            each.rename(tmp_path / "set" / each.name)
+    (tmp_path / "splits.json").write_text(json.dumps(classes))
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", "folder,splits=splits.json,allow_overlap=true", "--queries", "1")
+    result = train("maml", "set", "run", *data)
+    assert result.exit_code == 0, result.output
+    config = Run("run").config()
+    assert config.root == str(tmp_path / "set")
+    assert f"splits={tmp_path}/splits.json" in config.data
+    again = train("maml", "set", "run", *data, "--resume")
+    assert again.exit_code == 0, again.output
+    assert invoke("evaluate", "run", *data[:2]).exit_code == 0
+    assert Run("run").evaluation_path("test").exists()
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    result = invoke("evaluate", tmp_path / "run")
+    assert result.exit_code == 0, result.output

@@ -94,6 +94,13 @@ def test_what_cannot_be_predicted_is_one_line(tmp_path, run, support):
     assert_one_line_error(invoke(*call, many), "0.png")
 
 
+def test_a_text_is_no_image(run, support, tmp_path):
+    (tmp_path / "a.png").write_text("mine")
+    result = invoke("predict", run, tmp_path / "a.png", "--support", support)
+    assert_one_line_error(result, "a.png: not of a known image format")
+    assert "BufferedReader" not in result.stderr
+
+
 def test_files_that_are_no_images_are_named(run, support):
     note = support / "star" / "notes.txt"
     note.write_text("mine")

@@ -8,6 +8,7 @@ from support import replicas
 
 from metasparse_ext.cli import main
 from metasparse_ext.data import load, reading
+from metasparse_ext.data.registry import absolute
 
 
 def run(*arguments):
@@ -138,3 +139,27 @@ def test_convert_refuses_what_may_be_two_sets(tmp_path):
     assert result.exit_code == 2
     assert f"may be cifar-fs or fc100: say NAME:{tmp_path}" in result.stderr
     assert run("convert", f"fc100:{tmp_path}").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("folder,splits=x.json,min_images=3", "folder,splits={here}/x.json,min_images=3"),
+        ("cub:birds,splits=ye+glyphs", "cub:{here}/birds,splits=ye+glyphs"),
+        ("sets/a.npz", "{here}/sets/a.npz"),
+        ("folder:/a,b,skip_unreadable=True", "folder:/a,b,skip_unreadable=true"),
+        ("package.module:function", "package.module:function"),
+        ("folder,nothing=1", "folder,nothing=1"),
+        ("omniglot", "omniglot"),
+    ],
+)
+def test_names_with_paths_become_absolute(tmp_path, monkeypatch, text, wanted):
+    monkeypatch.chdir(tmp_path)
+    assert absolute(text) == wanted.format(here=tmp_path)
+    assert absolute(absolute(text)) == absolute(text)
+
+
+def test_a_folder_above_whose_name_has_a_plus_leaves_a_name_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "a+b").mkdir()
+    monkeypatch.chdir(tmp_path / "a+b")
+    assert absolute("folder:set") == "folder:set"

@@ -28,6 +28,7 @@ from metasparse_ext.cli.messages import (
 )
 from metasparse_ext.cli.options import base_fields, configure, over, run_options
 from metasparse_ext.cli.settings import read_settings, settings_of
+from metasparse_ext.data.registry import absolute
 from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError, build
 from metasparse_ext.training.distributed import Workers, first_process, joined
 from metasparse_ext.training.parts import require_parts
@@ -275,7 +276,10 @@ def _configured(
     if run.untrained and learner not in (None, begun.learner):
         return configure(learner, given, base_fields(learner, given, settings))
     _require_named(run, begun)
-    return configure(learner, given, over(begun.to_dict(), settings))
+    config = configure(learner, given, over(begun.to_dict(), settings))
+    # Runs of earlier versions, and those begun from Python, may have a path of the present folder.
+    same = config.data == absolute(begun.data)
+    return config.replace(data=begun.data) if same else config
 
 
 def _require_named(run: Run, config: RunConfig) -> None:
