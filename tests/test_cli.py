@@ -129,6 +129,16 @@ def test_train_resumes(tmp_path, tiny_root):
     assert checkpoint.load(Run(out).last_path).iteration == 4
 
 
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_command_may_be_corrected_that_failed_at_the_first_step(tmp_path, tiny_root, resume):
+    out, failing = tmp_path / "run", ("--inner-lr", "1e30", "--inner-steps", "3")
+    assert train("maml", tiny_root, out, *failing).exit_code == 1
+    assert Run(out).untrained
+    mended = train("maml", tiny_root, out, "--shots", "2", *resume)
+    assert mended.exit_code == 0, mended.output
+    assert Run(out).config().shots == 2
+
+
 def test_resume_needs_no_flags_and_refuses_other_ones(tmp_path, tiny_root):
     out = tmp_path / "run"
     assert train("maml", tiny_root, out).exit_code == 0

@@ -1,6 +1,7 @@
 """What a user can mend is one line and exit code 2: disks, folders, variables, large numbers."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -197,7 +198,7 @@ def image_folder(root, side, modes):
 @pytest.mark.parametrize(
     ("side", "modes", "message"),
     [
-        ((16, 20), ("L", "L"), "got (1, 16, 16) and (1, 16, 20); image_size brings sizes to one"),
+        ((16, 20), ("L", "L"), "got (1, 16, 16) and (1, 16, 20); --image-size brings sizes to one"),
         ((16, 16), ("RGB", "L"), "got (3, 16, 16) and (1, 16, 16); one RGB image makes all"),
     ],
 )
@@ -310,5 +311,31 @@ def test_a_test_split_of_another_shape_is_refused_before_training(tmp_path):
     result = train(
         "maml", root, tmp_path / "run", "--data", "folder,allow_overlap=true", "--queries", "1"
     )
-    assert_one_line_error(result, "set/test: expected images of one shape", "image_size brings")
+    assert_one_line_error(result, "set/test: expected images of one shape", "--image-size brings")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_paths_of_one_folder_is_evaluated_from_another(tmp_path, monkeypatch):
+    classes = {s: [f"{s}{number}" for number in range(3)] for s in ("train", "val", "test")}
+    sides, modes = dict.fromkeys(classes, 16), dict.fromkeys(classes, "L")
+    image_folder(tmp_path / "sets", sides, modes)
+    (tmp_path / "set").mkdir()
+    for split in classes:
+        for each in (tmp_path / "sets" / split).iterdir():
+            each.rename(tmp_path / "set" / each.name)
+    (tmp_path / "splits.json").write_text(json.dumps(classes))
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", "folder,splits=splits.json,allow_overlap=true", "--queries", "1")
+    result = train("maml", "set", "run", *data)
+    assert result.exit_code == 0, result.output
+    config = Run("run").config()
+    assert config.root == str(tmp_path / "set")
+    assert f"splits={tmp_path}/splits.json" in config.data
+    again = train("maml", "set", "run", *data, "--resume")
+    assert again.exit_code == 0, again.output
+    assert invoke("evaluate", "run", *data[:2]).exit_code == 0
+    assert Run("run").evaluation_path("test").exists()
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    result = invoke("evaluate", tmp_path / "run")
+    assert result.exit_code == 0, result.output

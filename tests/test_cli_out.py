@@ -94,11 +94,18 @@ def test_what_cannot_be_predicted_is_one_line(tmp_path, run, support):
     assert_one_line_error(invoke(*call, many), "0.png")
 
 
+def test_a_text_is_no_image(run, support, tmp_path):
+    (tmp_path / "a.png").write_text("mine")
+    result = invoke("predict", run, tmp_path / "a.png", "--support", support)
+    assert_one_line_error(result, "a.png: not of a known image format")
+    assert "BufferedReader" not in result.stderr
+
+
 def test_files_that_are_no_images_are_named(run, support):
     note = support / "star" / "notes.txt"
     note.write_text("mine")
     try:
-        with pytest.warns(UserWarning, match=r"left out 1 files that are no images: .*notes.txt"):
+        with pytest.warns(UserWarning, match=r"left out 1 file of no image format: .*notes.txt"):
             result = invoke("predict", run, queries(support)[0], "--support", support)
     finally:
         note.unlink()

@@ -294,7 +294,9 @@ def test_what_cannot_be_compared_is_one_line(fresh):
     one, two, other = fresh.values()
     result = invoke("compare", one, two)
     command = f"`metasparse evaluate {one}` makes one"
-    assert_one_line_error(result, f"{one}: there is no such evaluation; {command}")
+    assert_one_line_error(
+        result, f"{one}: there is no evaluation of 3-way 1-shot, omniglot", command
+    )
     result = invoke("compare", one, two, "--shots", 3, "--no-transductive", "--split", "val")
     command = f"`metasparse evaluate {one} --split val --no-transductive --shots 3`"
     assert_one_line_error(result, command)

@@ -8,6 +8,7 @@ from support import replicas
 
 from metasparse_ext.cli import main
 from metasparse_ext.data import load, reading
+from metasparse_ext.data.registry import absolute
 
 
 def run(*arguments):
@@ -34,9 +35,9 @@ def test_info_says_what_a_folder_is(root, cub, monkeypatch):
         0,
         [
             "folder: folders SPLIT/CLASS, or CLASS with a list",
-            "  train 2 classes, 4 images, 2 to 2 each",
-            "  val   2 classes, 4 images, 2 to 2 each",
-            "  test  2 classes, 4 images, 2 to 2 each",
+            "  train 2 classes, 4 images, 2 each",
+            "  val   2 classes, 4 images, 2 each",
+            "  test  2 classes, 4 images, 2 each",
         ],
     )
     result = run("info", cub)
@@ -57,14 +58,27 @@ def test_check_decodes_and_names_what_is_wrong(root):
     result = run("check", root, "--min-images", 3)
     assert result.exit_code == 1
     for line in (
-        "left out 1 images that cannot be read: ",
-        "left out 1 files that are no images: ",
+        "left out 1 image that cannot be read: ",
+        "left out 1 file of no image format: ",
         "left out 2 classes with fewer than 3 images: cat, dog",
-        "images of 2 sizes: image_size brings them to one",
-        "  val   2 classes, 5 images, 2 to 3 each, of 2 sizes from (3, 8, 8) to (3, 9, 9)",
-        "  test  2 classes, 4 images, 2 to 2 each, 8x8x3",
+        "images of 2 sizes: --image-size brings them to one",
+        "  val   2 classes, 5 images, 2 to 3 each, of 2 sizes from 8x8 to 9x9, 3 channels",
+        "  test  2 classes, 4 images, 2 each, 8x8x3",
     ):
         assert line in result.stdout
+
+
+def test_check_counts_sizes_without_channels(root):
+    Image.new("L", (8, 8)).save(root / "val" / "hen" / "9.png")
+    result = run("check", root)
+    assert result.exit_code == 0
+    assert "  val   2 classes, 5 images, 2 to 3 each, of 8x8, 1 or 3 channels" in result.stdout
+
+
+def test_options_behind_a_folder_are_told_how_to_be_said(root):
+    result = run("info", f"{root},splits=x.json")
+    assert result.exit_code == 2
+    assert f"such as folder:{root},splits=x.json" in result.stderr
 
 
 def test_check_finds_a_split_or_a_class_that_is_missing(root, tmp_path):
@@ -125,3 +139,27 @@ def test_convert_refuses_what_may_be_two_sets(tmp_path):
     assert result.exit_code == 2
     assert f"may be cifar-fs or fc100: say NAME:{tmp_path}" in result.stderr
     assert run("convert", f"fc100:{tmp_path}").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("folder,splits=x.json,min_images=3", "folder,splits={here}/x.json,min_images=3"),
+        ("cub:birds,splits=ye+glyphs", "cub:{here}/birds,splits=ye+glyphs"),
+        ("sets/a.npz", "{here}/sets/a.npz"),
+        ("folder:/a,b,skip_unreadable=True", "folder:/a,b,skip_unreadable=true"),
+        ("package.module:function", "package.module:function"),
+        ("folder,nothing=1", "folder,nothing=1"),
+        ("omniglot", "omniglot"),
+    ],
+)
+def test_names_with_paths_become_absolute(tmp_path, monkeypatch, text, wanted):
+    monkeypatch.chdir(tmp_path)
+    assert absolute(text) == wanted.format(here=tmp_path)
+    assert absolute(absolute(text)) == absolute(text)
+
+
+def test_a_folder_above_whose_name_has_a_plus_leaves_a_name_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "a+b").mkdir()
+    monkeypatch.chdir(tmp_path / "a+b")
+    assert absolute("folder:set") == "folder:set"

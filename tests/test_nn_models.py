@@ -65,6 +65,37 @@ def test_cost_of_the_published_backbones(width, size, parameters, mega_macs, kep
     assert f"{counted.macs:,}" in str(counted)
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer over (N, steps, 3), and a head on its last output."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.layer = kind(3, 5, batch_first=True, **options)
+        self.head = nn.Linear(5 * (1 + self.layer.bidirectional), 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "macs"),
+    [
+        (nn.RNN, {}, 5 * (3 + 5)),
+        (nn.LSTM, {}, 4 * 5 * (3 + 5)),
+        (nn.GRU, {"num_layers": 2}, 3 * 5 * (3 + 5) + 3 * 5 * (5 + 5)),
+        (nn.LSTM, {"bidirectional": True}, 2 * 4 * 5 * (3 + 5)),
+    ],
+)
+def test_cost_of_recurrent_layers(kind, options, macs):
+    layer, head = cost(Recurrent(kind, **options), (7, 3)).layers
+    assert (layer.macs, layer.active_macs) == (7 * macs, 7 * macs)
+    assert head.macs == 10 * (2 if "bidirectional" in options else 1)
+
+
+def test_cost_of_recurrent_cells():
+    assert cost(nn.LSTMCell(3, 5), (3,)).macs == 4 * 5 * (3 + 5)
+
+
 def test_cost_of_per_task_and_weight_masks():
     net = nn.Sequential(MaskedConv2d(2, 3, 3, padding=1), nn.Conv2d(3, 6, 3, groups=3))
     masks = torch.zeros(2, 3, 2)

@@ -392,3 +392,18 @@ def test_stages_take_a_function_that_makes_their_optimizers(tmp_path):
 def test_former_files_name_the_backbone(tmp_path):
     fields = {"learner": "maml", "backbone": "resnet12"}
     assert RunConfig.from_dict(fields) == RunConfig(learner="maml", model="resnet12")
+
+
+def test_runs_that_are_judged_differently_get_a_table_each(tmp_path):
+    small = {"model": f"{MINE}:Words", "data": f"{MINE}:sentences"}
+    one, other = Run(tmp_path / "one"), Run(tmp_path / "other")
+    Trainer(config(**small), one).fit()
+    Trainer(config(**small, metric=f"{MINE}:top2"), other).fit()
+    result = invoke("evaluate", one, other)
+    assert result.exit_code == 0, result.output
+    assert (result.stdout.count("MACs:"), result.stderr) == (2, "")
+    rows = [line for line in result.stdout.splitlines() if " ± " in line]
+    assert len(rows) == 2
+    assert all(row.split()[-3:-1] == ["–", "12"] for row in rows)
+    assert "of one input" in " ".join(result.stdout.split())
+    assert "of one kind of task" in one_line(invoke("compare", one, other))

@@ -179,9 +179,20 @@ def test_a_training_that_fails_lets_go_of_its_folder(tmp_path, tiny_root):
     trainer.batches = iter([])
     with pytest.raises(StopIteration):
         trainer.fit()
+    assert Trainer(config, run).fit().iteration == 2
     with pytest.raises(ValueError, match="was begun with shots"):
         Trainer(config.replace(shots=2), run)
-    assert Trainer(config, run).fit().iteration == 2
+
+
+def test_a_run_that_did_no_iteration_begins_anew(tmp_path, tiny_root, caplog):
+    run, config = Run(tmp_path / "run"), config_of(tiny_root)
+    Trainer(config, run)._lock.release()
+    assert run.untrained
+    other = config.replace(shots=2, width=3)
+    assert Trainer(other, run).fit().iteration == 2
+    assert "run had done no iteration: it begins anew, with other shots and width" in caplog.text
+    assert (run.config().shots, run.config().width) == (2, 3)
+    assert not run.untrained
 
 
 HOLDER = """

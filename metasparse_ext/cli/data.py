@@ -10,9 +10,10 @@ from typing import Any
 import click
 import numpy as np
 
-from metasparse_ext.cli.messages import UserError
-from metasparse_ext.data import DataError, ImageClasses, load
+from metasparse_ext.cli.messages import UserError, in_flags
+from metasparse_ext.data import DATASETS, DataError, ImageClasses, load
 from metasparse_ext.data.cache import atomic_write
+from metasparse_ext.data.images import counted
 from metasparse_ext.data.listing import SPLIT_NAMES
 from metasparse_ext.data.mixture import Mixture
 from metasparse_ext.data.options import FITS, ReadOptions
@@ -97,6 +98,12 @@ def convert(data: str, image_size: int | None, fit: str, out: Path | None) -> No
 def _names(data: str) -> list[str]:
     """How ``load`` names what is there."""
     if not Path(data).expanduser().exists():
+        place, *options = data.split(",")
+        if options and place not in DATASETS and Path(place).expanduser().is_dir():
+            raise UserError(
+                f"data: {place} is a folder, and options are of a data set: say NAME:{data}, "
+                f"such as folder:{data}"
+            )
         return [data]
     names = recognized(Path(data).expanduser())
     if not names:
@@ -118,20 +125,25 @@ def _print(name: str, splits: list[SplitSurvey]) -> None:
     for split in splits:
         click.echo(f"  {split.split:6}{_line(split)}")
         for note in split.notes:
-            click.echo(f"        {note}")
+            click.echo(f"        {in_flags(note)}")
 
 
 def _line(split: SplitSurvey) -> str:
     if split.error is not None:
-        return split.error
+        return in_flags(split.error)
     counts = sorted(split.classes.values()) or [0]
-    each = f"{counts[0]} to {counts[-1]} each"
-    text = f"{len(split.classes)} classes, {sum(counts)} images, {each}"
-    sizes = sorted(split.sizes)
-    if len(sizes) == 1:
-        channels, height, width = sizes[0]
-        return f"{text}, {height}x{width}x{channels}"
-    return text if not sizes else f"{text}, of {len(sizes)} sizes from {sizes[0]} to {sizes[-1]}"
+    each = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+    classes, images = counted(len(split.classes), "class"), counted(sum(counts), "image")
+    text = f"{classes}, {images}, {each} each"
+    if not split.sizes:
+        return text
+    sizes = sorted({(height, width) for _, height, width in split.sizes})
+    channels = " or ".join(map(str, sorted({shape[0] for shape in split.sizes})))
+    first, last = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
+    if len(split.sizes) == 1:
+        return f"{text}, {first}x{channels}"
+    several = first if len(sizes) == 1 else f"{len(sizes)} sizes from {first} to {last}"
+    return f"{text}, of {several}, {channels} channel{'' if channels == '1' else 's'}"
 
 
 def _write(path: Path, splits: list[ImageClasses]) -> None:

@@ -32,6 +32,8 @@ logger = logging.getLogger("metasparse_ext")
 
 _SMOOTHING = 0.95
 _SECONDS_BETWEEN_LINES = 10.0
+# Fewer multiply-accumulates than these are shown as they are.
+_SMALL = 10_000
 
 
 class _Smoothed:
@@ -218,7 +220,7 @@ def table(evaluations: Mapping[str, RunEvaluation], *, timed: bool = True) -> Ta
     first = next(iter(evaluations.values()))
     shown = Table(
         title=f"{first.setting}, {_manner(first.numbers)}",
-        caption=f"{first.measure} with its 95 % interval; MACs: multiply-accumulates of one image",
+        caption=f"{first.measure} with its 95 % interval; MACs: multiply-accumulates of one input",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
@@ -282,10 +284,14 @@ def _cells(evaluation: RunEvaluation) -> tuple[str, str, str, str]:
     numbers = evaluation.numbers
     return (
         _score(numbers, evaluation.measure),
-        f"{100 * numbers['active']:.1f} %",
-        f"{numbers['macs'] / 1e6:.2f} M",
+        f"{100 * numbers['active']:.1f} %" if numbers["kernels"] else "–",
+        _macs(numbers["macs"]),
         "" if evaluation.seconds is None else f"{evaluation.seconds:.3f}",
     )
+
+
+def _macs(count: float) -> str:
+    return f"{count:,.0f}" if count < _SMALL else f"{count / 1e6:.2f} M"
 
 
 def _score(score: Mapping[str, Any], measure: str) -> str:

@@ -13,7 +13,7 @@ from metasparse_ext import _atomic as atomic
 from metasparse_ext.cli.display import comparison_table, draw_figures, remark, table
 from metasparse_ext.cli.messages import checked, console, folder, say
 from metasparse_ext.training import Run, RunEvaluation, compare, metrics
-from metasparse_ext.training.evaluation import evaluate_best, require_alike
+from metasparse_ext.training.evaluation import by_kind, evaluate_best, require_alike
 from metasparse_ext.training.kept import keep
 
 
@@ -67,7 +67,9 @@ def evaluate(runs: Sequence[Run], root: str | None, device: str | None, **settin
         except OSError as error:
             failure = failure or error
     shown_on = console()
-    shown_on.print(table(evaluations))
+    # That runs are judged differently, or bring their own tasks, shows only now.
+    for lot in by_kind(evaluations):
+        shown_on.print(table(lot))
     for label, evaluation in evaluations.items():
         say(shown_on, f"{f'{label}: ' if len(evaluations) > 1 else ''}{remark(evaluation)}")
     # Last: what was computed is on the screen even where it cannot be written.

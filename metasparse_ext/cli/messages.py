@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -147,7 +148,12 @@ def foreseen(error: Exception) -> tuple[str, int] | None:
         text = blame(error)
     else:
         return None
-    return " ".join(text.split()), code
+    return " ".join(in_flags(text).split()), code
+
+
+def in_flags(text: str) -> str:
+    """A message whose advice is an argument of the library, with the flag in its place."""
+    return re.sub(r"\bimage_size (?=brings|makes)", "--image-size ", text)
 
 
 def check_environment(variables: Mapping[str, str] = os.environ) -> None:

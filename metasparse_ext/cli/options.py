@@ -15,6 +15,9 @@ import click
 
 from metasparse_ext.algorithms import LEARNERS, MetaLearner, find
 from metasparse_ext.cli.messages import UserError, checked, known
+from metasparse_ext.data import DATASETS
+from metasparse_ext.data.cache import in_home
+from metasparse_ext.data.registry import absolute
 from metasparse_ext.presets import PRESETS
 from metasparse_ext.training import RunConfig
 from metasparse_ext.training.config import ON_NONFINITE, SCHEDULES
@@ -49,8 +52,9 @@ def _field(flag: str, kind: Any, text: str) -> Callable[..., Any]:
 
 run_options = _options(
     click.option("--preset", help="Published settings to start from: `metasparse presets`."),
-    _field("--data", str, "Data set: glyphs, omniglot, cifar-fs or folder; several joined by +; or "
-           "sinusoid, or package.module:function that returns the data of a split."),
+    _field("--data", str, f"Data set: {', '.join(DATASETS)}, or an .npz file, as "
+           "NAME[:PATH][,OPTION=VALUE]...; several joined by +; or sinusoid, or "
+           "package.module:function that returns the data of a split."),
     _field("--root", str, "Folder of the data set's files."),
     _field("--image-size", int, "Resize images to this side."),
     _field("--rotations/--no-rotations", bool, "Rotate training classes by multiples of 90°."),
@@ -161,6 +165,11 @@ def configure(learner: str | None, given: Mapping[str, Any], base: Mapping[str, 
     names = {entry.name for entry in dataclasses.fields(RunConfig)}
     fields = {name: value for name, value in given.items() if name in names}
     values = {**base, **fields, "learner": learner, "options": options}
+    # A run is looked at from other folders than the one it was trained in.
+    if isinstance(values.get("data"), str):
+        values["data"] = absolute(values["data"])
+    if isinstance(values.get("root"), str) and values["root"]:
+        values["root"] = str(checked(lambda: in_home(values["root"]).absolute()))
     return checked(lambda: RunConfig.from_dict(values))
 
 

@@ -28,6 +28,7 @@ from metasparse_ext.cli.messages import (
 )
 from metasparse_ext.cli.options import base_fields, configure, over, run_options
 from metasparse_ext.cli.settings import read_settings, settings_of
+from metasparse_ext.data.registry import absolute
 from metasparse_ext.training import Outcome, Reporter, Run, RunConfig, Trainer, TrainingError, build
 from metasparse_ext.training.distributed import Workers, first_process, joined
 from metasparse_ext.training.parts import require_parts
@@ -265,13 +266,20 @@ def _configured(
     """What a run is to be trained with: flags over a file, over a preset or the run as it was."""
     if not run.started:
         return configure(learner, given, base_fields(learner, given, settings))
+    if not resume and run.untrained:
+        return configure(learner, given, base_fields(learner, given, settings))
     if not resume:
         raise UserError(
             f"{run} already holds a run: add --resume to go on, or choose another --out"
         )
     begun = run.config()
+    if run.untrained and learner not in (None, begun.learner):
+        return configure(learner, given, base_fields(learner, given, settings))
     _require_named(run, begun)
-    return configure(learner, given, over(begun.to_dict(), settings))
+    config = configure(learner, given, over(begun.to_dict(), settings))
+    # Runs of earlier versions, and those begun from Python, may have a path of the present folder.
+    same = config.data == absolute(begun.data)
+    return config.replace(data=begun.data) if same else config
 
 
 def _require_named(run: Run, config: RunConfig) -> None:

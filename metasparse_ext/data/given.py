@@ -123,7 +123,7 @@ def class_folders(owner: str, folder: Path) -> dict[str, list[Path]]:
     if not images:
         raise DataNotFoundError(f"{owner}: no images {folder}/CLASS/*")
     if strays:
-        noted = left_out(list(map(str, strays)), "files that are no images")
+        noted = left_out(list(map(str, strays)), "file", "of no image format")
         warnings.warn(f"{folder}: {noted}", stacklevel=2)
     return images
 

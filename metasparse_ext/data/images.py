@@ -242,13 +242,13 @@ class ImageClasses:
                 f"{self}: no class has {min_images} images, the largest has {self.sizes.max()}"
             )
         dropped = [self.class_names[i] for i in np.flatnonzero(self.sizes < min_images)]
-        note = f"classes with fewer than {min_images} images"
+        why = f"with fewer than {counted(min_images, 'image')}"
         return replace(
             self,
             images=np.concatenate([self[index] for index in kept]),
             offsets=np.concatenate(([0], np.cumsum(self.sizes[kept], dtype=np.int64))),
             class_names=tuple(self.class_names[index] for index in kept),
-            notes=(*self.notes, left_out(dropped, note)),
+            notes=(*self.notes, left_out(dropped, "class", why)),
         )
 
 
@@ -262,10 +262,22 @@ def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)[np.newaxis]
 
 
-def left_out(names: Sequence[str], what: str) -> str:
-    """A note of what was left out: how many, and the names of the first."""
-    shown = ", ".join(names[:_NAMED])
-    return f"left out {len(names)} {what}: {shown}{', ...' if len(names) > _NAMED else ''}"
+def left_out(names: Sequence[str], what: str, why: str) -> str:
+    """A note of what was left out: how many, and the names of the first.
+
+    Args:
+        names: theirs.
+        what: a kind of thing, such as ``"image"``.
+        why: such as ``"that cannot be read"``.
+    """
+    shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return f"left out {counted(len(names), what)} {why}: {shown}"
+
+
+def counted(number: int, what: str) -> str:
+    """So many of a kind of thing: ``"1 image"``, ``"2 classes"``."""
+    plural = what + ("es" if what.endswith("s") else "s")
+    return f"{number} {what if number == 1 else plural}"
 
 
 def require_texts(owner: str, argument: str, values: object) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from metasparse_ext.data import tiff
 from metasparse_ext.data.errors import DataError
@@ -220,4 +220,6 @@ def _within(owner: str, picture: Picture, width: int, height: int) -> Box:
 def _unreadable(owner: str, picture: Picture, error: BaseException) -> UnreadableError:
     if isinstance(error, UnreadableError):
         return UnreadableError(f"{owner}: {picture.name}: {error}")
+    if isinstance(error, UnidentifiedImageError):  # whose text names an object of Python
+        return UnreadableError(f"{owner}: cannot read {picture.name}: not of a known image format")
     return UnreadableError(f"{owner}: cannot read {picture.name}: {' '.join(str(error).split())}")

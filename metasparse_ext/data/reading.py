@@ -21,7 +21,7 @@ from rich.progress import Progress
 from metasparse_ext.data import picture, pixel_cache
 from metasparse_ext.data.cache import atomic_write
 from metasparse_ext.data.errors import DataError, DataNotFoundError
-from metasparse_ext.data.images import ImageClasses, left_out, require_memory
+from metasparse_ext.data.images import ImageClasses, counted, left_out, require_memory
 from metasparse_ext.data.listing import Classes, Listing
 from metasparse_ext.data.options import ReadOptions
 from metasparse_ext.data.picture import Picture, UnreadableError
@@ -286,11 +286,11 @@ class _Reading:
         strays = [str(path) for path in self.listing.strays]
         least = self.options.min_images
         said = (
-            ("files that are no images", strays),
-            ("images that cannot be read", self.unreadable),
-            (f"classes with fewer than {least} images", sorted(self.few)),
+            ("file", "of no image format", strays),
+            ("image", "that cannot be read", self.unreadable),
+            ("class", f"with fewer than {counted(least, 'image')}", sorted(self.few)),
         )
-        return [left_out(names, what) for what, names in said if names]
+        return [left_out(names, what, why) for what, why, names in said if names]
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from metasparse_ext.data.readers import (
     omniglot,
     tiered_imagenet,
 )
+from metasparse_ext.data.splits import published
 
 # How each set may lie on disk; the first layout that a folder is of is read.
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
@@ -178,6 +179,43 @@ def find(
     place = in_home(spec.path) if spec.path is not None else _root(spec.name, root)
     request = Request(spec.name, place, split, options)
     return _found(request, (_FOLDER,) if spec.name == "folder" else LAYOUTS[spec.name])
+
+
+def absolute(text: str) -> str:
+    """The name of a data set, or of several, whose paths do not depend on the present folder.
+
+    What is no data set of ours, or cannot be read as one, stays as it is.
+    """
+    return "+".join(_absolute(part) for part in text.split("+"))
+
+
+def _absolute(text: str) -> str:
+    try:
+        spec = parse(text)
+        if spec.name.endswith(".npz") and spec.path is None:
+            return _kept_readable(text, os.path.abspath(in_home(spec.name)))
+        if spec.name not in DATASETS:
+            return text
+        place = spec.name
+        if spec.path is not None:
+            place += f":{os.path.abspath(in_home(spec.path))}"
+        options = dict(spec.options)
+        splits = options.get("splits")
+        if splits is not None and splits not in published(spec.name):
+            options["splits"] = os.path.abspath(in_home(str(splits)))
+    except DataError:
+        return text
+    said = [
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in options.items()
+    ]
+    return _kept_readable(text, ",".join([place, *said]))
+
+
+def _kept_readable(text: str, changed: str) -> str:
+    """The changed text, but not with a folder above whose name would be read as something else."""
+    readable = changed.count("+") == text.count("+") and changed.count(",") == text.count(",")
+    return changed if readable else text
 
 
 def _found(request: Request, layouts: tuple[Layout, ...]) -> Found:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from metasparse_ext.data.errors import DataError, DataNotFoundError
-from metasparse_ext.data.images import ImageClasses, left_out
+from metasparse_ext.data.images import ImageClasses, counted, left_out
 from metasparse_ext.data.listing import SPLIT_NAMES, Listing
 from metasparse_ext.data.options import ReadOptions
 from metasparse_ext.data.reading import examined
@@ -90,7 +90,7 @@ def _surveyed(
 
 def _of_listing(found: Found, listing: Listing, split: str, decode: bool) -> SplitSurvey:
     strays = [str(path) for path in listing.strays]
-    notes = [left_out(strays, "files that are no images")] if strays else []
+    notes = [left_out(strays, "file", "of no image format")] if strays else []
     classes = listing.classes()
     counts = {name: len(classes[name]) for name in sorted(classes)}
     if not decode:
@@ -105,11 +105,11 @@ def _of_listing(found: Found, listing: Listing, split: str, decode: bool) -> Spl
         else:
             sizes[size] += 1
     if names:
-        notes.append(left_out(names, "images that cannot be read"))
+        notes.append(left_out(names, "image", "that cannot be read"))
     counts = {name: count - unreadable[name] for name, count in counts.items()}
     least = found.options.min_images
     if few := [name for name, count in counts.items() if count < least]:
-        notes.append(left_out(few, f"classes with fewer than {least} images"))
+        notes.append(left_out(few, "class", f"with fewer than {counted(least, 'image')}"))
     shapes = {size[1:] for size in sizes}
     if len(shapes) > 1 and found.options.image_size is None:
         notes.append(f"images of {len(shapes)} sizes: image_size brings them to one")

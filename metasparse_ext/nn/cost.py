@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,13 @@ from metasparse_ext.nn.masked_conv import MaskedConv2d
 
 Count = int | Tensor
 
+# Of a recurrent layer a weight is used once a time step; batch norms and the like are not counted.
+_COUNTED = (nn.Conv2d, nn.Linear, nn.RNNBase, nn.RNNCellBase)
+
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer: its parameters and the multiply-accumulates it spends on one image.
+    """One layer: its parameters and the multiply-accumulates it spends on one input.
 
     ``kernels`` are the (out, in) pairs of a masked convolution and 0 for any other layer. Active
     counts are integers, or int64 tensors (T,) where the masks have a task axis.
@@ -96,10 +99,11 @@ def cost(
     *,
     dtype: torch.dtype | None = None,
 ) -> Cost:
-    """Counts a model's parameters and the multiply-accumulates of one image, dense and active.
+    """Counts a model's parameters and the multiply-accumulates of one input, dense and active.
 
-    Runs the model once on a zero image. Convolutions (also grouped and dilated ones) and linear
-    layers count their multiply-accumulates; batch norm, activations and pooling are not counted.
+    Runs the model once on a zero input. Convolutions (also grouped and dilated ones), linear layers
+    and recurrent ones (RNN, LSTM, GRU and their cells: each weight once a time step) count their
+    multiply-accumulates; attention, batch norm, activations and pooling are not counted.
     A kernel with every entry masked costs nothing; under a mask with one entry a weight, each
     active weight costs one multiply-accumulate a position.
 
@@ -170,10 +174,10 @@ def _check_masks(masks: Mapping[str, Tensor], masked: Mapping[str, nn.Module]) -
 def _layer(
     name: str, module: nn.Module, parameters: int, positions: int, mask: Tensor | None
 ) -> LayerCost:
-    """One row; ``positions`` counts what a single weight is multiplied with in one image."""
+    """One row; ``positions`` counts what a single weight is multiplied with in one input."""
     kind = type(module).__name__
     if not isinstance(module, MaskedConv2d):
-        weights = module.weight.numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
+        weights = sum(weight.numel() for weight in _weights(module))
         pruned: Count = 0
         if mask is not None:
             pruned = weights - _ones(mask != 0, 2)
@@ -206,6 +210,13 @@ def _layer(
     )
 
 
+def _weights(module: nn.Module) -> list[Tensor]:
+    """What a layer multiplies with, without its biases."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return [w for name, w in module.named_parameters() if name.startswith("weight")]
+    return [module.weight] if isinstance(module, nn.Conv2d | nn.Linear) else []
+
+
 def _ones(mask: Tensor, rank: int) -> Tensor:
     """How many entries are set: (), or (T,) for a mask with a task axis."""
     return mask.flatten(mask.dim() - rank).sum(-1)
@@ -214,14 +225,17 @@ def _ones(mask: Tensor, rank: int) -> Tensor:
 def _positions(
     model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype | None
 ) -> dict[nn.Module, int]:
-    """How many outputs per output channel each convolution and linear layer makes of an image."""
+    """How many outputs per output channel, or time steps, each layer makes of an input."""
     positions: dict[nn.Module, int] = {}
 
-    def count(module: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-        channels = module.weight.shape[0]
+    def count(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        while not isinstance(output, Tensor):
+            output = output[0]  # of recurrent layers, beside the state; of a packed sequence
+        recurrent = isinstance(module, nn.RNNBase | nn.RNNCellBase)
+        channels = output.shape[-1] if recurrent else cast("Tensor", module.weight).shape[0]
         positions[module] = positions.get(module, 0) + output.numel() // channels
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, _COUNTED)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     parameter = next(model.parameters(), torch.empty(0))
     dtype = parameter.dtype if dtype is None else dtype

@@ -17,7 +17,7 @@ from metasparse_ext.training.evaluation import require_one_task
 from metasparse_ext.training.kept import RunEvaluation, find, require_present
 from metasparse_ext.training.paired import Difference, paired_test
 from metasparse_ext.training.run import Run
-from metasparse_ext.training.setting import check_setting
+from metasparse_ext.training.setting import Setting, check_setting
 
 # Fields in which trainings of one kind may differ.
 _OF_A_TRAINING = (
@@ -123,7 +123,7 @@ def _kept(run: Run, setting: Mapping[str, Any]) -> RunEvaluation:
     evaluation = find(run, **setting)
     command = f"`metasparse evaluate {' '.join([str(run), *_flags(setting)])}` makes one"
     if evaluation is None:
-        raise CheckpointError(f"{run}: there is no such evaluation; {command}")
+        raise CheckpointError(f"{run}: there is no evaluation of {_words(run, setting)}; {command}")
     if not evaluation.numbers.get("accuracies"):
         raise CheckpointError(
             f"{run}: its evaluation does not say the accuracy on each task; {command}"
@@ -132,6 +132,16 @@ def _kept(run: Run, setting: Mapping[str, Any]) -> RunEvaluation:
         raise CheckpointError(f"{run}: {evaluation.measure} has no finite value on any task")
     require_present(run, evaluation, command)
     return evaluation
+
+
+def _words(run: Run, setting: Mapping[str, Any]) -> str:
+    """Which evaluation of a run is asked for."""
+    steps = setting["adapt_steps"]
+    of_tasks = {name: value for name, value in setting.items() if name != "adapt_steps"}
+    wanted = Setting.of(run.config(), **of_tasks)
+    manner = "transductive" if wanted.transductive else "not transductive"
+    adapted = "" if steps is None else f", {steps} steps of adaptation"
+    return f"{wanted}, {wanted.tasks} tasks, {manner}{adapted}"
 
 
 def _flags(setting: Mapping[str, Any]) -> list[str]:

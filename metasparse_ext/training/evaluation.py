@@ -192,17 +192,32 @@ def require_one_task(owner: str, evaluations: Mapping[str, RunEvaluation]) -> No
     Raises:
         ValueError: saying which they are.
     """
-    kinds = {}
+    _require_one_kind(owner, {label: _kind(each) for label, each in evaluations.items()})
+
+
+def by_kind(evaluations: Mapping[str, RunEvaluation]) -> list[dict[str, RunEvaluation]]:
+    """The evaluations on tasks of one kind together, each lot in the order given."""
+    lots: list[dict[str, RunEvaluation]] = []
     for label, each in evaluations.items():
-        kinds[label] = {
-            "setting": each.setting,
-            "tasks": f"{each.numbers['tasks']} tasks",
-            "manner": _manner(each.numbers["transductive"]),
-            "measure": each.measure,
-        }
-        if "queries" in each.drawn:  # not in files of earlier versions
-            kinds[label]["queries"] = f"{each.drawn['queries']} queries a class"
-    _require_one_kind(owner, kinds)
+        for lot in lots:
+            if _kind(next(iter(lot.values()))) == _kind(each):
+                lot[label] = each
+                break
+        else:
+            lots.append({label: each})
+    return lots
+
+
+def _kind(evaluation: RunEvaluation) -> dict[str, str]:
+    kind = {
+        "setting": evaluation.setting,
+        "tasks": f"{evaluation.numbers['tasks']} tasks",
+        "manner": _manner(evaluation.numbers["transductive"]),
+        "measure": evaluation.measure,
+    }
+    if "queries" in evaluation.drawn:  # not in files of earlier versions
+        kind["queries"] = f"{evaluation.drawn['queries']} queries a class"
+    return kind
 
 
 def _words(setting: Setting) -> dict[str, str]:

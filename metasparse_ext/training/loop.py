@@ -54,7 +54,8 @@ class Trainer(Session):
     Args:
         config: What to train. A run that goes on must be given the configuration it was begun with;
             only ``iterations`` or ``max_seconds`` may have grown.
-        run: The run folder. One that holds a checkpoint goes on from it; another is begun.
+        run: The run folder. One that holds a checkpoint goes on from it; another is begun, and
+            so is one that has done no iteration, where the configuration is another.
         reporter: Is told what happens, or several are. One that raises is told no more, with a
             warning, and training goes on.
         workers: The processes among which the tasks of a meta-batch are divided. Only the first

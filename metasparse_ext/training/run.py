@@ -52,6 +52,12 @@ class Run:
         """Whether the folder holds a checkpoint to resume."""
         return checkpoint.exists(self.last_path)
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the run was begun and has done no iteration: nothing of it can be lost."""
+        recorded = self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
+        return not recorded and _iteration(self.last_path) == 0
+
     def evaluation_path(self, name: str) -> Path:
         """Where an evaluation is written; its name is the split where all else is the run's own."""
         return self.folder / f"evaluation-{name}.json"

@@ -92,6 +92,7 @@ class Session:
         resuming = workers.any(run.started)
         if resuming:
             self._take_lock()
+            resuming = not workers.any(workers.first and self._begins_anew())
         start = config.replace(init_from=None) if resuming else config
         outputs = build.outputs(self.classes)
         self.learner = build.learner(start, self.classes.shape, outputs=outputs, given=given)
@@ -116,20 +117,36 @@ class Session:
         )
         self.batches = on_device(map(workers.share, drawn), config.device)
         if config.memory is not None:
-            self._fit_into(config.memory)
+            self._fit_into(config.memory, resuming)
         if not resuming:
             self._begin()
         if self.chunk is not None and workers.first:
             atomic.replace_text(run.memory_path, json.dumps(self.chunk.to_dict()) + "\n")
 
-    def _fit_into(self, budget: str) -> None:
+    def _begins_anew(self) -> bool:
+        """Whether a run that did no iteration, such as one that failed at once, asks for another.
+
+        Its checkpoint of the beginning goes, which holds it to the former configuration.
+        """
+        if not self.run.untrained:
+            return False
+        begun = self.run.begun_with(checkpoint.read(self.run.last_path))
+        differ = begun.differences(self.config)
+        if differ:
+            named = " and ".join(differ)
+            logger.warning(
+                "%s had done no iteration: it begins anew, with other %s", self.run, named
+            )
+        return bool(differ)
+
+    def _fit_into(self, budget: str, resuming: bool) -> None:
         """Has the learner take as many tasks at a time as fit into a budget of memory.
 
         A run that goes on takes as many as before. Processes that share tasks agree on the fewest.
         """
         learner, workers = self.learner, self.workers
         check_chunks(learner, budget)
-        self.chunk = self.run.chunk(budget) if self.run.started else None
+        self.chunk = self.run.chunk(budget) if resuming else None
         if workers.any(self.chunk is None):
             first = next(self.batches)
             self.batches = itertools.chain([first], self.batches)
@@ -170,9 +187,10 @@ class Session:
         if first:
             atomic.make_folder(run.folder)
         self._take_lock()
-        if self.workers.any(run.started):
+        if self.workers.any(run.started and not run.untrained):
             raise RunInUseError(f"{run}: another process has begun a run in this folder")
         if first:
+            run.forget()
             run.create(self.config, self.classes.shape, build.outputs(self.classes))
         self._save(run.last_path)
 

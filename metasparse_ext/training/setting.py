@@ -17,6 +17,7 @@ from metasparse_ext._arguments import (
     require_text,
 )
 from metasparse_ext._records import check_fields
+from metasparse_ext.data.registry import absolute
 from metasparse_ext.training.config import SPLITS, RunConfig
 
 _LEAST = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "adapt_steps": 0}
@@ -62,6 +63,8 @@ class Setting:
             "tasks": config.evaluation_tasks,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
+        if "data" in chosen and absolute(chosen["data"]) == absolute(config.data):
+            del chosen["data"]  # the run's own, by another path
         return cls(split=split, **{**own, **chosen})
 
     def __str__(self) -> str:
