@@ -301,9 +301,9 @@ def test_weights_are_rewound_exactly(tmp_path, tiny_root, rewind):
     learner, seen, rates = trainer.learner, {}, []
     original, step = learner.next_stage, trainer._step
 
-    def stepping(tasks):
+    def stepping():
         seen.setdefault(trainer.iteration, learner.start(1)[0].clone())
-        step(tasks)
+        step()
         rates.append(trainer.optimizer.param_groups[0]["lr"])
 
     def beginning(position):
@@ -325,8 +325,8 @@ def test_a_search_may_be_shorter_than_the_training(tmp_path, tiny_root):
     trainer, rates = Trainer(config, Run(tmp_path)), []
     step = trainer._step
 
-    def stepping(tasks):
-        step(tasks)
+    def stepping():
+        step()
         rates.append(trainer.optimizer.param_groups[0]["lr"] / config.meta_lr)
 
     trainer._step = stepping
@@ -389,10 +389,10 @@ def test_resume_is_exact_in_every_round(tmp_path, tiny_root, search, stop):
     first = Trainer(config, parts)
     step = first._step
 
-    def dying(tasks):
+    def dying():
         if first.iteration == stop:
             raise KeyboardInterrupt
-        step(tasks)
+        step()
 
     first._step = dying
     with pytest.raises(KeyboardInterrupt):

@@ -19,7 +19,6 @@ from metasparse_ext.algorithms.r2d2 import R2D2
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.reptile import Reptile
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, task_call
-from metasparse_ext.algorithms.tasks import accuracy
 
 LEARNERS: dict[str, type[MetaLearner]] = {
     "maml": MAML,
@@ -104,7 +103,6 @@ __all__ = [
     "ProtoNet",
     "Reptile",
     "Source",
-    "accuracy",
     "find",
     "register",
     "task_call",

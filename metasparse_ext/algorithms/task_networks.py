@@ -156,14 +156,22 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, owner: str = "cross_entropy
 
 def task_masks(model: nn.Module, parameters: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
     """The mask of every masked convolution, with a task axis, by the name of its layer."""
-    masks = {}
-    with Slots(model).holding(parameters):
-        for name, layer in model.named_modules():
-            if isinstance(layer, MaskedConv2d):
-                mask = layer.masker(layer.weight)
-                shared = mask.dim() in (2, 4)
-                masks[name] = mask.expand(tasks, *mask.shape) if shared else mask
-    return masks
+    slots = Slots(model)
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, MaskedConv2d)]
+
+    def found(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with slots.holding(held):
+            return {name: layer.masker(layer.weight) for name, layer in layers}
+
+    if slots.task_aware:
+        masks = found(parameters)
+        shared = {name for name, mask in masks.items() if mask.dim() in (2, 4)}
+        return {
+            name: mask.expand(tasks, *mask.shape) if name in shared else mask
+            for name, mask in masks.items()
+        }
+    each = [found({name: p[task] for name, p in parameters.items()}) for task in range(tasks)]
+    return {name: torch.stack([masks[name] for masks in each]) for name, _ in layers}
 
 
 def active_fraction(masks: Mapping[str, Tensor]) -> Tensor:

@@ -47,7 +47,7 @@ class TakesTaskOptions(type):
       such as ``torch.nn.functional.mse_loss``. The ``labels`` of samples are then targets (T, N,
       ...) of any dtype.
     - ``metric``: What ``Metrics.accuracy`` holds, a function like the loss, such as
-      ``metasparse_ext.algorithms.accuracy``; with a loss and no metric it is NaN.
+      ``metasparse_ext.algorithms.tasks.accuracy``; with a loss and no metric it is NaN.
     - ``task_chunk``: The most tasks that a meta-step, ``adapt`` or an evaluation computes at a
       time. The meta-gradient is that of all tasks, the memory that of so many.
     """
