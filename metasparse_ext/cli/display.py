@@ -228,8 +228,9 @@ def table(evaluations: Mapping[str, RunEvaluation], *, timed: bool = True) -> Ta
     headings = (first.measure, "active kernels", "MACs", "s/iteration")[: 4 if timed else 3]
     for heading in headings:
         shown.add_column(heading, justify="right", no_wrap=True)
+    most = max(each.numbers["macs"] for each in evaluations.values())
     for label, each in evaluations.items():
-        shown.add_row(label, *_cells(each)[: len(headings)])
+        shown.add_row(label, *_cells(each, few=most < _SMALL)[: len(headings)])
     return shown
 
 
@@ -280,18 +281,16 @@ def _manner(numbers: Mapping[str, Any]) -> str:
     return f"{numbers['tasks']} tasks, {kind}"
 
 
-def _cells(evaluation: RunEvaluation) -> tuple[str, str, str, str]:
+def _cells(evaluation: RunEvaluation, *, few: bool) -> tuple[str, str, str, str]:
+    """A row; ``few``: whether every row has so few multiply-accumulates that they are whole."""
     numbers = evaluation.numbers
+    macs = numbers["macs"]
     return (
         _score(numbers, evaluation.measure),
         f"{100 * numbers['active']:.1f} %" if numbers["kernels"] else "–",
-        _macs(numbers["macs"]),
+        f"{macs:,.0f}" if few else f"{macs / 1e6:.2f} M",
         "" if evaluation.seconds is None else f"{evaluation.seconds:.3f}",
     )
-
-
-def _macs(count: float) -> str:
-    return f"{count:,.0f}" if count < _SMALL else f"{count / 1e6:.2f} M"
 
 
 def _score(score: Mapping[str, Any], measure: str) -> str:
