@@ -187,11 +187,15 @@ std::tuple<Tensor, Tensor, Tensor> softmax_head_grad(const Tensor& grad, const T
   });
 
   const auto narrowed = [&](const Tensor& t) { return t.narrow(2, 0, samples).to(dtype); };
-  auto center_grad = at::baddbmm(grad, narrowed(solution), x, /*beta=*/1, /*alpha=*/-1);
+  // In float64: the gradient in lambda is a sum of these that may cancel.
+  const auto wide = [](const Tensor& t) { return t.to(at::kDouble); };
+  const auto exact = at::baddbmm(wide(grad), solution.narrow(2, 0, samples), wide(x), /*beta=*/1,
+                                 /*alpha=*/-1);
+  const auto center_grad = exact.to(dtype);
   auto features_grad = at::bmm(narrowed(scores).mT(), center_grad);
   features_grad.baddbmm_(narrowed(direction).mT(), weight);
-  auto lam_grad = at::mul(center_grad, center - weight).sum({1, 2}) / lam;
-  return {features_grad, center_grad, lam_grad};
+  const auto lam_grad = at::mul(exact, wide(center) - wide(weight)).sum({1, 2}) / wide(lam);
+  return {features_grad, center_grad, lam_grad.to(lam.scalar_type())};
 }
 
 }  // namespace

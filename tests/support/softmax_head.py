@@ -63,10 +63,6 @@ class Head(NamedTuple):
             expected[1] = expected[1].sum(0)
         # Small values of lambda make the gradient of the fit large.
         scales = [e.abs().amax() + self._amplification(exact) for e in expected]
-        # lambda's is a sum of the fit's difference from its center over lambda, which may cancel.
-        moved = (fit.weight.detach().double() - exact["weight"]).norm()
-        rounding = 4 * torch.finfo(dtype).eps * moved / self.lam
-        scales[2] = scales[2] + rounding / (10 * bound)
         return (
             changed(before, given)
             or first_difference([slope], [torch.zeros_like(slope)], [size], bound, torch.float64)
