@@ -31,7 +31,7 @@ test: $(INSTALLED) $(LEARN2LEARN)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 bench: $(INSTALLED) $(LEARN2LEARN)  ## every CPU benchmark against its peers, then the targets
-	for threads in 1 2; do for name in ops meta_steps implicit; do \
+	for threads in 1 2; do for name in ops meta_steps implicit adapt; do \
 		$(BIN)/python -m benchmarks.$$name --threads $$threads || exit 1; done; done
 	$(BIN)/python -m benchmarks.tables
 	-$(BIN)/python -m benchmarks.targets

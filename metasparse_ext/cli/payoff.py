@@ -51,11 +51,11 @@ def measure(networks: Mapping[str, Conv4], task: TaskBatch) -> dict[str, Seconds
     """
     double = TaskBatch(*(part._replace(images=cast(Tensor, part.images).double()) for part in task))
     for label, net in networks.items():
-        ours, stock = (run() for run in _sides(net, torch.float64, double))
+        ours, stock = (run() for run in sides(net, torch.float64, double))
         error = float((ours - stock).abs().max() / stock.abs().max())
         if not error <= _TOLERANCE:
             raise ArithmeticError(f"{label}: the logits differ from PyTorch's by {error:.1g}")
-    runs = [run for net in networks.values() for run in _sides(net, torch.float32, task)]
+    runs = [run for net in networks.values() for run in sides(net, torch.float32, task)]
     spent: list[list[float]] = [[] for _ in runs]
     for _ in range(_WARM_UP + _ROUNDS):
         for run, seconds in zip(runs, spent, strict=True):  # in turn: what slows one slows all
@@ -94,19 +94,21 @@ def payoff_table(found: Mapping[str, Seconds], task: TaskBatch) -> Table:
     return shown
 
 
-def _sides(net: Conv4, dtype: torch.dtype, task: TaskBatch) -> Sequence[Callable[[], Tensor]]:
+def sides(
+    net: Conv4, dtype: torch.dtype, task: TaskBatch, steps: int = STEPS
+) -> Sequence[Callable[[], Tensor]]:
     """The same adaptation and classification by this package, and by stock PyTorch; (Q, ways)."""
     own = copy.deepcopy(net).to(dtype=dtype).requires_grad_()
-    learner = MAML(own, inner_lr=RATE, inner_steps=STEPS)
+    learner = MAML(own, inner_lr=RATE, inner_steps=steps)
 
     def ours() -> Tensor:
         with torch.no_grad():
             return learner.adapt(task.support)(task.query.images)[0]
 
-    return ours, lambda: _stock(own, task)
+    return ours, lambda: _stock(own, task, steps)
 
 
-def _stock(net: Conv4, task: TaskBatch) -> Tensor:
+def _stock(net: Conv4, task: TaskBatch, steps: int) -> Tensor:
     """Gradient descent on a strided or pooled Conv-4 as PyTorch's users write it."""
     convs = [layer for layer in net.modules() if isinstance(layer, MaskedConv2d)]
     masks = [conv.masker(conv.weight)[:, :, None, None].to(conv.weight) for conv in convs]
@@ -126,7 +128,7 @@ def _stock(net: Conv4, task: TaskBatch) -> Tensor:
     weights = {n: p.detach() for n, p in net.named_parameters() if not n.endswith("conv.bias")}
     images, queries = (cast(Tensor, part.images)[0] for part in task)
     labels = task.support.labels[0]
-    for _ in range(STEPS):
+    for _ in range(steps):
         weights = {name: value.requires_grad_() for name, value in weights.items()}
         loss = F.cross_entropy(logits(weights, images), labels)
         slopes = torch.autograd.grad(loss, list(weights.values()))

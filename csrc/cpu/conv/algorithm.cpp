@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "heuristics.h"
+#include "plan.h"
 
 namespace metasparse::cpu {
 
@@ -42,17 +43,20 @@ bool strides_are(const ConvShape& s, int64_t stride) {
   return s.stride_h == stride && s.stride_w == stride;
 }
 
-// Multiply-adds of all tiles, overhanging ones included.
-int winograd_tile(ConvOp op, const ConvShape& s) {
-  const bool input_grad = op == ConvOp::input_grad;
-  const int64_t height = input_grad ? s.height : s.out_height;
-  const int64_t width = input_grad ? s.width : s.out_width;
+// The tile that costs least for a task: its registers of tiles, empty lanes and overhanging tiles
+// included, and its weights, times its points. `points` is of a tile's side.
+template <size_t N, class Points>
+int cheapest_tile(const heuristics::TileCost (&costs)[N], const Points& points, ConvOp op,
+                  int64_t images, int64_t height, int64_t width) {
+  const int64_t lanes = conv_kernels_of<float>(active_isa()).lanes;
   int best = 0;
   double least = std::numeric_limits<double>::infinity();
-  for (const auto& [tile, spmm, sddmm] : heuristics::kWinogradCosts) {
-    const int64_t products =
-        divide_up(height, tile) * divide_up(width, tile) * (tile + 2) * (tile + 2);
-    const double cost = static_cast<double>(products) * (op == ConvOp::weight_grad ? sddmm : spmm);
+  for (const auto& [tile, spmm, sddmm] : costs) {
+    const int64_t tiles = images * divide_up(height, tile) * divide_up(width, tile);
+    const double products = op == ConvOp::weight_grad ? sddmm : spmm;
+    const double cost =
+        static_cast<double>(points(tile)) *
+        (static_cast<double>(divide_up(tiles, lanes)) * products + heuristics::kWeightRegisters);
     if (cost < least) {
       least = cost;
       best = tile;
@@ -61,11 +65,17 @@ int winograd_tile(ConvOp op, const ConvShape& s) {
   return best;
 }
 
-int polyphase_tile(const ConvShape& s) {
-  const auto products = [&](int64_t m) {
-    return divide_up(s.out_height, m) * divide_up(s.out_width, m) * (2 * m + 1) * (2 * m + 1);
-  };
-  return products(3) < products(2) ? 3 : 2;
+int winograd_tile(ConvOp op, const ConvShape& s) {
+  const bool input_grad = op == ConvOp::input_grad;
+  const auto points = [](int m) { return (m + 2) * (m + 2); };
+  return cheapest_tile(heuristics::kWinogradCosts, points, op, s.samples,
+                       input_grad ? s.height : s.out_height, input_grad ? s.width : s.out_width);
+}
+
+int polyphase_tile(ConvOp op, const ConvShape& s) {
+  const auto points = [](int m) { return (2 * m + 1) * (2 * m + 1); };
+  return cheapest_tile(heuristics::kPolyphaseCosts, points, op, s.samples, s.out_height,
+                       s.out_width);
 }
 
 ConvAlgorithm with_best_tile(ConvKind kind, ConvOp op, const ConvShape& shape, bool precise) {
@@ -73,7 +83,7 @@ ConvAlgorithm with_best_tile(ConvKind kind, ConvOp op, const ConvShape& shape, b
     case ConvKind::winograd:
       return {kind, precise ? 2 : winograd_tile(op, shape)};
     case ConvKind::polyphase:
-      return {kind, polyphase_tile(shape)};
+      return {kind, polyphase_tile(op, shape)};
     default:
       return {kind};
   }
@@ -132,8 +142,8 @@ std::string tile_words(ConvAlgorithm algorithm, ConvOp op, const ConvShape& s, b
   const std::string tiles = words("; tiles of ", algorithm.tile, "x", algorithm.tile);
   if (precise && algorithm.kind == ConvKind::winograd) return tiles + ", the most precise ones";
   const bool input_grad = op == ConvOp::input_grad && algorithm.kind == ConvKind::winograd;
-  return words(tiles, ", which cost least on a map of ", input_grad ? s.height : s.out_height, "x",
-               input_grad ? s.width : s.out_width);
+  return words(tiles, ", which cost least for ", s.samples, " maps of ",
+               input_grad ? s.height : s.out_height, "x", input_grad ? s.width : s.out_width);
 }
 
 std::string verdict(Miss miss, const Rule& rule, ConvAlgorithm algorithm, ConvOp op,

@@ -36,29 +36,31 @@ inline constexpr unsigned kAll = kInputs | kWeightGrad;
 // many tiles pay for them; from twice as many on those of a direct convolution are, too.
 inline constexpr int64_t kMany = 128;
 
-// One thread of a Zen 4 core with AVX-512, float32; from kMany channels on, and for maps of one
-// pixel, a Xeon of 2.5 GHz. A row holds where every shape listed in docs/performance.md was at
-// least 0.95 times as fast as torch's dense convolution.
+// One thread of a Zen 4 core with AVX-512, float32; from kMany channels on, for maps of one pixel and
+// for first layers, a Xeon of 2.5 GHz. A row holds where every shape listed in docs/performance.md
+// was at least 0.95 times as fast as torch's dense convolution. `python -m benchmarks.tune` measures
+// what the rows lose on a machine.
 inline constexpr Rule kRules[] = {
     {ConvKind::direct, kAll, 0, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
     {ConvKind::direct, kInputs, 0, 2 * kMany, kAny, 1, 1, 1, 0.6},
     {ConvKind::direct, kWeightGrad, 0, 2 * kMany, kAny, 1, 1, 1, 1.0},
+    {ConvKind::direct, kWeightGrad, 0, 5, 8, 2, kAny, 16, 0.3},
     {ConvKind::winograd, kAll, 1, 8, kMany - 1, 2, kAny, 1, 1.0},
     {ConvKind::winograd, kInputs, 1, kMany, kAny, 2, kAny, 200, 1.0},
     {ConvKind::winograd, kWeightGrad, 1, kMany, kAny, 2, kAny, 100, 1.0},
     {ConvKind::direct, kInputs, 1, kMany, kAny, 2, kAny, 1, 0.6},
     {ConvKind::direct, kWeightGrad, 1, kMany, kAny, 2, kAny, 1, 1.0},
     {ConvKind::library, kInputs, 1, kMany, kAny, 2, kAny, 1, 1.0},
-    {ConvKind::winograd, kForward, 1, 3, 3, 8, kAny, 16, 0.75},
-    {ConvKind::few_channels, kForward, 1, 1, 3, 2, kAny, 1, 1.0},
-    {ConvKind::winograd, kForward, 1, 4, 7, 8, kAny, 16, 1.0},
+    {ConvKind::few_channels, kForward, 1, 1, 4, 2, kAny, 1, 1.0},
+    {ConvKind::winograd, kForward, 1, 5, 7, 8, kAny, 16, 1.0},
     {ConvKind::few_channels, kWeightGrad, 1, 1, 7, 2, kAny, 1, 1.0},
     {ConvKind::polyphase, kInputs, 2, 8, kMany - 1, 2, kAny, 1, 1.0},
     {ConvKind::polyphase, kInputs, 2, kMany, kAny, 2, kAny, 1, 0.6},
     {ConvKind::polyphase, kInputs, 2, kMany, kAny, 8, kAny, 200, 1.0},
-    {ConvKind::polyphase, kWeightGrad, 2, 8, kAny, 2, kAny, 2, 1.0},
-    {ConvKind::direct, kForward, 2, 3, 7, 8, kAny, 16, 0.6},
-    {ConvKind::few_channels, kForward | kWeightGrad, 2, 1, 7, 2, kAny, 1, 1.0},
+    {ConvKind::polyphase, kWeightGrad, 2, 9, kAny, 2, kAny, 2, 1.0},
+    {ConvKind::direct, kForward, 2, 4, 7, 8, kAny, 16, 0.3},
+    {ConvKind::few_channels, kForward, 2, 1, 7, 2, kAny, 1, 1.0},
+    {ConvKind::few_channels, kWeightGrad, 2, 1, 8, 2, kAny, 1, 1.0},
     {ConvKind::direct, kAll, 0, 8, kAny, 2, kAny, 16, 0.45},
 };
 
@@ -70,6 +72,14 @@ struct TileCost {
 };
 inline constexpr TileCost kWinogradCosts[] = {
     {4, 1.0, 1.0}, {3, 0.93, 0.95}, {2, 1.0, 1.0}, {5, 1.35, 1.12}};
+inline constexpr TileCost kPolyphaseCosts[] = {{2, 1.0, 1.0}, {3, 1.0, 1.0}};
+
+// A tile of M x M outputs has more weights the larger it is; each is transformed, and read in each
+// block, which costs what multiplying this many registers of tiles with it does. 64 channels, four
+// tasks of 5 images, half the kernels (Xeon, AVX-512): F(2) instead of F(5) on a map of 5 takes 244
+// instead of 577 microseconds, instead of F(4) on one of 4 196 instead of 421; ratios of all tiles
+// on maps of 4 to 14 agree with 3 to 5.
+inline constexpr double kWeightRegisters = 4;
 
 // SpMM cuts the sources into so many equal ranges that the longest row, spread evenly, has at most
 // this many active kernels in each, and adds the partial sums up: this keeps the error in float32
