@@ -571,6 +571,9 @@ CALLS: dict[str, Call] = {
         },
         {"masks": ("none",), "input_shape": ("list",), "dtype": ("none",)},
     ),
+    "initialize": Call(
+        "initialize", msnn.initialize, lambda: {"model": nn.Linear(3, 2), "name": "xavier"}
+    ),
     "is_task_aware": Call("is_task_aware", msnn.is_task_aware, lambda: {"module": NETWORK}),
     "sparsify": Call(
         "sparsify",

@@ -67,8 +67,10 @@ class IMAML(MetaLearner):
 
     source = Source(
         paper="Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019",
-        exact="both the paper's equations and its code's, which differ: mode=paper, mode=official",
-        reconstructed="tasks whose operator is not positive definite stop the solve there",
+        exact="both the paper's equations and its code's, which differ: mode=paper, mode=official; "
+        "with a solve that meets no direction of negative curvature",
+        reconstructed="a guard: a task that meets one keeps the iterate before it, or the "
+        "first-order meta-gradient; the official code divides by it and goes on",
     )
     dtypes = FLOATS
 
