@@ -62,8 +62,8 @@ class Preset:
     note: str = ""
 
     def __post_init__(self) -> None:
-        named = dict.fromkeys(("block_order", "head", "initialization"), {"empty": False})
-        check_fields(self, named)
+        names = ("block_order", "head", "initialization")
+        check_fields(self, {name: {"empty": False} for name in names})
 
     def settings(self) -> dict[str, Any]:
         """The fields but the note: keyword arguments of a run's configuration."""
