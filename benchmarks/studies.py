@@ -118,7 +118,8 @@ BACKBONES = {
     "conv4": {"model": "conv4", "iterations": 1000},
     "resnet12": {"model": "resnet12", "width": 8, "tasks": 4, "iterations": 1000},
 }
-# When each early search looks: as often as its share of the iterative search's cost allows.
+# When each early search looks: chosen by cost, for the source's share of the iterative search's, on
+# the seed of the study.
 EARLY = {
     "conv4": {"check_every": 25, "threshold": 0.3},
     "resnet12": {"threshold": 0.25},
