@@ -62,6 +62,7 @@ FIVE_SHOTS = {"shots": 5, "queries": 5, "tasks": 4}
 TASKS = {
     "omniglot-1shot": {"data": "omniglot", "shots": 1, "rotations": True},
     "omniglot-5shot": {"data": "omniglot", "rotations": True, **FIVE_SHOTS},
+    "cifar-fs-1shot": {"data": "cifar-fs", "shots": 1},
     "cifar-fs-5shot": {"data": "cifar-fs", **FIVE_SHOTS},
 }
 MAML = {"inner_lr": 0.4, "inner_steps": 1, "adapt_steps": 10}
@@ -94,7 +95,10 @@ def config(learner: str, **fields: object) -> RunConfig:
 
 
 # Processor seconds of a case of the learners' study, where none are given.
-SECONDS = {"omniglot-1shot": 480.0, "omniglot-5shot": 300.0, "cifar-fs-5shot": 300.0}
+SECONDS = {
+    **{"omniglot-1shot": 480.0, "omniglot-5shot": 300.0},
+    **{"cifar-fs-1shot": 300.0, "cifar-fs-5shot": 300.0},
+}
 
 
 def learners(given: Budget) -> Iterator[Case]:
