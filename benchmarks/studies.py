@@ -82,7 +82,7 @@ SETTINGS = {
     "reptile": {"options": {"inner_lr": 3e-3, "inner_steps": 8}, "optimizer": "sgd",
                 "meta_lr": 1.0, "schedule": "linear", "tasks": 4, "queries": 5},
     "cavia": {"options": {"inner_lr": 1.0, "inner_steps": 2}, "meta_lr": 1e-3},
-    "bmp": {"options": {**MAML, "through_weights": False}, "clip_norm": 1.0},
+    "bmp": {"options": {**MAML, "through_weights": False}},
     "mmsup": {"options": MAML},
     "multi-maml": {"options": MAML},
     "meta-ticket": {"options": {**MAML, "search": "early"}},

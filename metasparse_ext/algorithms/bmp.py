@@ -58,9 +58,10 @@ class BMP(MAML):
             as in MAML.
         head: Name of the head; the last ``nn.Linear`` by default.
         through_weights: Let the meta-gradient reach theta through the weight half of e as well, as
-            in ALFA's code. The gates' straight-through gradient then moves the weights whose means
-            the perceptron sees, above all the scales of norms, whichever way opens or closes
-            layers; after some thousand iterations that outweighs the loss, and training diverges.
+            in ALFA's code, which has no norms there. The gates' straight-through gradient then moves
+            the weights whose means the perceptron sees, above all the scales of norms, whichever
+            way opens or closes layers; after some thousand iterations that outweighs the loss, and
+            training diverges.
         emphasis: What u is: a learned "vector", the same for all tasks, or made of each task's
             support images, the "batch", by a learned
             :class:`~metasparse_ext.algorithms.bmp.BatchEmbedding`. It starts from ones.
