@@ -58,7 +58,7 @@ class BMP(MAML):
             as in MAML.
         head: Name of the head; the last ``nn.Linear`` by default.
         through_weights: Let the meta-gradient reach theta through the weight half of e as well, as
-            in ALFA's code, which has no norms there. The gates' straight-through gradient then moves
+            in ALFA's code, which has no norms there. The gates' straight-through gradient moves
             the weights whose means the perceptron sees, above all the scales of norms, whichever
             way opens or closes layers; after some thousand iterations that outweighs the loss, and
             training diverges.
