@@ -70,7 +70,7 @@ class MetaDOCK(IMAML):
         exact="gates, budget, inner loop and solve of the public code; the supplement's reading "
         "as mode=paper",
         reconstructed="a checkpoint counts only once the budget holds; validation classes choose "
-        "it, not test classes",
+        "it, not test classes; the guard of the solve, as in imaml",
     )
 
     def __init__(
