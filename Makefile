@@ -37,6 +37,7 @@ bench: $(INSTALLED) $(LEARN2LEARN)  ## every CPU benchmark against its peers, th
 	-$(BIN)/python -m benchmarks.targets
 
 evidence: $(INSTALLED)  ## docs/evidence.md from the raw results of the studies
+	$(BIN)/python -m benchmarks.training_curves
 	$(BIN)/python -m benchmarks.evidence
 
 evidence-quick: $(INSTALLED)  ## some cases of every study for a moment, and a page of those

@@ -8,9 +8,9 @@ from statistics import fmean, stdev
 
 import torch
 
-from benchmarks import contributions, published
+from benchmarks import contributions, published, training_curves
 from benchmarks.markdown import markdown
-from benchmarks.studies import Budget, Case
+from benchmarks.studies import TASKS, Budget, Case
 from benchmarks.study import ALL, Measured, measured
 from benchmarks.study_tables import accuracy
 from metasparse_ext.training import Run, RunEvaluation, build, evaluation, metrics
@@ -36,6 +36,11 @@ class Results:
     def cases(self, study: str) -> list[tuple[Case, Done | None]]:
         """All cases of a study."""
         return [(case, self.of(study, case.name)) for case in ALL[study](Budget())]
+
+    def picture(self, words: str, path: Path) -> list[str]:
+        """A picture of the document that the results are for, if it is there."""
+        there = (self.folder.parents[1] / "docs" / path.name).is_file()
+        return [f"![{words}]({path.name})\n"] if there else []
 
     def blocks(self, study: str, tables: Iterable[str], names: Iterable[str] = ()) -> list[str]:
         """The tables, then the command for what is not run yet.
@@ -102,9 +107,9 @@ def budgets(results: Results) -> list[str]:
 
 def kernels(results: Results) -> list[str]:
     """Figure 1: a picture of runs, whose checkpoints are not kept here."""
-    picture = results.folder.parents[1] / "docs" / contributions.PICTURE.name
-    if picture.is_file():
-        return [f"![What input kernels contribute]({picture.name})\n"]
+    shown = results.picture("What input kernels contribute", contributions.PICTURE)
+    if shown:
+        return shown
     run = "runs/budgets/5shot-64-0.5"
     return [
         _missing(
@@ -196,6 +201,9 @@ def convex(results: Results) -> list[str]:
     levels = tuple(f"{100 * level:g} %" for level in _LEVELS)
     title = "Seconds of one core to an accuracy on validation classes of Omniglot:"
     tables += _unless_empty(title, ("5-way", *levels), times)
+    for task in TASKS:
+        words = f"Accuracy, loss and gradient norm in training, {task}"
+        tables += results.picture(words, training_curves.picture(task))
     return results.blocks("learners", tables, names)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.training_helpers import tiny_config
 
-from benchmarks import contributions, evidence, published, sources, study
+from benchmarks import contributions, evidence, published, sources, study, training_curves
 from benchmarks.evidence_tables import MISSING, SECTIONS, Results
 from benchmarks.harness import RESULTS
 from benchmarks.studies import Budget
@@ -99,6 +99,24 @@ def test_sources_are_as_long_as_published_unless_a_budget_is_given():
 def test_published_numbers_are_of_learners_that_there_are():
     tables = *published.CIFAR_FS.values(), *published.GEMS.values(), *published.CONVEX.values()
     assert {name for table in tables for name in table} <= set(LEARNERS)
+
+
+def test_curves_are_of_the_records_that_are_kept(tmp_path):
+    runs = training_curves.records(RESULTS, "omniglot-1shot")
+    assert list(runs) == list(published.CONVEX["1shot"])
+    assert all("gradient_norm" in steps[0] for steps in runs.values())
+    assert training_curves.records(tmp_path, "omniglot-1shot") == {}
+    short = {name: steps[:3] for name, steps in runs.items()}
+    training_curves.draw(short, tmp_path / "curves.png", "three records")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_smoothing_takes_what_there_is():
+    np.testing.assert_allclose(training_curves.smoothed(np.ones(60)), 1)
+    few = training_curves.smoothed(np.array([0.0, 3.0, 6.0]))
+    np.testing.assert_allclose(few, [1.5, 3.0, 4.5])
+    ramp = training_curves.smoothed(np.arange(100.0))
+    np.testing.assert_allclose(ramp[20:80], np.arange(20.0, 80.0))
 
 
 @pytest.mark.parametrize("learner", ["maml", "metadock"])
