@@ -21,7 +21,7 @@ SHELL := /bin/bash
 # What is shown of an installation, from pip's verbose log: packages, and how many files are compiled.
 PROGRESS := -e 's/^ *\(Collecting [^ ]*\).*/  \1/p' -e 's/^ *\(\[[0-9]*\/[0-9]*\]\).*/  \1 compiled/p'
 
-.PHONY: demo test bench gpu sanitize check-aarch64 stress matrix wheel docs clean
+.PHONY: demo test bench evidence evidence-quick gpu sanitize check-aarch64 stress matrix wheel docs clean
 
 demo: $(INSTALLED)  ## pre-train, then prune, on built-in data; ends with a table and two plots
 	$(BIN)/metasparse demo --out runs/demo
@@ -35,6 +35,13 @@ bench: $(INSTALLED) $(LEARN2LEARN)  ## every CPU benchmark against its peers, th
 		$(BIN)/python -m benchmarks.$$name --threads $$threads || exit 1; done; done
 	$(BIN)/python -m benchmarks.tables
 	-$(BIN)/python -m benchmarks.targets
+
+evidence: $(INSTALLED)  ## docs/evidence.md from the raw results of the studies
+	$(BIN)/python -m benchmarks.training_curves
+	$(BIN)/python -m benchmarks.evidence
+
+evidence-quick: $(INSTALLED)  ## some cases of every study for a moment, and a page of those
+	$(BIN)/python -m benchmarks.evidence --quick
 
 # It takes the environment of PYTHON as it is, and downloads nothing.
 gpu:  ## on a machine with a GPU: build, tests, compute-sanitizer and benchmark, in nine minutes

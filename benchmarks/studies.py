@@ -62,6 +62,7 @@ FIVE_SHOTS = {"shots": 5, "queries": 5, "tasks": 4}
 TASKS = {
     "omniglot-1shot": {"data": "omniglot", "shots": 1, "rotations": True},
     "omniglot-5shot": {"data": "omniglot", "rotations": True, **FIVE_SHOTS},
+    "cifar-fs-1shot": {"data": "cifar-fs", "shots": 1},
     "cifar-fs-5shot": {"data": "cifar-fs", **FIVE_SHOTS},
 }
 MAML = {"inner_lr": 0.4, "inner_steps": 1, "adapt_steps": 10}
@@ -81,7 +82,7 @@ SETTINGS = {
     "reptile": {"options": {"inner_lr": 3e-3, "inner_steps": 8}, "optimizer": "sgd",
                 "meta_lr": 1.0, "schedule": "linear", "tasks": 4, "queries": 5},
     "cavia": {"options": {"inner_lr": 1.0, "inner_steps": 2}, "meta_lr": 1e-3},
-    "bmp": {"options": MAML, "clip_norm": 1.0},
+    "bmp": {"options": {**MAML, "through_weights": False}},
     "mmsup": {"options": MAML},
     "multi-maml": {"options": MAML},
     "meta-ticket": {"options": {**MAML, "search": "early"}},
@@ -94,7 +95,10 @@ def config(learner: str, **fields: object) -> RunConfig:
 
 
 # Processor seconds of a case of the learners' study, where none are given.
-SECONDS = {"omniglot-1shot": 480.0, "omniglot-5shot": 300.0, "cifar-fs-5shot": 300.0}
+SECONDS = {
+    **{"omniglot-1shot": 480.0, "omniglot-5shot": 300.0},
+    **{"cifar-fs-1shot": 300.0, "cifar-fs-5shot": 300.0},
+}
 
 
 def learners(given: Budget) -> Iterator[Case]:
@@ -118,7 +122,8 @@ BACKBONES = {
     "conv4": {"model": "conv4", "iterations": 1000},
     "resnet12": {"model": "resnet12", "width": 8, "tasks": 4, "iterations": 1000},
 }
-# When each early search looks: as often as its share of the iterative search's cost allows.
+# When each early search looks: chosen by cost, for the source's share of the iterative search's, on
+# the seed of the study.
 EARLY = {
     "conv4": {"check_every": 25, "threshold": 0.3},
     "resnet12": {"threshold": 0.25},

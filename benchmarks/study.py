@@ -12,6 +12,7 @@ import multiprocessing
 import resource
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,11 +22,16 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import RESULTS, environment, fair_process
+from benchmarks.sources import SOURCES
 from benchmarks.studies import STUDIES, Budget, Case
 from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.training import Run, RunConfig, Trainer, build, evaluate_run, metrics
 
+ALL = {**STUDIES, **SOURCES}
 KEPT = ("config.json", "metrics.jsonl", "evaluation-test.json")
+
+
+Train = Callable[[RunConfig, Run], tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,28 @@ def measured(folder: Path) -> Measured | None:
     return Measured(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def run_case(case: Case, runs: Path, results: Path) -> None:
-    """Trains, evaluates and keeps one case, unless that was done."""
+def run_case(case: Case, runs: Path, results: Path, train: Train | None = None) -> None:
+    """Trains, evaluates and keeps one case, unless that was done.
+
+    Args:
+        case: The case.
+        runs, results: Folders of the runs, and of what is kept of them.
+        train: Trains and evaluates one run, and returns its seconds and its memory; by default in
+            a process of its own.
+    """
+    train = train or _in_a_process
     folder = results / case.name
     stages, start = [], None
     for number, stage in enumerate(case.stages):
         run = Run(runs / case.name / str(number))
         stages.append((stage.replace(init_from=start), run))
         start = str(run)
-    wanted = [json.loads(config.to_json()) for config, _ in stages]
+    wanted = [config.to_dict() for config, _ in stages]
     done = measured(folder)
-    if done is not None and done.stages == wanted:
+    # Fields that came later are at their defaults in what is done.
+    if done and [RunConfig.from_dict(each).to_dict() for each in done.stages] == wanted:
         return
-    costs = [_in_a_process(config, run) for config, run in stages]
+    costs = [train(config, run) for config, run in stages]
     run = stages[-1][1]
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -102,8 +117,13 @@ def _in_a_process(config: RunConfig, run: Run) -> tuple[float, int]:
 
 def _work(config: str, folder: str, answer: Any) -> None:
     torch.set_num_threads(1)
-    run, before = Run(folder), _peak()
-    wanted = build.resolved(RunConfig.from_json(config))
+    answer.send(train_here(RunConfig.from_json(config), Run(folder)))
+
+
+def train_here(config: RunConfig, run: Run) -> tuple[float, int]:
+    """Trains and evaluates one run in this process; returns its seconds and its memory."""
+    before = _peak()
+    wanted = build.resolved(config)
     if run.started and run.config() != wanted:
         run.forget()  # of other settings: begun anew
     with LineReporter(Console()) as reporter:
@@ -113,7 +133,7 @@ def _work(config: str, folder: str, answer: Any) -> None:
         sys.exit(130)
     memory = _peak() - before
     evaluate_run(run)
-    answer.send((trainer.elapsed, memory))
+    return trainer.elapsed, memory
 
 
 def _peak() -> int:
@@ -124,7 +144,7 @@ def _peak() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=ALL)
     parser.add_argument("--seconds", type=float, help="processor seconds of training, per case")
     parser.add_argument("--iterations", type=int, help="iterations of a training instead")
     parser.add_argument("--only", default="*", help="cases whose name matches this pattern")
@@ -133,7 +153,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only name the cases, and what is done")
     options = parser.parse_args()
     fair_process(1)
-    for case in STUDIES[options.study](Budget(options.seconds, options.iterations)):
+    for case in ALL[options.study](Budget(options.seconds, options.iterations)):
         if not fnmatch(case.name, options.only):
             continue
         folder = options.results / options.study

@@ -24,6 +24,7 @@ NO_ARGUMENTS = {
     "Cost": "is a result",
     "HeadReport": "is a result",
     "HeadSolution": "is a result; its call is in the registry",
+    "HessianFree": "is a result",
     "ImplicitGradient": "is a result",
     "LayerCost": "is a result",
     "Linearization": "is a result; its products are in the registry",
@@ -232,6 +233,25 @@ CALLS: dict[str, Call] = {
             "differentiable": False,
         },
         {**SOLVE, "operator": ("class",), "differentiable": ("none", "flag"), "b": ()},
+    ),
+    "hessian_free": Call(
+        ("hessian_free", "linearize", "damped", "cg"),
+        implicit.hessian_free,
+        lambda: {
+            "loss": squares,
+            "params": torch.ones(2, 3),
+            "lam": 1.0,
+            "steps": 1,
+            "iterations": 2,
+            "model": None,
+            "curvature": "hessian",
+        },
+        {
+            "loss": CALLABLE,
+            "params": ("its double", "its meta", "meta tensor"),
+            "model": ("none", *CALLABLE),
+            "lam": ("fraction", "huge", "number tensor"),
+        },
     ),
     "implicit_gradient": Call(
         ("implicit_gradient", "linearize", "damped", "cg"),
@@ -570,6 +590,9 @@ CALLS: dict[str, Call] = {
             "masks": {},
         },
         {"masks": ("none",), "input_shape": ("list",), "dtype": ("none",)},
+    ),
+    "initialize": Call(
+        "initialize", msnn.initialize, lambda: {"model": nn.Linear(3, 2), "name": "xavier"}
     ),
     "is_task_aware": Call("is_task_aware", msnn.is_task_aware, lambda: {"module": NETWORK}),
     "sparsify": Call(

@@ -57,15 +57,16 @@ def plain_emphasis(own, images):
     return 1 + own["emphasis.whole.weight"] @ hidden.mean(0)
 
 
-def masked_rates(base, phi, grads, own, unit, images):
+def masked_rates(base, phi, grads, own, unit, images, through_weights):
     """The rate of each tensor, and the mask; straight-through by hand.
 
     ``base`` are the rates of the layers that move."""
     layers = layers_of(phi, unit)
+    weights = phi if through_weights else {name: p.detach() for name, p in phi.items()}
     embedding = torch.stack(
         [
             torch.cat([values[name].flatten() for name in names]).mean()
-            for values in (phi, {n: g.detach() for n, g in grads.items()})
+            for values in (weights, {n: g.detach() for n, g in grads.items()})
             for names in layers.values()
         ]
     )
@@ -97,7 +98,8 @@ def unrolled(net, support, query, learner, unit, first_order, weights):
         grads = dict(zip(phi, grads, strict=True))
         if first_order:
             grads = {name: g.detach() for name, g in grads.items()}
-        rates, mask = masked_rates(base(k), phi, grads, own, unit, support.images)
+        through = learner.through_weights
+        rates, mask = masked_rates(base(k), phi, grads, own, unit, support.images, through)
         masks.append(mask)
         phi = {name: p - rates[name] * grads[name] for name, p in phi.items()}
         loss = F.cross_entropy(plain_logits(net, phi, query.images), query.labels)
@@ -118,6 +120,8 @@ def unrolled(net, support, query, learner, unit, first_order, weights):
         {"hidden_layers": 2},
         {"rates": "parameter"},
         {"emphasis": "batch"},
+        {"through_weights": True},
+        {"through_weights": True, "first_order": True},
         {"multi_step": 10},
         {"rates": "layer", "first_order": True},
     ],

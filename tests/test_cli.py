@@ -302,6 +302,7 @@ def test_presets_are_listed_and_taken(tmp_path, tiny_root):
     assert listed.exit_code == 0
     assert name in listed.stdout.splitlines()
     assert "lambda3=50.0" in invoke("presets", name).stdout
+    assert "\ninitialization    imaml\n" in invoke("presets", "imaml/omniglot/5way-1shot").stdout
     of_learner = invoke("presets", "metadock").stdout.splitlines()
     assert name in of_learner
     assert all(each.startswith("metadock/") for each in of_learner)

@@ -207,6 +207,30 @@ def test_a_masker_of_yours_stays():
     assert isinstance(net.blocks[1].conv.masker, LearnedTopKMask)
 
 
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("edge_popup", [False, True])
+def test_a_fixed_density_is_one_that_nothing_moves(density, edge_popup):
+    """The meta-gradient in the weights is that of a learned density, which has the same mask."""
+    found, tasks = {}, batch()
+    for learned in (True, False):
+        learner = MMSUP(
+            network(),
+            density=density,
+            edge_popup=edge_popup,
+            learn_density=learned,
+            inner_lr=RATE,
+            inner_steps=2,
+        )
+        learner.meta_backward(tasks)
+        found[learned] = {n: p.grad for n, p in learner.named_parameters() if p.grad is not None}
+    torch.optim.SGD(learner.parameters(), lr=1.0).step()
+    assert all(s.item() == pytest.approx(density) for s in learner.densities().values())
+    weights = {name: grad for name, grad in found[True].items() if "logit" not in name}
+    assert found[False].keys() == weights.keys() != found[True].keys()
+    for name, gradient in found[False].items():
+        torch.testing.assert_close(gradient, weights[name])
+
+
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="MMSUP: expected model to be one with MaskedConv2d"):
         MMSUP(nn.Linear(2, 2))
@@ -216,6 +240,10 @@ def test_what_does_not_fit_is_named():
         ({"density": 1.0}, "MMSUP: expected density to be below 1, got 1.0"),
         ({"sparsity_gradient": "max"}, "MMSUP: expected sparsity_gradient to be one of"),
         ({"granularity": "row"}, "MMSUP: expected granularity to be one of"),
+        (
+            {"adapt_density": True, "learn_density": False},
+            "MMSUP: expected adapt_density to be false without learn_density, got true",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             MMSUP(network(), **options)

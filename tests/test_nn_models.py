@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, TopKMask, cost, sparsify
+from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d, TopKMask, cost, initialize, sparsify
 from metasparse_ext.nn.resnet12 import ResBlock
 
 
@@ -31,6 +31,32 @@ def test_conv4_sizes(size, strided, head, features):
     shape = (size, size) if isinstance(size, int) else size
     assert net(torch.randn(2, 3, *shape)).shape == (2, 5)
     assert net(torch.randn(3, 2, 3, *shape)).shape == (3, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels", "weights", "biases"),
+    [
+        # Largest values of uniform distributions; (std,) of normal ones.
+        ("xavier", (6 / (9 * 128)) ** 0.5, (6 / 276) ** 0.5, 0.0),
+        ("maml", (6 / (9 * 128)) ** 0.5, (1.0,), 0.0),
+        ("imaml", 1.73 * (6 / (9 * 128)) ** 0.5, 1.73 * (6 / 276) ** 0.5, 0.05),
+        ("kaiming", (6 / (9 * 64)) ** 0.5, (3 / 256) ** 0.5, 0.0),
+        ("hypertorch", ((2 / (9 * 64)) ** 0.5,), 0.0, 0.0),
+    ],
+)
+def test_initial_weights_of_the_sources(name, kernels, weights, biases):
+    torch.manual_seed(0)
+    net = Conv4(3, 32, 64, 20)
+    masks, scales = net.blocks[1].conv.masker, net.blocks[1].norm.weight.clone()
+    initialize(net, name)
+    layers = net.blocks[1].conv.weight, net.head.weight, net.blocks[1].conv.bias
+    for values, expected in zip(layers, (kernels, weights, biases), strict=True):
+        if isinstance(expected, tuple):
+            assert values.std().item() == pytest.approx(expected[0], rel=0.05)
+        else:
+            assert 0.95 * expected <= values.abs().max().item() <= expected
+    assert net.blocks[1].conv.masker is masks
+    assert net.blocks[1].norm.weight.equal(scales)
 
 
 def test_conv4_names_what_does_not_fit():

@@ -10,7 +10,7 @@ from support.plain_tasks import Samples, TaskBatch
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.nn import Conv4
 from metasparse_ext.presets import PRESETS, preset
-from metasparse_ext.training.build import resolved
+from metasparse_ext.training.build import network, resolved
 from metasparse_ext.training.config import RunConfig
 
 
@@ -55,6 +55,49 @@ def test_gems_compares_its_learners_under_one_setting():
     assert all(setting == settings[0] for setting in settings)
     assert (settings[0]["meta_lr"], settings[0]["tasks"]) == (1e-4, 5)
     assert settings[0]["iterations"] == 30_000
+
+    assert settings[0]["seed"] == 21
+
+
+def test_metadock_validates_as_its_code():
+    for learner in ("imaml", "metadock"):
+        found = preset(f"{learner}/cifar-fs/5way-1shot")
+        assert (found.seed, found.validate_every, found.validation_tasks) == (10, 1000, 600)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "order", "bound"),
+    [
+        # hypertorch's get_cnn_omniglot and get_cnn_miniimagenet
+        ("imaml/omniglot-hypertorch/5way-1shot", 64, "act_pool_norm", None),
+        ("imaml/mini-imagenet-hypertorch/5way-1shot", 32 * 5 * 5, "act_pool_norm", None),
+        # make_conv_network of iMAML's code; reduce_mean of MAML's; 5x5 maps of CAVIA's
+        ("imaml/omniglot/5way-1shot", 64 * 2 * 2, "norm_act_pool", 1.73 * (6 / 1152) ** 0.5),
+        ("maml/omniglot/5way-1shot", 64, "norm_act_pool", (6 / 1152) ** 0.5),
+        ("cavia/mini-imagenet/5way-1shot", 32 * 5 * 5, "norm_pool_act", (6 / 288) ** 0.5),
+    ],
+)
+def test_networks_are_those_of_the_codes(name, inputs, order, bound):
+    config = RunConfig(**preset(name).settings())
+    channels = 1 if "omniglot" in name else 3
+    net = network(config, (channels, config.image_size, config.image_size))
+    block, head = net.blocks[1], net.head
+    assert (head.in_features, block.norm.order) == (inputs, order)
+    largest = block.conv.weight.abs().max().item()
+    if bound is None:
+        std = (2 / (9 * config.width)) ** 0.5
+        assert block.conv.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert not any(each.any() for each in (head.weight, head.bias, block.conv.bias))
+    else:
+        assert 0.99 * bound < largest <= bound
+
+
+def test_tests_on_turned_characters_are_those_of_the_codes():
+    turned = {name for name, found in PRESETS.items() if "rotated_classes=true" in found.data}
+    sources = {name.rpartition("/")[0] for name in turned}
+    codes = {"imaml/omniglot", "imaml/omniglot-hypertorch", "maml/omniglot-learn2learn"}
+    assert sources == codes
+    assert not any(PRESETS[name].rotations for name in turned)
 
 
 def test_multi_maml_has_a_rate_for_each_data_set():

@@ -9,17 +9,17 @@ from metasparse_ext.training import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ALL = [(name, case) for name, make in studies.STUDIES.items() for case in make(studies.Budget())]
+ALL = [(name, case) for name, make in study.ALL.items() for case in make(studies.Budget())]
 
 
-@pytest.mark.parametrize("name", studies.STUDIES)
+@pytest.mark.parametrize("name", study.ALL)
 def test_every_case_builds_its_learner(name):
     built = set()
     for case in (case for study_name, case in ALL if study_name == name):
         for config in case.stages:
             key = config.learner, str(config.options), config.model
             if key not in built:
-                assert build.learner(config.replace(width=4), (1, 28, 28)).extra_repr()
+                assert build.learner(config.replace(width=4), (1, 32, 32)).extra_repr()
                 built.add(key)
     assert len({case.name for study_name, case in ALL if study_name == name}) >= 6
 
@@ -42,15 +42,9 @@ def here(monkeypatch):
     """Trains in this process, and counts how often."""
     trained = []
 
-    class Answer:
-        def send(self, value):
-            self.value = value
-
     def run(config, run):
-        answer = Answer()
-        study._work(config.to_json(), str(run), answer)
         trained.append(run.folder.name)
-        return answer.value
+        return study.train_here(config, run)
 
     monkeypatch.setattr(study, "_in_a_process", run)
     return trained

@@ -53,6 +53,9 @@ def test_differences_are_named():
         ("options", [1]),
         ("device", 0),
         ("evaluation_queries", 0),
+        ("block_order", "pool_norm_act"),
+        ("head", "max"),
+        ("initialization", "orthogonal"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field, value):

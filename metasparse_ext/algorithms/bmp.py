@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metasparse_ext._arguments import (
     require,
     require_choice,
+    require_flag,
     require_number,
     require_size,
     require_tensor,
@@ -41,9 +42,9 @@ class BMP(MAML):
         phi_l <- phi_l - a m_l grad_l L_support(phi_k),
 
     and the head moves always. So one initialization serves several distributions of tasks, each of
-    which moves the layers that matter for it. The outer loop trains theta, the MLP and u; the
-    gradient half of e is a constant. The first-order form leaves out the Hessians only: the mask
-    learns in it as well.
+    which moves the layers that matter for it. The outer loop trains theta, the MLP and u; e is a
+    constant, as its gradient half is in the listing. The first-order form leaves out the Hessians
+    only: the mask learns in it as well.
 
     The public sources are a supplement with listings and a patent's abstract. What they leave open
     is a reconstruction: ALFA's perceptron, which they describe, with a binary output, and u, of
@@ -56,6 +57,11 @@ class BMP(MAML):
         initial_bias: Of its outputs, whose weights start from 0: above 0, all layers move at first,
             as in MAML.
         head: Name of the head; the last ``nn.Linear`` by default.
+        through_weights: Let the meta-gradient reach theta through the weight half of e as well, as
+            in ALFA's code, which has no norms there. The gates' straight-through gradient moves
+            the weights whose means the perceptron sees, above all the scales of norms, whichever
+            way opens or closes layers; after some thousand iterations that outweighs the loss, and
+            training diverges.
         emphasis: What u is: a learned "vector", the same for all tasks, or made of each task's
             support images, the "batch", by a learned
             :class:`~metasparse_ext.algorithms.bmp.BatchEmbedding`. It starts from ones.
@@ -74,8 +80,8 @@ class BMP(MAML):
         exact="a binary mask on layers' inner updates, from the mean weights and gradients of the "
         "layers, by a perceptron with 2 N hidden units; straight-through",
         reconstructed="ALFA's perceptron with a binary output: its depth, the head always moves, "
-        "the output layer's start; the factor of the embedding, a learned vector or one made of "
-        "the support images",
+        "the output layer's start, mean weights as constants; the factor of the embedding, a "
+        "learned vector or one made of the support images",
     )
 
     def __init__(
@@ -86,6 +92,7 @@ class BMP(MAML):
         hidden_layers: int = 1,
         initial_bias: float = 0.1,
         head: str | None = None,
+        through_weights: bool = False,
         emphasis: Emphasis = "vector",
         **maml: Unpack[MAMLOptions],
     ) -> None:
@@ -94,6 +101,8 @@ class BMP(MAML):
         require_size(self.name, "hidden_layers", hidden_layers)
         require_number(self.name, "initial_bias", initial_bias)
         require_choice(self.name, "emphasis", emphasis, Emphasis)
+        require_flag(self.name, "through_weights", through_weights)
+        self.through_weights = through_weights
         head = head_name(self, head)
         # A module's own parameters are neighbours in the buffer.
         sizes = dict(zip(self.layout.names, self.layout.sizes, strict=True))
@@ -123,7 +132,8 @@ class BMP(MAML):
     def gates(self, phi: Tensor, gradient: Tensor, support: Samples) -> Tensor:
         """(T, N): which layers move from phi (T, P) along the support gradient (T, P)."""
         sizes = list(self._sizes.values())
-        parts = [*phi.split(sizes, -1), *gradient.split(sizes, -1)]
+        weights = phi if self.through_weights else phi.detach()
+        parts = [*weights.split(sizes, -1), *gradient.split(sizes, -1)]
         embedding = [
             part.mean(-1) for part, gated in zip(parts, 2 * self._gated, strict=True) if gated
         ]

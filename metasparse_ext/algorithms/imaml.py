@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from metasparse_ext._arguments import FLOATS, LARGEST, require_choice, require_count, require_number
+from metasparse_ext._arguments import (
+    FLOATS,
+    LARGEST,
+    refuse,
+    require_choice,
+    require_count,
+    require_number,
+)
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples, TaskBatch
-from metasparse_ext.implicit import CGStatus, Kind, damped, implicit_solve, linearize
+from metasparse_ext.implicit import (
+    CGStatus,
+    Kind,
+    damped,
+    hessian_free,
+    implicit_solve,
+    linearize,
+)
 from metasparse_ext.implicit.linearize import Curvature
 
 Mode = Literal["official", "paper"]
+Inner = Literal["gradient", "hessian_free"]
 
 # Adds what it knows of at phi (T, P) to a gradient (T, P), in place.
 Penalty = Callable[[Tensor, Tensor], None]
@@ -48,7 +63,7 @@ class IMAML(MetaLearner):
 
     Args:
         model: A network from images to logits.
-        inner_lr: Learning rate of the inner loop.
+        inner_lr: Learning rate of the inner loop; a Hessian-free one has a line search instead.
         inner_steps: n.
         adapt_steps: Steps that :meth:`adapt` takes; n by default.
         mode: "official" or "paper".
@@ -57,9 +72,15 @@ class IMAML(MetaLearner):
         cg_steps: Iterations of conjugate gradients. With 0, and in official mode with 1 as in its
             code, the solve is left out, which gives the first-order meta-gradient.
         damping: d.
-        curvature: What H is: "hessian", as in the sources, or "ggn", the generalized Gauss-Newton
-            matrix. That is positive semi-definite, so A is definite always, where the Hessian of a
-            network often makes it singular and the meta-gradient spike.
+        inner: What a step of the inner loop is: "gradient", or "hessian_free", Newton's by a few
+            conjugate gradients and a line search (:func:`~metasparse_ext.implicit.hessian_free`),
+            as in the paper's best numbers. It minimizes the regularized loss, so it is of paper
+            mode, and ``adapt_lam`` is above 0.
+        inner_cg_steps: Conjugate gradients of such a step.
+        curvature: What H is, in such a step too: "hessian", as in the sources, or "ggn", the
+            generalized Gauss-Newton matrix. That is positive semi-definite, so A is definite
+            always, where the Hessian of a network often makes it singular and the meta-gradient
+            spike.
 
     Source: Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS 2019,
         and its public code.
@@ -67,12 +88,16 @@ class IMAML(MetaLearner):
 
     source = Source(
         paper="Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019",
-        exact="both the paper's equations and its code's, which differ: mode=paper, mode=official",
-        reconstructed="tasks whose operator is not positive definite stop the solve there",
+        exact="both the paper's equations and its code's, which differ: mode=paper, mode=official; "
+        "with a solve that meets no direction of negative curvature",
+        reconstructed="a guard: a task that meets one keeps the iterate before it, or the "
+        "first-order meta-gradient, where the official code divides by it and goes on; of the "
+        "Hessian-free solver the paper states five conjugate gradients and a line search, no more",
     )
     dtypes = FLOATS
 
     mode: Mode
+    inner: Inner = "gradient"
     curvature: Curvature
 
     def __init__(
@@ -87,6 +112,8 @@ class IMAML(MetaLearner):
         adapt_lam: float | None = None,
         cg_steps: int = 5,
         damping: float | None = None,
+        inner: Inner = "gradient",
+        inner_cg_steps: int = 5,
         curvature: Curvature = "hessian",
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
@@ -100,6 +127,15 @@ class IMAML(MetaLearner):
         self.damping = float(mode == "official") if damping is None else damping
         require_number(self.name, "damping", self.damping, least=0)
         require_choice(self.name, "curvature", curvature, Curvature)
+        require_choice(self.name, "inner", inner, Inner)
+        require_count(self.name, "inner_cg_steps", inner_cg_steps, least=1, most=LARGEST)
+        if inner == "hessian_free":
+            if mode != "paper":
+                wanted = "'gradient' in mode 'official', whose inner loop has no other"
+                refuse(self.name, "inner", wanted, repr(inner))
+            if adapt_lam is not None:
+                require_number(self.name, "adapt_lam", adapt_lam, above=0)
+        self.inner, self.inner_cg_steps = inner, inner_cg_steps
         self.curvature = curvature
 
     def extra_repr(self) -> str:
@@ -138,6 +174,19 @@ class IMAML(MetaLearner):
     ) -> Tensor:
         """Solves the inner problem approximately; appends each step's losses to the trace."""
         theta = phi = self.start(len(support.labels))
+        if self.inner == "hessian_free":
+            inner_loss, model = self._inner_loss(support)
+            found = hessian_free(
+                inner_loss,
+                theta,
+                lam=lam,
+                steps=steps,
+                iterations=self.inner_cg_steps,
+                model=model,
+                curvature=self.curvature,
+            )
+            trace.extend(found.losses)
+            return found.params
         pull = self.inner_lr * lam
         for _ in range(steps):
             loss, gradient, _ = self.gradient(phi, support)
@@ -146,6 +195,17 @@ class IMAML(MetaLearner):
             phi = torch.lerp(phi, theta, pull) if self.mode == "paper" else phi
             phi = torch.sub(phi, gradient, alpha=self.inner_lr)
         return torch.lerp(phi, theta, pull) if self.mode == "official" else phi
+
+    def _inner_loss(
+        self, support: Samples
+    ) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Any] | None]:
+        """L_support of parameters; for its Gauss-Newton matrix of outputs, and what makes them."""
+        if self.curvature == "ggn":
+            return (
+                lambda outputs: self.task_losses(outputs, support.labels),
+                lambda point: self.logits(point, support.images),
+            )
+        return lambda point: self.losses(point, support), None
 
     def _solve(
         self, gradient: Tensor, phi: Tensor, support: Samples
@@ -157,15 +217,8 @@ class IMAML(MetaLearner):
         """
         if self.cg_steps <= (1 if self.mode == "official" else 0):
             return gradient, None
-        if self.curvature == "ggn":
-            hvp = linearize(
-                lambda logits: self.task_losses(logits, support.labels),
-                phi,
-                model=lambda point: self.logits(point, support.images),
-                curvature=self.curvature,
-            ).hvp
-        else:
-            hvp = linearize(lambda point: self.losses(point, support), phi).hvp
+        loss, model = self._inner_loss(support)
+        hvp = linearize(loss, phi, model=model, curvature=self.curvature).hvp
         kind = _OPERATORS[self.mode]
         operator = damped(hvp, kind, lam=self._proximal(), damping=self.damping)
         implicit, solve = implicit_solve(operator, gradient, iterations=self.cg_steps)

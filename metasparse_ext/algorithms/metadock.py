@@ -49,8 +49,10 @@ class MetaDOCK(IMAML):
         inner_lr, inner_steps, adapt_steps, mode, adapt_lam, cg_steps, damping, curvature: As in
             :class:`~metasparse_ext.algorithms.IMAML`.
         budget: V0, the fraction of all kernels to keep.
-        lambda1: Strength of the proximal term on the weights; ``adapt_lam`` replaces it.
-        lambda2: Strength of the proximal term on the scores; that of the weights by default.
+        lambda1: Strength of the proximal term on the weights.
+        lambda2: Strength of the proximal term on the scores; that of the weights by default. In
+            :meth:`adapt` a given ``adapt_lam`` replaces both: in the official code they are one
+            number, in training and in tests.
         lambda3: Weight of the budget loss after ``total_iterations``; it grows linearly from 0.
         lambda4: Weight of the L1 norm of the scores. 1e-4 in the paper, 1e-6 in its code.
         total_iterations: Meta-iterations over which lambda3 grows.
@@ -68,7 +70,7 @@ class MetaDOCK(IMAML):
         exact="gates, budget, inner loop and solve of the public code; the supplement's reading "
         "as mode=paper",
         reconstructed="a checkpoint counts only once the budget holds; validation classes choose "
-        "it, not test classes",
+        "it, not test classes; the guard of the solve, as in imaml",
     )
 
     def __init__(

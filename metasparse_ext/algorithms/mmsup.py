@@ -47,6 +47,7 @@ class MMSUP(MAML):
         density: The fraction that every layer keeps at first.
         granularity, signed, edge_popup: As in :class:`~metasparse_ext.nn.LearnedTopKMask`.
         sparsity_gradient: Its ``gradient``: "mean", "sum" or "boundary".
+        learn_density: Learn s; else every layer keeps ``density``, as in the source's ablation.
         adapt_density: Let the inner loop move the logits of s as it moves weights.
         **maml: The options of :class:`MAML`.
 
@@ -73,6 +74,7 @@ class MMSUP(MAML):
         signed: bool = False,
         edge_popup: bool = False,
         sparsity_gradient: DensityGradient = "mean",
+        learn_density: bool = True,
         adapt_density: bool = False,
         **maml: Unpack[MAMLOptions],
     ) -> None:
@@ -81,7 +83,10 @@ class MMSUP(MAML):
         require_choice(self.name, "sparsity_gradient", sparsity_gradient, DensityGradient)
         require_flag(self.name, "signed", signed)
         require_flag(self.name, "edge_popup", edge_popup)
+        require_flag(self.name, "learn_density", learn_density)
         require_flag(self.name, "adapt_density", adapt_density)
+        if adapt_density and not learn_density:
+            refuse(self.name, "adapt_density", "false without learn_density", "true")
         require_type(self.name, "model", model, nn.Module, "an nn.Module")
         masker = partial(
             LearnedTopKMask,
@@ -91,7 +96,7 @@ class MMSUP(MAML):
             gradient=sparsity_gradient,
             edge_popup=edge_popup,
         )
-        _make_masks(self.name, model, masker)
+        _make_masks(self.name, model, masker, learn_density)
         super().__init__(model, **maml)
         self.adapt_density = adapt_density
         self.register_buffer("_moves", self.start(1)[0], persistent=False)
@@ -149,7 +154,9 @@ class MMSUP(MAML):
         }
 
 
-def _make_masks(owner: str, model: nn.Module, masker: Callable[..., LearnedTopKMask]) -> None:
+def _make_masks(
+    owner: str, model: nn.Module, masker: Callable[..., LearnedTopKMask], learned: bool
+) -> None:
     """Gives every masked convolution a learned top-k mask, where it has none."""
     layers = [layer for layer in model.modules() if isinstance(layer, MaskedConv2d)]
     if not layers:
@@ -158,3 +165,4 @@ def _make_masks(owner: str, model: nn.Module, masker: Callable[..., LearnedTopKM
     for layer in layers:
         if not isinstance(layer.masker, LearnedTopKMask):
             layer.masker = masker(device=layer.weight.device, dtype=layer.weight.dtype)
+            layer.masker.logit.requires_grad_(learned)

@@ -31,8 +31,9 @@ class Reptile(MetaLearner):
 
     The inner optimizer is Adam with beta1 = 0, whose average of squared gradients carries over from
     task to task. The official code visits the tasks of a meta-batch one after the other; here they
-    run side by side from the same average, and the mean of theirs is kept. With one task a
-    meta-batch the two are the same.
+    run side by side from the same average, and the mean of theirs is kept. So the average advances
+    by the steps of one task in a meta-batch, not by those of all of them, and Adam's correction of
+    its first steps lasts as many times longer. With one task a meta-batch the two are the same.
 
     Args:
         model: A network from images to logits.
@@ -52,7 +53,7 @@ class Reptile(MetaLearner):
         paper="Nichol, Achiam, Schulman, 2018",
         exact="the update, the inner Adam with beta1 = 0 that outlives its tasks, minibatches",
         reconstructed="the tasks of a meta-batch run side by side from the same moments, whose "
-        "mean is kept, not one after the other",
+        "mean is kept, not one after the other: they advance once a meta-batch",
     )
 
     square: Tensor

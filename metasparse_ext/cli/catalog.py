@@ -54,9 +54,9 @@ def presets(name: str | None) -> None:
     preset = PRESETS[known("preset", name, PRESETS)]
     for key, value in preset.settings().items():
         shown = ", ".join(f"{k}={v}" for k, v in value.items()) if key == "options" else value
-        click.echo(f"{key:12}{shown}")
+        click.echo(f"{key:18}{shown}")
     if preset.note:
-        click.echo(f"{'note':12}{preset.note}")
+        click.echo(f"{'note':18}{preset.note}")
 
 
 def _sizes(letters: str) -> Callable[..., tuple[int, ...] | None]:

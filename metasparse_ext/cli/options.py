@@ -18,6 +18,9 @@ from metasparse_ext.cli.messages import UserError, checked, known
 from metasparse_ext.data import DATASETS
 from metasparse_ext.data.cache import in_home
 from metasparse_ext.data.registry import absolute
+from metasparse_ext.nn.backbone import HeadInput
+from metasparse_ext.nn.initial import INITIALIZATIONS
+from metasparse_ext.nn.norm import Order
 from metasparse_ext.presets import PRESETS
 from metasparse_ext.training import RunConfig
 from metasparse_ext.training.config import ON_NONFINITE, SCHEDULES
@@ -71,6 +74,12 @@ run_options = _options(
     _field("--metric", str, "What is reported in place of accuracy, named like a loss."),
     _field("--width", int, "Channels of Conv-4's blocks, or of ResNet-12's first."),
     _field("--strided/--pooled", bool, "Strided convolutions in Conv-4, or max-pools."),
+    _field("--block-order", click.Choice(get_args(Order)),
+           "Norm, activation and pool in a block of Conv-4."),
+    _field("--head", click.Choice(get_args(HeadInput)),
+           "Feed the head the whole last map, or its spatial mean."),
+    _field("--initialization", click.Choice(tuple(INITIALIZATIONS)),
+           "Initial weights of a source, in place of the model's own."),
     _field("--iterations", int, "Meta-iterations."),
     _field("--max-seconds", float, "Train for so many seconds of processor time instead."),
     click.option("--inner-lr", type=float, help="Learning rate of adaptation."),

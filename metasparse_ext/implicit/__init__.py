@@ -11,6 +11,7 @@ from metasparse_ext.implicit.gradient import ImplicitGradient, implicit_gradient
 from metasparse_ext.implicit.head import HeadReport, HeadSolution, HeadStatus, softmax_head
 from metasparse_ext.implicit.head_problem import HeadProblem
 from metasparse_ext.implicit.head_solvers import SOLVERS
+from metasparse_ext.implicit.hessian_free import HessianFree, hessian_free
 from metasparse_ext.implicit.layout import Layout
 from metasparse_ext.implicit.linearize import CURVATURES, Linearization, linearize
 from metasparse_ext.implicit.losses import task_losses, task_outputs
@@ -28,12 +29,14 @@ __all__ = [
     "HeadReport",
     "HeadSolution",
     "HeadStatus",
+    "HessianFree",
     "ImplicitGradient",
     "Kind",
     "Layout",
     "Linearization",
     "cg",
     "damped",
+    "hessian_free",
     "implicit_gradient",
     "implicit_solve",
     "linearize",

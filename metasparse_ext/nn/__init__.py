@@ -7,6 +7,7 @@ every parameter may have a leading T as well, installed by ``torch.func.function
 from metasparse_ext.nn.conv4 import Conv4, ConvBlock
 from metasparse_ext.nn.cost import Cost, LayerCost, cost
 from metasparse_ext.nn.film import FiLM
+from metasparse_ext.nn.initial import initialize
 from metasparse_ext.nn.learned_topk import LearnedTopKMask
 from metasparse_ext.nn.linear import Linear
 from metasparse_ext.nn.masked_conv import MaskedConv2d
@@ -35,6 +36,7 @@ __all__ = [
     "ScoreMask",
     "TopKMask",
     "cost",
+    "initialize",
     "is_task_aware",
     "sparsify",
 ]

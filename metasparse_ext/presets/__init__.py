@@ -29,8 +29,10 @@ class Preset:
         data, image_size, rotations: The data set and how its images are read.
         ways, shots, queries, tasks: Classes of a task, support and query images of a class, tasks
             of a meta-batch.
-        width, strided: Of the Conv-4 backbone.
+        width, strided, block_order, head, initialization: Of the Conv-4 backbone.
+        seed: Of weights and episodes.
         iterations, optimizer, meta_lr, adam_eps, schedule, clip_value: The outer loop.
+        validate_every, validation_tasks: What chooses the best checkpoint.
         note: What was left open by the sources, or differs between them.
     """
 
@@ -46,15 +48,22 @@ class Preset:
     options: Mapping[str, Any] = field(default_factory=dict)
     width: int = 64
     strided: bool = True
+    block_order: str = "norm_act_pool"
+    head: str = "flatten"
+    initialization: str | None = None
+    seed: int = 0
     rotations: bool = False
     optimizer: str = "adam"
     adam_eps: float = 1e-8
     schedule: str = "constant"
     clip_value: float | None = None
+    validate_every: int = 500
+    validation_tasks: int = 100
     note: str = ""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        names = ("block_order", "head", "initialization")
+        check_fields(self, {name: {"empty": False} for name in names})
 
     def settings(self) -> dict[str, Any]:
         """The fields but the note: keyword arguments of a run's configuration."""

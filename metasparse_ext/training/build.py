@@ -16,6 +16,7 @@ from metasparse_ext._arguments import refuse, require_type
 from metasparse_ext.algorithms import find
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import DATASETS, DataError, ImageClasses, Mixture, TaskBatch
+from metasparse_ext.nn import initialize
 from metasparse_ext.training import parts
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
@@ -218,6 +219,8 @@ def network(
         made_by = parts.find(config, "model") if net is None else net
         net = _entries.called("RunConfig", made_by, _offered(config, shape, outputs))
         require_type("RunConfig", f"what model {config.model} returns", net, nn.Module, "a module")
+    if config.initialization is not None:
+        initialize(net, config.initialization)
     if config.init_from is not None:
         _copy_weights(net, config.init_from)
     return net
@@ -229,6 +232,8 @@ def _offered(config: RunConfig, shape: tuple[int, ...], outputs: int | None) -> 
         **{"shape": shape, "outputs": config.ways if outputs is None else outputs},
         **{name: getattr(config, name) for name in ("ways", "width", "strided", "seed")},
     }
+    if config.model in parts.MODELS:  # a function of one's own may mean something else by these
+        offered |= {"order": config.block_order, "head": config.head}
     if len(shape) != 3:
         return offered
     channels, height, width = shape

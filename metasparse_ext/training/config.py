@@ -10,6 +10,9 @@ from typing import Any
 
 from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
 from metasparse_ext._records import check_fields
+from metasparse_ext.nn.backbone import HeadInput
+from metasparse_ext.nn.initial import INITIALIZATIONS
+from metasparse_ext.nn.norm import Order
 from metasparse_ext.training import parts
 from metasparse_ext.training.memory import budget_of
 
@@ -70,6 +73,11 @@ class RunConfig:
             its loss.
         width: Channels of Conv-4's blocks, or of ResNet-12's first.
         strided: Of Conv-4: stride 2, or stride 1 with 2x2 max-pool.
+        block_order: Of Conv-4: norm, activation and pool of a block, as in ``nn.NormActPool``.
+        head: Of Conv-4 and ResNet-12: "flatten" feeds the head the whole last map, "mean" its
+            spatial mean.
+        initialization: The initial weights, by a name of ``nn.initialize``; the model's own where
+            None.
         seed: Seeds the initial weights and the episodes.
         iterations: Meta-iterations of a training.
         max_seconds: Where given, training takes so many seconds of processor time (on a GPU,
@@ -118,6 +126,9 @@ class RunConfig:
     metric: str | None = None
     width: int = 64
     strided: bool = True
+    block_order: str = "norm_act_pool"
+    head: str = "flatten"
+    initialization: str | None = None
     seed: int = 0
     iterations: int = 10_000
     max_seconds: float | None = None
@@ -147,6 +158,10 @@ class RunConfig:
         parts.check_names(self)
         if self.memory is not None:
             budget_of("RunConfig", "memory", self.memory)
+        require_choice("RunConfig", "block_order", self.block_order, Order)
+        require_choice("RunConfig", "head", self.head, HeadInput)
+        if self.initialization is not None:
+            require_choice("RunConfig", "initialization", self.initialization, INITIALIZATIONS)
         require_choice("RunConfig", "schedule", self.schedule, SCHEDULES)
         require_choice("RunConfig", "on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         require_choice("RunConfig", "validation_split", self.validation_split, SPLITS)

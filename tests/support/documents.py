@@ -47,6 +47,7 @@ FLAGS = {
     ("README.md", "train maml --data sinusoid"): SHORT_TRAINING,
     ("README.md", "train --config settings.toml"): SHORT_TRAINING,
     ("docs/learners.md", "train meta-ticket"): f"{SHORT_TRAINING} --rounds 1 --inner-steps 2",
+    ("docs/learners.md", "train imaml"): SHORT_TRAINING,
     ("docs/learners.md", "train mine:Reptile"): SHORT_TRAINING,
     ("docs/training.md", "train maml"): SHORT_TRAINING,
 }

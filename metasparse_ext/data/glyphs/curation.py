@@ -3,7 +3,8 @@
 A few-shot class must be told apart by its shape alone, so characters that look alike once size
 and position are gone (Latin A, Greek Alpha, Cyrillic A; c and C) must not be two classes. The
 choice is made once and kept in ``alphabet.py``, because a choice made at run time would drift
-with the rasteriser and move characters between the training and the test classes.
+with the rasteriser and move characters between the training and the test classes. What looks alike
+but for a mark stays, in one split (``alphabet.letter_of``).
 """
 
 from __future__ import annotations
