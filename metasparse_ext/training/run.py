@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext import _library
 from metasparse_ext._arguments import require_path, require_size
+from metasparse_ext.data.batch import InputShape, read_shape
 from metasparse_ext.ops import get_backend
 from metasparse_ext.training import checkpoint
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
@@ -90,10 +92,10 @@ class Run:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.last_path}: {error}") from error
 
-    def image_shape(self) -> tuple[int, ...] | None:
+    def image_shape(self) -> InputShape | None:
         """(C, H, W) of the images that the network is for, if the run says so.
 
-        Of inputs that are no images, their shape.
+        Of inputs that are no images, their shape; of several, a tuple or a dict of shapes.
 
         Raises:
             CheckpointError: If the file is damaged.
@@ -110,13 +112,13 @@ class Run:
         said = self._inputs()
         return None if said is None else said[1]
 
-    def _inputs(self) -> tuple[tuple[int, ...], int | None] | None:
+    def _inputs(self) -> tuple[InputShape, int | None] | None:
         if not self.images_path.is_file():
             return None
         try:
             said = json.loads(self.images_path.read_text(encoding="utf-8"))
-            shape = tuple(said["shape"])
-            for size in shape:
+            shape = read_shape(said["shape"])
+            for size in tree_leaves(shape):
                 require_size("Run", "image_shape", size)
             if said.get("outputs") is not None:
                 require_size("Run", "outputs", said["outputs"])
@@ -141,7 +143,7 @@ class Run:
         return found if found.budget == budget else None
 
     def create(
-        self, config: RunConfig, image_shape: tuple[int, ...], outputs: int | None = None
+        self, config: RunConfig, image_shape: InputShape, outputs: int | None = None
     ) -> None:
         """Removes what an earlier run left in the folder; writes configuration and image shape.
 
