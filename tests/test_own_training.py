@@ -281,6 +281,7 @@ def test_a_metric_that_raises_anywhere(tmp_path, fails):
     assert Trainer(asked, run, metric=Counted(own_parts.top2, None)).fit().iteration == 6
     kinds = [record["kind"] for record in metrics.read(run.metrics_path)]
     assert kinds == ["train"] * 3 + ["validation"] + ["train"] * 3 + ["validation"]
+    assert int(state(run)["iteration"]) == 6
 
 
 class Breaking(torch.optim.SGD):

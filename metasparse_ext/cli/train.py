@@ -26,7 +26,7 @@ from metasparse_ext.cli.runs import Planned, summary, train_one
 from metasparse_ext.cli.settings import read_settings, settings_of
 from metasparse_ext.data.registry import absolute
 from metasparse_ext.training import Outcome, Run, RunConfig, TrainingError, build
-from metasparse_ext.training.distributed import first_process, joined
+from metasparse_ext.training.distributed import first_process, joined, started_again
 from metasparse_ext.training.parts import require_parts
 from metasparse_ext.training.reporters import SERVICES
 
@@ -99,8 +99,10 @@ def train(
 
     The folder gets config.json, metrics.jsonl, last.safetensors and best.safetensors. Ctrl-C
     saves and stops; the same command with --resume goes on, exactly. Under torchrun, processes
-    share the tasks of a meta-batch. Modules are imported from the present folder, too.
+    share the tasks of a meta-batch, and those that it starts again go on. Modules are imported
+    from the present folder, too.
     """
+    resume = resume or started_again()
     settings = {} if file is None else read_settings(file)
     if "grid" in settings:
         raise UserError(f"{file}: a grid is of `metasparse sweep`")
@@ -134,6 +136,7 @@ def sweep(
     FILE is one of `metasparse train --config`; flags are those of train. Ends with a table of all
     runs, the best first; a run that diverges, or fails, does not stop the others.
     """
+    resume = resume or started_again()
     settings = read_settings(file)
     given = _given(flags)
     planned, wrong = [], []

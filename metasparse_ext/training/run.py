@@ -26,6 +26,15 @@ except ImportError:  # pragma: no cover
     fcntl = None  # Windows: there is no such lock
 
 
+# What reads the files that a run is exported to, by their endings.
+_READERS = {
+    ".pt2": "torch.export.load",
+    ".onnx": "onnxruntime.InferenceSession",
+    ".safetensors": "safetensors.torch.load_file",
+    ".metasparse": "metasparse_ext.load_sparse",
+}
+
+
 class Run:
     """Names and reads the files of a run folder.
 
@@ -75,7 +84,13 @@ class Run:
             CheckpointError: If the folder holds no run, or its configuration cannot be read.
         """
         if not self.config_path.is_file():
-            raise CheckpointError(f"{self.folder}: not a run folder (it has no config.json)")
+            reader = _READERS.get(self.folder.suffix) if self.folder.is_file() else None
+            why = (
+                "it has no config.json"
+                if reader is None
+                else f"a network that was exported is not read back as a run: {reader} reads it"
+            )
+            raise CheckpointError(f"{self.folder}: not a run folder ({why})")
         try:
             return RunConfig.from_json(self.config_path.read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:

@@ -159,7 +159,8 @@ class Session:
                 raise failure or ValueError("another process cannot keep to its budget of memory")
             fewest = (n for n in itertools.count(1) if workers.any(self.chunk.tasks <= n))
             self.chunk = dataclasses.replace(self.chunk, tasks=next(fewest))
-        if self.chunk.tasks < self.chunk.of:
+        # A run that goes on with fewer processes has more tasks in each.
+        if self.chunk.tasks < workers.tasks(self.config.tasks):
             learner.task_chunk = self.chunk.tasks
 
     def _load(self) -> None:

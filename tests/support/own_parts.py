@@ -1,5 +1,9 @@
 """A module of a user's: data, a model, a learner, losses and an optimizer, all of their own."""
 
+import os
+import signal
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -129,6 +133,17 @@ def regression(split, seed, tasks):
         x = torch.rand(tasks, 6, 1, generator=drawn)
         y = x * torch.rand(tasks, 1, 1, generator=drawn)
         yield (x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:])
+
+
+def deadly(split, seed, tasks):
+    """The same; once, the second of several processes is killed when it asks for the fourth."""
+    for number, drawn in enumerate(regression(split, seed, tasks)):
+        mark = Path(os.environ["DIES_ONCE"])
+        last = split == "train" and number == 3 and os.environ["RANK"] == "1"
+        if last and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield drawn
 
 
 def line(outputs):
