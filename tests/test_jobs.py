@@ -7,10 +7,11 @@ import time
 
 import pytest
 from support.training_helpers import assert_same_state, one_line, timeless
-from test_settings import invoke, written
+from test_settings import FIELDS, invoke, written
 
 from metasparse_ext.cli import jobs
-from metasparse_ext.training import Run, checkpoint
+from metasparse_ext.cli.runs import Planned
+from metasparse_ext.training import Run, RunConfig, checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,6 +34,7 @@ def test_runs_beside_one_another_are_those_one_by_one(tmp_path):
     assert "MAML: the loss of task 0 is inf" in (outs[0] / failed / "log.txt").read_text()
     log = (outs[0] / "inner_lr=0.01" / "log.txt").read_text()
     assert "from iteration 0" in log
+    assert "Fatal" not in log
     assert "iteration 2: validation" in log
     assert "iteration 2: validation" not in beside.stdout
     runs = [Run(out / "inner_lr=0.01") for out in outs]
@@ -62,6 +64,19 @@ def test_ctrl_c_saves_them_all(tmp_path):
         iteration = checkpoint.load(run.last_path).iteration
         assert f"stopped at iteration {iteration}, saved" in (run.folder / "log.txt").read_text()
     assert "already holds a run" in one_line(invoke(*train))
+
+
+def test_a_process_whose_parent_is_gone_saves_and_ends(tmp_path):
+    config = RunConfig(**{**FIELDS, "iterations": 10**6, "validate_every": 10**6})
+    run = Run(tmp_path)
+    job = jobs._started(Planned(run, config, {}), 0, 1, ())
+    while not run.started:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    job.process.communicate()  # closes what the parent would
+    assert job.process.returncode == 130
+    iteration = checkpoint.load(run.last_path).iteration
+    assert f"stopped at iteration {iteration}, saved" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_process_that_dies_is_a_run_that_failed(tmp_path, monkeypatch):

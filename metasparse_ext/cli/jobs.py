@@ -171,5 +171,5 @@ def _worked(job: dict[str, Any]) -> dict[str, Any]:
 
 def _stop_with_parent() -> None:
     """Saves and ends where the process that waits for the answer is gone."""
-    sys.stdin.read()
+    os.read(0, 1)  # not of sys.stdin, whose lock a process that ends wants
     os.kill(os.getpid(), signal.SIGTERM)
