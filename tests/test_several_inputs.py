@@ -64,6 +64,18 @@ def test_loaders_and_objects(tmp_path):
         load(run, model=net)
 
 
+@pytest.mark.parametrize("transductive", [True, False])
+def test_several_outputs(tmp_path, transductive):
+    parts = {"model": "Named", "loss": "named_loss", "metric": "named_accuracy"}
+    named = {part: f"{MINE}:{name}" for part, name in parts.items()}
+    asked = config(data=f"{MINE}:two_inputs", transductive=transductive, **named)
+    assert resumed_exactly(tmp_path, asked)[-1]["measure"] == "named_accuracy"
+    found = evaluate_run(Run(tmp_path / "whole"))
+    assert found.numbers["transductive"] == transductive
+    one, other = (evaluate_run(Run(tmp_path / "whole"), transductive=way) for way in (True, False))
+    assert one.score == pytest.approx(other.score)  # nothing looks at a batch
+
+
 def test_each_query_beside_the_support_set():
     """With nothing that looks at a batch the two manners agree."""
     learner = MAML(own_parts.Pair().double(), inner_lr=0.1, inner_steps=1)

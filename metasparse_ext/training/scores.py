@@ -210,13 +210,11 @@ def predict(
         return adapted(images)
     chunk = max(1, _FOLDED_TASKS // adapted.tasks)
     parts = [slice(start, start + chunk) for start in range(0, queries, chunk)]
-    return torch.cat(
-        [
-            _beside_support(adapted, support.images, tree_map(lambda each: each[:, part], images))  # noqa: B023
-            for part in parts
-        ],
-        dim=1,
-    )
+    found = [
+        _beside_support(adapted, support.images, tree_map(lambda each: each[:, part], images))  # noqa: B023
+        for part in parts
+    ]
+    return tree_map(lambda *each: torch.cat(each, 1), *found)
 
 
 def _check_inputs(adapted: AdaptedTasks, name: str, images: Inputs) -> int:
@@ -244,7 +242,8 @@ def _beside_support(adapted: AdaptedTasks, support: Inputs, images: Inputs) -> T
     queries = first.shape[1]
     each = copy.copy(adapted)
     each.parameters = {n: p.repeat_interleave(queries, 0) for n, p in adapted.parameters.items()}
-    return each(tree_map(joined, support, images))[:, -1].unflatten(0, (-1, queries))
+    found = each(tree_map(joined, support, images))
+    return tree_map(lambda part: part[:, -1].unflatten(0, (-1, queries)), found)
 
 
 class _Totals:
