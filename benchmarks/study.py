@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from benchmarks.harness import RESULTS, environment, fair_process
 from benchmarks.sources import SOURCES
 from benchmarks.studies import STUDIES, Budget, Case
-from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.training import Run, RunConfig, Trainer, build, evaluate_run, metrics
 
 ALL = {**STUDIES, **SOURCES}
@@ -126,9 +124,8 @@ def train_here(config: RunConfig, run: Run) -> tuple[float, int]:
     wanted = build.resolved(config)
     if run.started and run.config() != wanted:
         run.forget()  # of other settings: begun anew
-    with LineReporter(Console()) as reporter:
-        trainer = Trainer(wanted, run, reporter=reporter)
-        outcome = trainer.fit()
+    trainer = Trainer(wanted, run)
+    outcome = trainer.fit()
     if outcome.interrupted:
         sys.exit(130)
     memory = _peak() - before

@@ -17,11 +17,11 @@ from support.training_helpers import package_path, tiny_config
 from metasparse_ext import _library, cli, explain
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.cli import demo, payoff
-from metasparse_ext.cli.display import LineReporter
 from metasparse_ext.cli.options import read
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Conv4
 from metasparse_ext.training import Run, Trainer, checkpoint, metrics
+from metasparse_ext.training.progress import Lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -486,14 +486,14 @@ def test_as_a_process(tmp_path):
 @pytest.fixture
 def interrupted(monkeypatch):
     """Presses Ctrl-C in the second iteration."""
-    original = LineReporter.step
+    original = Lines.step
 
     def step(self, record, done):
         original(self, record, done)
         if record["iteration"] == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(LineReporter, "step", step)
+    monkeypatch.setattr(Lines, "step", step)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, tiny_root, interrupted):

@@ -228,6 +228,23 @@ def hooked():
     return net
 
 
+def test_hooks_that_cannot_leave_are_named(caplog):
+    seen = []
+    net = Own(chain, act=nn.Tanh())
+    net.b.register_forward_hook(lambda layer, given, made: seen.append(made.shape))
+    images = torch.rand(5, 3, 12, 12)
+    task = adapted(net)
+    wanted = task.logits(images)
+    network = task.network()
+    assert caplog.messages == ["export: hooks on b are left out"]
+    seen.clear()
+    torch.testing.assert_close(network(images), wanted, rtol=1e-4, atol=1e-5)
+    assert not seen
+    net.b.register_forward_hook(lambda layer, given, made: 3 * made)
+    with pytest.raises(ValueError, match="PyTorch's own layers can compute"):
+        adapted(net).network()
+
+
 REFUSED = {
     "alpha": (lambda: Own(lambda n, x: torch.add(n.a(x), n.a(x), alpha=3)), "add with alpha"),
     "hook": (hooked, r"Tanh \(act\) with hooks"),

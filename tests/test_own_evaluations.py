@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support import own_parts
 from test_own_parts import MINE, config
 
+from metasparse_ext import cli
 from metasparse_ext.cli.display import draw_figures
 from metasparse_ext.training import CheckpointError, Run, Trainer, compare, evaluate_run
 from metasparse_ext.training.kept import find, kept
@@ -91,6 +93,16 @@ def test_data_that_the_network_is_not_for(tmp_path):
     run = trained(tmp_path / "b", iterations=1, **REGRESSION)
     with pytest.raises(ValueError, match=r"\(1,\) and 1 targets, .* \(1,\) and 8 targets$"):
         evaluate_run(run, data=own_parts.eight)
+
+
+def test_evaluations_as_json(tmp_path):
+    runs = [trained(tmp_path / name, iterations=1, seed=seed) for seed, name in enumerate("ab")]
+    result = CliRunner().invoke(cli.main, ["evaluate", *map(str, runs), "--json"])
+    assert result.exit_code == 0, result.output
+    for run, said in zip(runs, json.loads(result.stdout), strict=True):
+        assert said.pop("run") == str(run)
+        assert said == json.loads(run.evaluation_path("test").read_text())
+        assert len(said["numbers"]["accuracies"]) == said["numbers"]["tasks"]
 
 
 # Comparisons.

@@ -26,6 +26,7 @@ from metasparse_ext.training import (
     export_masks,
     metrics,
 )
+from metasparse_ext.training.parts import Parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -266,6 +267,34 @@ def test_a_resume_with_other_objects_is_refused(tmp_path):
         Trainer(asked, run, model=own_parts.Net(), loss=lambda o, t: own_parts.soft(o, t))
     shown = one_line(invoke("train", "--resume", "--out", tmp_path))
     assert "was begun from Python with model <support.own_parts.Net>" in shown
+
+
+def test_a_learner_of_other_options_is_another(tmp_path):
+    def learner(**options):
+        return MAML(own_parts.Net(), **{**INNER, **options})
+
+    asked, run = RunConfig(learner="own", **SMALL, data=NAMED["data"]), Run(tmp_path)
+    Trainer(asked.replace(iterations=3), run, learner=learner(task_chunk=1)).fit()
+    assert run.config().options == {**MAML(own_parts.Net(), **INNER).made_with}
+    Trainer(asked, run, learner=learner()).fit()
+    assert evaluate_run(run, learner=learner(first_order=False)).name == "test"
+    kept = run.evaluation_path("test").read_bytes()
+    said = "learner to be one of inner_lr=0.1, as the run was trained with, got inner_lr=0.2"
+    for use in (evaluate_run, load, lambda run, learner: Trainer(asked, run, learner=learner)):
+        with pytest.raises(ValueError, match=said if use in (evaluate_run, load) else "options"):
+            use(run, learner=learner(inner_lr=0.2))
+    assert run.evaluation_path("test").read_bytes() == kept
+    assert evaluate_run(run, learner=learner(), adapt_steps=3).name == "test-3steps"
+
+
+def test_a_run_of_an_earlier_version_does_not_say_options(tmp_path, monkeypatch):
+    asked, run = RunConfig(learner="own", **SMALL, data=NAMED["data"]), Run(tmp_path)
+    parts = {"learner": MAML(own_parts.Net(), **INNER)}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Parts, "options", lambda self: {})
+        Trainer(asked.replace(iterations=3), run, **parts).fit()
+    assert evaluate_run(run, **parts).name == "test"
+    assert Trainer(asked, run, **parts).fit().iteration == 6
 
 
 def test_a_run_of_objects_without_a_name_says_what_to_pass(tmp_path):

@@ -9,10 +9,11 @@ from support.training_helpers import StopAfter, assert_same_state, timeless
 from test_own_parts import config, state
 
 from metasparse_ext.algorithms import MAML
-from metasparse_ext.cli.display import draw_figures, table, validation_text
+from metasparse_ext.cli.display import draw_figures, table
 from metasparse_ext.training import Run, Trainer, checkpoint, compare, evaluate_run, metrics
 from metasparse_ext.training.kept import kept
 from metasparse_ext.training.measure import TAKEN, measure_of
+from metasparse_ext.training.progress import validation_text
 from metasparse_ext.training.scores import Evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -280,6 +281,7 @@ def test_a_metric_that_raises_anywhere(tmp_path, fails):
     assert Trainer(asked, run, metric=Counted(own_parts.top2, None)).fit().iteration == 6
     kinds = [record["kind"] for record in metrics.read(run.metrics_path)]
     assert kinds == ["train"] * 3 + ["validation"] + ["train"] * 3 + ["validation"]
+    assert int(state(run)["iteration"]) == 6
 
 
 class Breaking(torch.optim.SGD):

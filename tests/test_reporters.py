@@ -10,6 +10,7 @@ from support.training_helpers import StopAfter, tiny_config
 
 from metasparse_ext import cli
 from metasparse_ext.training import Run, TensorBoard, Trainer, WandB, metrics
+from metasparse_ext.training.reporters import Reporters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,6 +141,21 @@ def flags(root, out):
     return [part for option in small.items() for part in option]
 
 
+def test_wandb_itself_keeps_a_run_offline(tmp_path, tiny_root, monkeypatch):
+    """The package, as it is, without its service."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = Run(tmp_path / "mine")
+    Trainer(tiny_config(tiny_root), run, reporter=["wandb", StopAfter(3)]).fit()
+    Trainer(tiny_config(tiny_root), run, reporter="wandb").fit()
+    files = [*(run.folder / "wandb").glob("offline-run-*/*.wandb")]
+    assert {path.stem for path in files} == {f"run-{(run.folder / 'wandb-id').read_text()}"}
+    kept = b"".join(path.read_bytes() for path in files)
+    for name in (b"train/loss", b"validation/accuracy", b"best/iteration"):
+        assert name in kept
+
+
 def test_the_command_line_tells_several(tmp_path, tiny_root, wandb):
     pytest.importorskip("tensorboard")
     report = ["--report", "tensorboard", "--report", "wandb"]
@@ -156,16 +172,35 @@ def test_a_package_that_is_missing_is_named_before_training(tmp_path, tiny_root,
     result = invoke("train", "fomaml", *flags(tiny_root, out), "--report", "wandb")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
-    assert "needs wandb: pip install 'metasparse_ext[wandb]'" in result.stderr
+    assert "--report wandb needs wandb: pip install wandb" in result.stderr
     assert not out.exists()
 
 
 def test_what_is_no_reporter_is_refused(tmp_path, tiny_root):
     with pytest.raises(TypeError, match=r"Trainer: expected reporter to be None, a Reporter"):
-        Trainer(tiny_config(tiny_root), Run(tmp_path), reporter=[Noted(), "wandb"])
+        Trainer(tiny_config(tiny_root), Run(tmp_path), reporter=[Noted(), 3])
+    with pytest.raises(ValueError, match=r"reporter to be one of 'lines', .*, got 'wand'"):
+        Trainer(tiny_config(tiny_root), Run(tmp_path), reporter="wand")
     for kind in (TensorBoard, WandB):
         with pytest.raises(TypeError, match=f"{kind.__name__}: expected run to be a Run"):
             kind(str(tmp_path))
+
+
+def test_a_trainer_prints_lines_unless_told_not_to(tmp_path, tiny_root, capsys):
+    Trainer(tiny_config(tiny_root), Run(tmp_path / "a")).fit()
+    begun, *validations = capsys.readouterr().out.splitlines()
+    assert begun == "maml: training of 6 iterations, from iteration 0"
+    assert [line.split(":")[0] for line in validations] == ["iteration 3", "iteration 6"]
+    Trainer(tiny_config(tiny_root), Run(tmp_path / "b"), reporter=None).fit()
+    of_another_process = Reporters.of("Trainer", "lines", Run(tmp_path), first=False)
+    of_another_process.validation({}, False)
+    assert capsys.readouterr().out == ""
+
+
+def test_reporters_by_name(tmp_path, tiny_root, wandb, capsys):
+    Trainer(tiny_config(tiny_root), Run(tmp_path), reporter=["lines", "wandb"]).fit()
+    assert "iteration 6: validation" in capsys.readouterr().out
+    assert wandb.finished
 
 
 def test_all_records_as_a_table(tmp_path, tiny_root):

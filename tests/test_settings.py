@@ -192,6 +192,27 @@ def test_a_sweep_trains_every_setting(tmp_path):
     assert "(4 of 4)" in result.stdout
 
 
+def test_a_sweep_trains_every_setting_for_each_seed(tmp_path):
+    file = written(tmp_path / "sweep.toml", "[grid]", "shots = [1, 2]")
+    result = invoke("sweep", file, "--seeds", "0,1", "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    assert {Run(path).config().seed for path in (tmp_path / "runs").glob("shots=1/seed-*")} == {
+        0,
+        1,
+    }
+    rows = [line.split() for line in result.stdout.splitlines() if " mse " in line]
+    means = [row for row in rows if row[1] == "mean"]
+    assert sorted(row[0] for row in means) == ["1", "2"]
+    for row in means:
+        scores = [float(other[3]) for other in rows if other[0] == row[0] and other[1] in "01"]
+        assert float(row[3].rstrip(",")) == pytest.approx(sum(scores) / 2, rel=1e-2)
+    again = invoke("sweep", file, "--seeds", "0,1", "--out", tmp_path / "runs")
+    assert "already holds a run" in one_line(again)
+    seeded = written(tmp_path / "seeds.toml", "[grid]", "seed = [1, 2]")
+    refused = invoke("sweep", seeded, "--seeds", "0", "--out", tmp_path / "other")
+    assert "--seed was given, and seed is in the grid" in one_line(refused)
+
+
 def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch):
     file, runs = written(tmp_path / "sweep.toml", *GRID), tmp_path / "runs"
     sweep = ("sweep", file, "--out", runs)

@@ -14,7 +14,7 @@ from site_names import MODULES, ROOT, is_public, public_names
 
 needs_mkdocs = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings_handlers")),
-    reason="mkdocs is not installed: pip install 'metasparse_ext[docs]'",
+    reason="mkdocs is not installed: pip install mkdocs-material 'mkdocstrings[python]'",
 )
 
 

@@ -221,6 +221,14 @@ def test_loading_needs_no_data_and_leaves_the_random_state(tmp_path, run):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="not a run folder"):
         ms.load(tmp_path)
+    for name, reader in {
+        "a.pt2": r"torch\.export",
+        "a.onnx": "onnx",
+        "a.metasparse": "load_sparse",
+    }.items():
+        (tmp_path / name).touch()
+        with pytest.raises(CheckpointError, match=f"not read back as a run: .*{reader}.* reads it"):
+            ms.load(tmp_path / name)
 
 
 def test_steps_of_adaptation_and_the_device_may_be_others(run, classes):

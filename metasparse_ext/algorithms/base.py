@@ -98,6 +98,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
     loss: TaskFunction | None
     metric: TaskFunction | None
     task_chunk: int | None = None
+    # The options that it was made with, by name.
+    made_with: dict[str, Any]
     # In a meta-step in chunks: the sum of the meta-gradients so far, and the present one's share.
     collecting: tuple[dict[str, Tensor], float] | None = None
     # Those of the model, inside of adapt and meta_backward.

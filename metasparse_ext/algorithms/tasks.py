@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,7 +63,26 @@ class TakesTaskOptions(type):
     ) -> Learner:
         learner: Any = type.__call__(cls, *args, **options)
         learner.set_task_options(loss, metric, task_chunk)
+        vars(learner)["made_with"] = made_with(cls, args, options)
         return learner
+
+
+def made_with(kind: type, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a learner's constructor by name, those that were not given by their default.
+
+    Args:
+        kind: The class.
+        args: What it was called with by position; the first is the model.
+        options: What it was called with by name.
+    """
+    _, *parameters = inspect.signature(kind).parameters.values()
+    of_tasks = inspect.signature(TakesTaskOptions.__call__).parameters
+    found = {
+        p.name: p.default for p in parameters if p.default is not p.empty and p.name not in of_tasks
+    }
+    by_position = dict(zip((p.name for p in parameters), args[1:], strict=False))
+    named = {name: value for name, value in options.items() if name != "model"}
+    return {**found, **by_position, **named}
 
 
 def check_task_options(

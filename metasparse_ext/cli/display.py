@@ -1,12 +1,12 @@
-"""What is shown of runs: progress bar or plain lines, the table of evaluations, figures."""
+"""What is shown of runs: a progress bar, the table of evaluations, figures."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from metasparse_ext.cli.messages import say
 from metasparse_ext.training import (
     CheckpointError,
     Comparison,
@@ -27,75 +28,12 @@ from metasparse_ext.training import (
 )
 from metasparse_ext.training.evaluation import require_one_task
 from metasparse_ext.training.kept import find, require_present, usage
+from metasparse_ext.training.progress import Lines, Smoothed, number_of, validation_text
 
 logger = logging.getLogger("metasparse_ext")
 
-_SMOOTHING = 0.95
-_SECONDS_BETWEEN_LINES = 10.0
 # Fewer multiply-accumulates than these are shown as they are.
 _SMALL = 10_000
-
-
-class _Smoothed:
-    """Exponential means of a training record's numbers, unbiased from the first one on."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._weights: dict[str, float] = {}
-        self._measure = "accuracy"
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        self._measure = record.get("measure", "accuracy")
-        for name in ("loss", self._measure, "active", "seconds"):
-            if record.get(name) is not None:
-                self._sums[name] = _SMOOTHING * self._sums.get(name, 0.0) + record[name]
-                self._weights[name] = _SMOOTHING * self._weights.get(name, 0.0) + 1.0
-
-    def __getitem__(self, name: str) -> float:
-        return self._sums[name] / self._weights[name]
-
-    def text(self) -> str:
-        """The numbers as one line: loss, accuracy, active kernels, seconds per iteration.
-
-        Of a run that is judged otherwise, that in place of the accuracy.
-        """
-        parts = [f"loss {self['loss']:.3f}"] if "loss" in self._sums else []
-        if self._measure == "accuracy" and "accuracy" in self._sums:
-            parts.append(f"accuracy {self['accuracy']:6.1%}")
-        elif self._measure in self._sums:
-            parts.append(f"{self._measure} {self[self._measure]:.4g}")
-        if "active" in self._sums:
-            parts.append(f"active {self['active']:6.1%}")
-        return "  ".join([*parts, f"{self['seconds']:.3f} s/it"])
-
-
-def score_text(record: Mapping[str, Any]) -> str:
-    """What a record or an evaluation was judged by, with its interval: "97.13% ± 0.37%".
-
-    Of another measure than accuracy, with its name: "mse 0.52 ± 0.04".
-    """
-    name = record.get("measure", "accuracy")
-    value, interval = _value(record[name]), _value(record["interval"])
-    if name == "accuracy":
-        return f"{value:.2%} ± {interval:.2%}"
-    return f"{name} {value:.4g} ± {interval:.2g}"
-
-
-def validation_text(record: Mapping[str, Any], best: bool) -> str:
-    """A validation record as one line."""
-    kind = "transductive" if record["transductive"] else "non-transductive"
-    mark = "  best" if best else "" if record["eligible"] else "  not eligible"
-    measure = record.get("measure", "accuracy")
-    shown = ".2%" if measure == "accuracy" else ".4g"
-    parts = "".join(
-        f", {name} {_value(score[measure]):{shown}}"
-        for name, score in record["distributions"].items()
-    )
-    return (
-        f"iteration {record['iteration']}: validation {score_text(record)} "
-        f"on {record['tasks']} tasks ({kind}){parts}, "
-        f"active kernels {record['active']:.1%}{mark}"
-    )
 
 
 class BarReporter:
@@ -103,7 +41,7 @@ class BarReporter:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._mean = _Smoothed()
+        self._mean = Smoothed()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -145,65 +83,11 @@ class BarReporter:
         self._console.print(validation_text(record, best), highlight=False, markup=False)
 
 
-class LineReporter:
-    """A line every ten seconds and at every validation, for logs."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._mean = _Smoothed()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-    def start(self, config: RunConfig, iteration: int) -> None:
-        """Prints what begins."""
-        asked = config.max_seconds
-        length = f"{config.iterations} iterations" if asked is None else f"{asked:g} seconds"
-        self._print(f"{config.learner}: training of {length}, from iteration {iteration}")
-        self._begun: tuple[float, float] | None = None
-        self._printed = time.monotonic()
-
-    def step(self, record: Mapping[str, Any], done: float) -> None:
-        """Prints the means once in a while."""
-        self._mean.add(record)
-        now = time.monotonic()
-        if self._begun is None:
-            self._begun = now, done
-        if now - self._printed < _SECONDS_BETWEEN_LINES:
-            return
-        self._printed = now
-        began, before = self._begun
-        left = (now - began) / max(done - before, 1e-9) * (1 - done)
-        self._print(
-            f"iteration {record['iteration']}, {done:.1%}  {self._mean.text()}  "
-            f"{_duration(left)} left"
-        )
-
-    def validation(self, record: Mapping[str, Any], best: bool) -> None:
-        """Prints the validation."""
-        self._print(validation_text(record, best))
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 def reporter(console: Console) -> AbstractContextManager[Reporter]:
     """The reporter that suits a console."""
-    return BarReporter(console) if console.is_terminal else LineReporter(console)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    if console.is_terminal:
+        return BarReporter(console)
+    return nullcontext(Lines(partial(say, console)))
 
 
 def table(evaluations: Mapping[str, RunEvaluation], *, timed: bool = True) -> Table:
@@ -294,12 +178,7 @@ def _cells(evaluation: RunEvaluation, *, few: bool) -> tuple[str, str, str, str]
 
 
 def _score(score: Mapping[str, Any], measure: str) -> str:
-    return _number(_value(score[measure]), _value(score["interval"]), measure)
-
-
-def _value(number: float | None) -> float:
-    """A number of JSON, which has null where there is no finite one."""
-    return math.nan if number is None else number
+    return _number(number_of(score[measure]), number_of(score["interval"]), measure)
 
 
 def _number(value: float, around: float, measure: str, sign: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from metasparse_ext.cli.display import comparison_table, draw_figures, remark, t
 from metasparse_ext.cli.messages import checked, console, folder, say
 from metasparse_ext.training import Run, RunEvaluation, compare, metrics
 from metasparse_ext.training.evaluation import by_kind, evaluate_best, require_alike
-from metasparse_ext.training.kept import keep
+from metasparse_ext.training.kept import keep, to_json
 
 
 def _setting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,43 +44,58 @@ def _setting(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 @click.command("evaluate")
 @click.argument("runs", nargs=-1, required=True, callback=folder, metavar="RUN...")
 @_setting
 @click.option("--root", help="Folder of the data set's files, if it has moved.")
 @click.option("--device", help="Torch device, if not the run's.")
-def evaluate(runs: Sequence[Run], root: str | None, device: str | None, **setting: Any) -> None:
+@_as_json
+def evaluate(
+    runs: Sequence[Run], root: str | None, device: str | None, as_json: bool, **setting: Any
+) -> None:
     """Evaluate the best checkpoint of every RUN on classes it has not seen.
 
     What is not said is as the run was trained. The run folder gets evaluation-SPLIT.json or, where
-    something differs from the run's own setting, a file that is named after it too.
+    something differs from the run's own setting, a file that is named after it too. --json prints
+    what these files hold, one object a RUN, with the accuracy on each task.
     """
     checked(lambda: require_alike("evaluate", runs, **setting))
     evaluations: dict[str, RunEvaluation] = {}
     failure: OSError | None = None
     for run in runs:
         one = partial(evaluate_best, run, root=root, device=device, **setting)
-        evaluation, found = checked(one)
+        evaluation, numbers = checked(one)
         evaluations[str(run)] = evaluation
         try:
-            keep(run, evaluation, found)
+            keep(run, evaluation, numbers)
         except OSError as error:
             failure = failure or error
+    if as_json:
+        found = [{"run": label, **vars(each)} for label, each in evaluations.items()]
+        click.echo(to_json(found))
+    else:
+        _show(evaluations)
+    # Last: what was computed is on the screen even where it cannot be written.
+    if failure is not None:
+        raise failure
+
+
+def _show(evaluations: Mapping[str, RunEvaluation]) -> None:
     shown_on = console()
     # That runs are judged differently, or bring their own tasks, shows only now.
     for lot in by_kind(evaluations):
         shown_on.print(table(lot))
     for label, evaluation in evaluations.items():
         say(shown_on, f"{f'{label}: ' if len(evaluations) > 1 else ''}{remark(evaluation)}")
-    # Last: what was computed is on the screen even where it cannot be written.
-    if failure is not None:
-        raise failure
 
 
 @click.command("compare")
 @click.argument("runs", nargs=-1, required=True, callback=folder, metavar="RUN RUN...")
 @_setting
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_as_json
 def compare_runs(runs: Sequence[Run], as_json: bool, **setting: Any) -> None:
     """Compare evaluated RUNs with the first one, on the same tasks, by a paired t-test.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 # What a model is given: one input, arguments, or keywords.
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+# Of one input, such as (C, H, W), or of each of several.
+InputShape = tuple[int, ...] | tuple[tuple[int, ...], ...] | dict[str, tuple[int, ...]]
 
 
 class Samples(NamedTuple):
@@ -67,6 +69,28 @@ class TaskBatch(NamedTuple):
     def tasks(self, chosen: slice | Tensor) -> TaskBatch:
         """Some of the tasks, by a slice or an index (K,)."""
         return TaskBatch(*(samples.tasks(chosen) for samples in self))
+
+
+def input_shape(images: Inputs) -> InputShape:
+    """The shape of what a model is given of one sample, of inputs (T, N, ...)."""
+    return tree_map_only(Tensor, lambda each: tuple(each.shape[2:]), images)
+
+
+def is_one_input(shape: InputShape) -> TypeGuard[tuple[int, ...]]:
+    """Whether a shape is that of one input."""
+    return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
+
+
+def is_image(shape: InputShape | None) -> TypeGuard[tuple[int, int, int]]:
+    """Whether a shape is (C, H, W)."""
+    return shape is not None and is_one_input(shape) and len(shape) == 3
+
+
+def read_shape(said: Any) -> InputShape:
+    """A shape as JSON has it, with lists in the place of tuples."""
+    if isinstance(said, dict):
+        return {name: tuple(each) for name, each in said.items()}
+    return tuple(tuple(each) if isinstance(each, list) else each for each in said)
 
 
 def _collate(parts: Sequence[Samples], *, collate_fn_map: object = None) -> Samples:

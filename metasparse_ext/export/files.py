@@ -79,7 +79,7 @@ def ready(path: str | Path, to: str | None) -> tuple[Path, str]:
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"export: --to {to} needs {' and '.join(missing)}: pip install 'metasparse_ext[onnx]'"
+            f"export: --to {to} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
     return path, to
 

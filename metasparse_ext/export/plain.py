@@ -6,6 +6,7 @@ where its forward can be traced it becomes a graph of such layers, without code 
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -19,6 +20,8 @@ from metasparse_ext.export.copies import copied, settle
 from metasparse_ext.export.statistics import fix
 from metasparse_ext.nn import BatchNorm2d, FiLM, Linear, MaskedConv2d, NormActPool
 from metasparse_ext.nn.resnet12 import max_pool
+
+logger = logging.getLogger("metasparse_ext")
 
 SPATIAL = ((-2, -1), (2, 3), (-1, -2), (3, 2))
 
@@ -51,6 +54,9 @@ def plain_network(
             own[name].copy_(value)  # in place: a tensor that two modules share stays one
     settle(net)
     names: dict[nn.Module, str] = {module: name for name, module in net.named_modules()}
+    hooked = [n for m, n in names.items() if _maker(type(m)) is not None and not stock(m)]
+    if hooked:
+        logger.warning("export: hooks on %s are left out", ", ".join(hooked))
     net = _replaced(net, {module: masks.get(name) for module, name in names.items()}, {})
     net = _with_outputs(_traced(net), outputs).eval().requires_grad_(False)
     for parameter in net.parameters():

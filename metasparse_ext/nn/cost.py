@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,9 @@ from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 
 Count = int | Tensor
+# Of one input, or of each of several.
+_Shape = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
+_DType = torch.dtype | Sequence[torch.dtype | None] | Mapping[str, torch.dtype | None] | None
 
 # Of a recurrent layer a weight is used once a time step; batch norms and the like are not counted.
 _COUNTED = (nn.Conv2d, nn.Linear, nn.RNNBase, nn.RNNCellBase)
@@ -94,10 +98,10 @@ class Cost:
 
 def cost(
     model: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: _Shape,
     masks: Mapping[str, Tensor] | None = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: _DType = None,
 ) -> Cost:
     """Counts a model's parameters and the multiply-accumulates of one input, dense and active.
 
@@ -109,12 +113,13 @@ def cost(
 
     Args:
         model: Any module that takes images (N, C, H, W), or other inputs (N, ...).
-        input_shape: Of one input: (C, H, W) of an image.
+        input_shape: Of one input: (C, H, W) of an image. Of a model that takes several, a tuple of
+            the shapes of its arguments, or a mapping of those of its keywords.
         masks: Masks to count instead of the model's own, by the name of the layer, with or without
             a leading task axis: what ``AdaptedTasks.masks()`` returns. Linear layers may have one
             too, with one entry a weight.
         dtype: Of the input, such as ``torch.int64`` for a model of tokens; by default that of the
-            parameters.
+            parameters. Of several inputs, one for all or one each.
 
     Returns:
         A :class:`Cost`; ``print`` it for a table.
@@ -129,24 +134,35 @@ def cost(
 
     Raises:
         TypeError: if an argument is of another kind.
-        ValueError: if input_shape is not (C, H, W), or a mask names no layer that can have one or
-            does not fit it.
+        ValueError: if input_shape is not (C, H, W), dtypes are not as many as inputs, or a mask
+            names no layer that can have one or does not fit it.
     """
     require_type("cost", "model", model, nn.Module, "a module")
-    require_type("cost", "input_shape", input_shape, (tuple, list), "(C, H, W)")
-    images = any(isinstance(m, nn.Conv2d) for m in model.modules())
-    fits = len(input_shape) == 3 if images else len(input_shape) > 0
-    require(fits, "cost", "input_shape", "(C, H, W)", input_shape)
-    for size in input_shape:
-        require_size("cost", "input_shape", size)
-    if dtype is not None:
-        require_type("cost", "dtype", dtype, torch.dtype, "a dtype or None")
+    shapes, dtypes = _each(input_shape, dtype)
+    one = not isinstance(input_shape, Mapping) and shapes[0] is input_shape
+    images = one and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    for shape in shapes:
+        require_type("cost", "input_shape", shape, (tuple, list), "(C, H, W)")
+        fits = len(shape) == 3 if images else len(shape) > 0 or not one
+        require(fits, "cost", "input_shape", "(C, H, W)", shape)
+        for size in shape:
+            require_size("cost", "input_shape", size)
+    for each in dtypes:
+        if each is not None:
+            require_type("cost", "dtype", each, torch.dtype, "a dtype or None")
+    parameter = next(model.parameters(), torch.empty(0))
+    inputs = [
+        torch.zeros(1, *shape, device=parameter.device, dtype=each or parameter.dtype)
+        for shape, each in zip(shapes, dtypes, strict=True)
+    ]
     maskable = (MaskedConv2d, nn.Linear)
     masked = {name: m for name, m in model.named_modules() if isinstance(m, maskable)}
     if masks is not None:
         _check_masks(masks, masked)
     maskers = {m.masker for m in masked.values() if isinstance(m, MaskedConv2d)}
-    positions = _positions(model, input_shape, dtype)
+    names = list(input_shape) if isinstance(input_shape, Mapping) else []
+    by_name = dict(zip(names, inputs, strict=True)) if names else {}
+    positions = _positions(model, () if names else inputs, by_name)
     layers, counted = [], set()
     for name, module in model.named_modules():
         parameters = [p for p in module.parameters(recurse=False) if id(p) not in counted]
@@ -156,6 +172,25 @@ def cost(
         size = sum(p.numel() for p in parameters)
         layers.append(_layer(name, module, size, positions.get(module, 0), (masks or {}).get(name)))
     return Cost(tuple(layers))
+
+
+def _each(input_shape: Any, dtype: Any) -> tuple[list[Any], list[Any]]:
+    """The shape and the dtype of every input, in their order."""
+    expected = "(C, H, W), or a tuple or a mapping of the shapes of several inputs"
+    require_type("cost", "input_shape", input_shape, (tuple, list, Mapping), expected)
+    several = isinstance(input_shape, Mapping) or any(
+        isinstance(shape, tuple | list) for shape in input_shape
+    )
+    if not several:
+        return [input_shape], [dtype]
+    shapes = list(input_shape.values() if isinstance(input_shape, Mapping) else input_shape)
+    require(bool(shapes), "cost", "input_shape", "of at least one input", input_shape)
+    if isinstance(dtype, Mapping) and isinstance(input_shape, Mapping):
+        return shapes, [dtype.get(name) for name in input_shape]
+    if not isinstance(dtype, tuple | list):
+        return shapes, list(repeat(dtype, len(shapes)))
+    require(len(dtype) == len(shapes), "cost", "dtype", f"{len(shapes)} dtypes", dtype)
+    return shapes, list(dtype)
 
 
 def _check_masks(masks: Mapping[str, Tensor], masked: Mapping[str, nn.Module]) -> None:
@@ -223,7 +258,7 @@ def _ones(mask: Tensor, rank: int) -> Tensor:
 
 
 def _positions(
-    model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype | None
+    model: nn.Module, inputs: Sequence[Tensor], by_name: Mapping[str, Tensor]
 ) -> dict[nn.Module, int]:
     """How many outputs per output channel, or time steps, each layer makes of an input."""
     positions: dict[nn.Module, int] = {}
@@ -237,12 +272,9 @@ def _positions(
 
     layers = [m for m in model.modules() if isinstance(m, _COUNTED)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    parameter = next(model.parameters(), torch.empty(0))
-    dtype = parameter.dtype if dtype is None else dtype
-    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=dtype)
     try:
         with torch.no_grad(), evaluating(model):
-            model(image)
+            model(*inputs, **by_name)
     finally:
         for hook in hooks:
             hook.remove()

@@ -16,6 +16,7 @@ from metasparse_ext._arguments import refuse, require_type
 from metasparse_ext.algorithms import find
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import DATASETS, DataError, ImageClasses, Mixture, TaskBatch
+from metasparse_ext.data.batch import InputShape, is_image, is_one_input
 from metasparse_ext.nn import initialize
 from metasparse_ext.training import parts
 from metasparse_ext.training.checkpoint import CheckpointError
@@ -46,7 +47,7 @@ def resolved(
         kind: The class of the learner, where the configuration does not name it.
     """
     shape = getattr(classes, "shape", None if config.data in TASKS else (1, 1, 1))
-    model = "mlp" if shape is None or len(shape) != 3 else "conv4"
+    model = "conv4" if is_image(shape) else "mlp"
     suited = {"model": model, "loss": _LOSSES.get(config.data)}
     config = config.replace(**{n: v for n, v in suited.items() if getattr(config, n) is None})
     if kind is None and _entries.is_label(config.learner):
@@ -148,7 +149,7 @@ def setting(config: RunConfig, classes: Tasks) -> str:
     return f"{config.ways}-way {config.shots}-shot, {config.data} {classes.split} classes"
 
 
-def input_of(run: Run, config: RunConfig) -> tuple[tuple[int, ...], int | None]:
+def input_of(run: Run, config: RunConfig) -> tuple[InputShape, int | None]:
     """The shape of an input of a run's network, and how many numbers it predicts, if any."""
     shape = run.image_shape()
     if shape is not None:
@@ -196,13 +197,13 @@ def held_out_episodes(config: RunConfig, classes: Tasks, *, seed: int) -> Iterat
 
 
 def network(
-    config: RunConfig, shape: tuple[int, ...], *, outputs: int | None = None, given: Any = None
+    config: RunConfig, shape: InputShape, *, outputs: int | None = None, given: Any = None
 ) -> nn.Module:
     """Builds the model and, with ``init_from``, gives it that run's best weights.
 
     Args:
         config: Of the run.
-        shape: Of one input: (C, H, W) of an image.
+        shape: Of one input: (C, H, W) of an image; of several, a tuple or a dict of shapes.
         outputs: How many numbers are to be predicted; by default a logit for each class.
         given: The network, or a function that returns one, where the configuration names none. A
             function is called with those of shape, in_channels, image_size, ways, outputs, width,
@@ -210,7 +211,8 @@ def network(
 
     Raises:
         TypeError: If what is returned is no network.
-        ValueError: If images are not square, or the other run's network has other shapes.
+        ValueError: If images are not square, the network of a name of ours would have to take
+            several inputs, or the other run's network has other shapes.
     """
     config = resolved(config)
     torch.manual_seed(config.seed)
@@ -226,15 +228,18 @@ def network(
     return net
 
 
-def _offered(config: RunConfig, shape: tuple[int, ...], outputs: int | None) -> dict[str, Any]:
+def _offered(config: RunConfig, shape: InputShape, outputs: int | None) -> dict[str, Any]:
     """What a function that makes a model can ask for."""
+    if not is_one_input(shape) and config.model in parts.MODELS:
+        wanted = f"a network of one's own, package.module:function, for inputs of shapes {shape}"
+        refuse("RunConfig", "model", wanted, repr(config.model))
     offered = {
         **{"shape": shape, "outputs": config.ways if outputs is None else outputs},
         **{name: getattr(config, name) for name in ("ways", "width", "strided", "seed")},
     }
     if config.model in parts.MODELS:  # a function of one's own may mean something else by these
         offered |= {"order": config.block_order, "head": config.head}
-    if len(shape) != 3:
+    if not is_image(shape):
         return offered
     channels, height, width = shape
     if config.model in ("conv4", "resnet12") and height != width:
@@ -245,7 +250,7 @@ def _offered(config: RunConfig, shape: tuple[int, ...], outputs: int | None) -> 
 
 def learner(
     config: RunConfig,
-    shape: tuple[int, ...],
+    shape: InputShape,
     *,
     outputs: int | None = None,
     given: Parts = NAMED,
@@ -281,7 +286,7 @@ def learner(
 def trained(
     run: Run,
     config: RunConfig,
-    shape: tuple[int, ...],
+    shape: InputShape,
     *,
     outputs: int | None = None,
     given: Parts = NAMED,

@@ -28,6 +28,11 @@ class Workers:
     All hold the same learner and draw the same meta-batches; each works on its own tasks, and the
     mean of their gradients, that of the whole meta-batch, is what all of them step with.
 
+    ``DistributedDataParallel`` cannot do that: it averages what a backward pass through the module
+    leaves, as it comes, and a meta-gradient comes of none (it is implicit, or of first order, or
+    added up over chunks of tasks); it counts every process alike, also with fewer tasks; and of
+    buffers it has the first process's, where learners keep means over all tasks.
+
     Attributes:
         rank: Number of this process.
         size: How many there are.
@@ -42,28 +47,55 @@ class Workers:
         return self.rank == 0
 
     def require_shares(self, tasks: int) -> None:
-        """Raises a ValueError if so many tasks do not divide evenly."""
-        wanted = f"a multiple of {self.size}, the processes that share them"
-        require(tasks % self.size == 0, "RunConfig", "tasks", wanted, tasks)
+        """Raises a ValueError if there are not enough tasks for every process to have one."""
+        wanted = f"at least {self.size}, the processes that share them"
+        require(tasks >= self.size, "RunConfig", "tasks", wanted, tasks)
 
     def share(self, batch: TaskBatch) -> TaskBatch:
-        """The tasks of a meta-batch that are this process's."""
-        each = batch.support.labels.shape[0] // self.size
-        own = slice(self.rank * each, (self.rank + 1) * each)
-        return batch.tasks(own)
+        """The tasks of a meta-batch that are this process's; some may have one more than others."""
+        return batch.tasks(self._own(batch.support.labels.shape[0]))
 
-    def average(self, tensors: list[Tensor]) -> None:
-        """Replaces tensors by their mean over the processes, in one exchange."""
+    def tasks(self, tasks: int) -> int:
+        """How many of so many tasks are this process's."""
+        own = self._own(tasks)
+        return own.stop - own.start
+
+    def _own(self, tasks: int) -> slice:
+        return slice(self.rank * tasks // self.size, (self.rank + 1) * tasks // self.size)
+
+    def average(self, tensors: list[Tensor], tasks: int | None = None) -> None:
+        """Replaces tensors by their mean over the processes, in one exchange.
+
+        Args:
+            tensors: Of one dtype.
+            tasks: Of a meta-batch: the mean is that over its tasks. By default every process counts
+                as much as another.
+        """
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
+        # In whole numbers: masks and the like stay the zeros and ones that they are.
+        flat *= 1 if tasks is None else self.tasks(tasks)
         dist.all_reduce(flat)
-        flat /= self.size
+        flat /= self.size if tasks is None else tasks
         for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def average_gradients(self, module: nn.Module) -> None:
-        """Replaces the gradients of a module by their mean over the processes.
+    def average_buffers(self, module: nn.Module, tasks: int) -> None:
+        """Replaces the floating-point buffers of a module by their means over so many tasks.
+
+        What is the same everywhere stays so: in float64 the sum of float32 numbers is exact.
+        """
+        if self.size == 1:
+            return
+        buffers = [b for b in module.buffers() if b.is_floating_point()]
+        wide = [buffer.double() for buffer in buffers]
+        self.average(wide, tasks)
+        for buffer, mean in zip(buffers, wide, strict=True):
+            buffer.copy_(mean)
+
+    def average_gradients(self, module: nn.Module, tasks: int) -> None:
+        """Replaces the gradients of a module by their mean over the tasks of a meta-batch.
 
         A parameter that only other processes' tasks reached has a gradient here too, afterwards.
         """
@@ -76,7 +108,7 @@ class Workers:
         for parameter, share in zip(parameters, reached.tolist(), strict=True):
             if share and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.average([p.grad for p in parameters if p.grad is not None])
+        self.average([p.grad for p in parameters if p.grad is not None], tasks)
 
     def mean(self, value: float) -> float:
         """The mean of a number over the processes."""
@@ -114,11 +146,24 @@ def joined(device: str) -> Iterator[Workers]:
         return
     if device.startswith("cuda"):
         _take_own_gpu(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    _join("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Workers(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    # torchrun may keep one store for all starts: what those that died wrote there, such as where
+    # they were to be found, is not for these. Machines count their starts each for itself.
+    environment = os.environ
+    one_machine = environment.get("LOCAL_WORLD_SIZE") == environment["WORLD_SIZE"]
+    if not one_machine or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend)
+        return
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start-{environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _take_own_gpu(device: str) -> None:
@@ -140,6 +185,11 @@ def _take_own_gpu(device: str) -> None:
 def first_process() -> bool:
     """Whether this process is the one that reports, before any has been joined."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def started_again() -> bool:
+    """Whether ``torchrun`` started this process in the place of one that died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 class StopRequest:

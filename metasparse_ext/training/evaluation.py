@@ -22,6 +22,7 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.tasks import TaskFunction
+from metasparse_ext.data.batch import is_image
 from metasparse_ext.training import build, metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
@@ -258,7 +259,7 @@ def _tasks(
         expected = f"{config.data!r}, for {config.learner} has a part for each of these"
         refuse("evaluate_run", "data", expected, repr(asked.data))
     shape = run.image_shape()
-    if shape is None or len(shape) != 3 or build.is_own(asked.data):
+    if not is_image(shape) or build.is_own(asked.data):
         return build.images(asked, split)
     channels, side, _ = shape
     return data_sets.load(asked.data, config.root, split, image_size=side, channels=channels)

@@ -85,8 +85,12 @@ def keep(run: Run, evaluation: RunEvaluation, found: Evaluation) -> None:
     """
     arrays = {name: values.numpy() for name, values in found.usage.items()}
     atomic.replace(run.usage_path(evaluation.name), npz(arrays))
-    text = json.dumps(vars(evaluation), indent=2) + "\n"
-    atomic.replace_text(run.evaluation_path(evaluation.name), _NUMBERS.sub(_in_a_line, text))
+    atomic.replace_text(run.evaluation_path(evaluation.name), to_json(vars(evaluation)) + "\n")
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON, with a list of numbers in a line."""
+    return _NUMBERS.sub(_in_a_line, json.dumps(value, indent=2))
 
 
 def kept(run: Run, name: str = "test") -> RunEvaluation | None:

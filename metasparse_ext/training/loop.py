@@ -56,10 +56,11 @@ class Trainer(Session):
             only ``iterations`` or ``max_seconds`` may have grown.
         run: The run folder. One that holds a checkpoint goes on from it; another is begun, and
             so is one that has done no iteration, where the configuration is another.
-        reporter: Is told what happens, or several are. One that raises is told no more, with a
-            warning, and training goes on.
+        reporter: Is told what happens, or several are; by default "lines", which prints one once
+            in a while and at every validation. Other names: "tensorboard", "wandb". None is silent.
+            One that raises is told no more, with a warning, and training goes on.
         workers: The processes among which the tasks of a meta-batch are divided. Only the first
-            of them writes; the others' reporters should be silent.
+            of them writes, and has reporters by name; what others are given should be silent.
         data: Data in place of those that the configuration names: a mapping from "train", "val" and
             "test" to image classes, arrays (images, labels), or meta-batches (a list, a sampler
             with ``[index]``, or anything to iterate over); or a function that returns those of a

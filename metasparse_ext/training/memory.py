@@ -116,7 +116,7 @@ def chunk_of(learner: MetaLearner, batch: TaskBatch, budget: str) -> Chunk:
         ValueError: If one task does not fit, or its memory cannot be measured here.
     """
     tasks = len(batch.support.labels)
-    device = batch.support.images.device
+    device = batch.support.labels.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         # The first one makes what stays: threads, plans, the gradients of the copy.

@@ -37,8 +37,8 @@ class MetaStep:
         measure: What the run is judged by.
 
     Attributes:
-        whole: Whether the parameters are those of a whole number of steps: not where an optimizer
-            of one's own has raised.
+        whole: Whether the state is that of a whole number of steps: not where an optimizer of one's
+            own has raised, or another process has died.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class MetaStep:
     def undo(self) -> None:
         """Puts learner and optimizer back to where they were before the step."""
         self._last_state.undo(self.optimizer)
+        self.whole = True
 
     def set_rates(self, factor: float) -> None:
         """Sets the learning rates to their share of the first ones, in place on a GPU."""
@@ -131,7 +132,6 @@ class MetaStep:
             self.optimizer.found_inf = nonfinite.float()
         elif bool(nonfinite):
             return {}
-        self.whole = False
         self.optimizer.step()
         self.whole = True
         nonfinite |= ~all_finite(floating(self._learner, self.optimizer))
@@ -142,6 +142,7 @@ class MetaStep:
         learner, workers = self._learner, self._workers
         self._failure = None
         sums: dict[str, Tensor] = {}
+        counted = learner.iteration.clone()
         try:
             found = learner.meta_backward(batch)
             sums = metrics.totals(
@@ -149,6 +150,11 @@ class MetaStep:
             )
         except FloatingPointError as error:
             self._failure = error
+        except Exception:
+            learner.iteration.copy_(counted)  # a metric raises when the step has been counted
+            raise
+        # From here on the other processes' tasks are needed, too.
+        self.whole = False
         if workers.any(self._failure is not None):
             if self._failure is None:
                 self._failure = FloatingPointError(
@@ -156,9 +162,9 @@ class MetaStep:
                 )
             learner.nonfinite.fill_(True)
             return {}
-        workers.average_gradients(learner)
+        workers.average_gradients(learner, self._config.tasks)
         # Learners may keep running averages, of their own tasks.
-        workers.average([b for b in learner.buffers() if b.is_floating_point()])
+        workers.average_buffers(learner, self._config.tasks)
         workers.average(list(sums.values()))
         return sums
 

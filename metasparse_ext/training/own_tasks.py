@@ -14,7 +14,9 @@ from torch.utils.data import IterableDataset
 
 from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_tensor, typed
+from metasparse_ext.algorithms.samples import named_inputs
 from metasparse_ext.data import DataError, ImageClasses, Mixture, Samples, TaskBatch, from_arrays
+from metasparse_ext.data.batch import input_shape
 from metasparse_ext.data.prefetch import prefetch
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class OwnTasks:
         tasks: How many tasks a batch for training has.
 
     Attributes:
-        shape: Of one input, such as (C, H, W).
+        shape: Of one input, such as (C, H, W), or of each of several, in a tuple or a dict.
         outputs: How many numbers are to be predicted, or None where labels are classes.
 
     Raises:
@@ -54,7 +56,7 @@ class OwnTasks:
         if first is None:
             raise DataError(f"{self}: expected meta-batches, got none")
         self._first = len(first.support.labels)
-        self.shape = tuple(first.support.images.shape[2:])
+        self.shape = input_shape(first.support.images)
         labels = first.support.labels
         targets = labels.is_floating_point()
         self.outputs = math.prod(labels.shape[2:]) if targets else None
@@ -147,13 +149,23 @@ class OwnTasks:
             if not (isinstance(part, tuple | list) and len(part) in (2, 3)):
                 refuse(str(self), "each meta-batch", wanted, typed(part), TypeError)
             samples = Samples(*part)
-            for field in ("images", "labels"):
-                require_tensor(where, f"{name}.{field}", getattr(samples, field))
-            lead = tuple(samples.images.shape[:2])
-            fits = len(lead) == 2 and samples.labels.shape[:2] == lead
-            require(fits, where, f"{name}.labels", f"(T, N, ...) = {lead}", samples.labels)
-            parts.append(samples)
+            if isinstance(samples.images, list):  # which is what torch's collate makes of a tuple
+                samples = samples._replace(images=tuple(samples.images))
+            parts.append(_checked_samples(where, name, samples))
         return TaskBatch(*parts)
+
+
+def _checked_samples(where: str, name: str, samples: Samples) -> Samples:
+    require_tensor(where, f"{name}.labels", samples.labels)
+    inputs = named_inputs(f"{name}.images", samples.images)
+    require(bool(inputs), where, f"{name}.images", "at least one tensor", samples.images)
+    for input_name, each in inputs:
+        require_tensor(where, input_name, each)
+        lead = tuple(each.shape[:2])
+        fits = len(lead) == 2 and samples.labels.shape[:2] == lead
+        beside = "" if each is inputs[0][1] else f" like {input_name}"
+        require(fits, where, f"{name}.labels", f"(T, N, ...) = {lead}{beside}", samples.labels)
+    return samples
 
 
 class _Random:

@@ -104,15 +104,21 @@ class Parts:
         """The configuration that says what is given, in place of its names.
 
         Raises:
-            ValueError: If it has options for a learner that is built already.
+            ValueError: If it has other options than a learner that is built already.
         """
         labels: dict[str, Any] = {name: _label(name, part) for name, part in self.given().items()}
         if self.has_learner:
-            wanted = "empty beside a learner, which has its own"
-            require(not config.options, "RunConfig", "options", wanted, dict(config.options))
+            wanted, own = "empty beside a learner, which has its own", self.options()
+            fits = not config.options or dict(config.options) == own
+            require(fits, "RunConfig", "options", wanted, dict(config.options))
+            labels["options"] = own
             parts = {name: getattr(self.learner, name) for name in ("model", "loss", "metric")}
             labels |= {n: None if p is None else _label(n, p) for n, p in parts.items()}
         return config.replace(**labels)
+
+    def options(self) -> dict[str, Any]:
+        """Those that the learner that is built was made with, as JSON values."""
+        return {name: _json(value) for name, value in self.learner.made_with.items()}
 
     def given(self) -> dict[str, Any]:
         """The objects by name."""
@@ -138,6 +144,14 @@ class Parts:
             if part is None and was is not None and _entries.is_label(was):
                 wanted = f"given, because the run was trained with an object, {was}"
                 refuse(owner, name, f"{wanted}, which has no name to import it by", "None")
+        # Runs of earlier versions do not say the options of a learner that came as an object.
+        if self.has_learner and config.options:
+            was, now = dict(config.options), self.options()
+            differ = [n for n in {**was, **now} if was.get(n) != now.get(n)]
+            texts = (", ".join(f"{n}={each.get(n)!r}" for n in differ) for each in (was, now))
+            wanted, got = texts
+            if differ:
+                refuse(owner, "learner", f"one of {wanted}, as the run was trained with", got)
 
     def require_for(self, owner: str, config: RunConfig, *, data: bool = True) -> RunConfig:
         """The configuration of a run that is evaluated with what is given.
@@ -195,6 +209,14 @@ def check_names(config: RunConfig) -> None:
 
 def _by_split(given: Any) -> bool:
     return isinstance(given, Mapping) and bool(given) and set(given) <= {"train", "val", "test"}
+
+
+def _json(value: Any) -> Any:
+    """An option as JSON has it; of what it has not, a label."""
+    if isinstance(value, tuple | list):
+        return [_json(each) for each in value]
+    plain = value is None or isinstance(value, str | bool | int | float)
+    return value if plain else _entries.label(value)
 
 
 def _label(name: str, part: Any) -> str:

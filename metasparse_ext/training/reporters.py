@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from metasparse_ext import _atomic as atomic
-from metasparse_ext._arguments import require_type
+from metasparse_ext._arguments import require_choice, require_type
 from metasparse_ext._entries import blame
 from metasparse_ext.training import metrics
 from metasparse_ext.training.config import RunConfig
 from metasparse_ext.training.metrics import Reporter
+from metasparse_ext.training.progress import Lines
 from metasparse_ext.training.run import Run
+
+# What a trainer may be told of its reporters.
+Told = Reporter | str | Sequence[Reporter | str] | None
 
 logger = logging.getLogger("metasparse_ext")
 
@@ -32,17 +36,30 @@ class Reporters:
         self._reporters = list(reporters)
 
     @classmethod
-    def of(cls, owner: str, reporter: Reporter | Sequence[Reporter] | None) -> Self:
+    def of(cls, owner: str, reporter: Told, run: Run, *, first: bool = True) -> Self:
         """One reporter, several, or none, that came as an argument of that name.
 
+        Args:
+            owner: Who was given it.
+            reporter: Those, or their names in :data:`REPORTERS`.
+            run: Whose training they are told of.
+            first: Whether this process reports, of several; in others names stand for nothing.
+
         Raises:
-            TypeError: If something else did.
+            ImportError: If a package is not installed that one of a name needs.
+            TypeError: If it is anything else.
+            ValueError: If there is no reporter of a name.
         """
         several = reporter if isinstance(reporter, (list, tuple)) else [reporter]
-        told = [] if reporter is None else several
-        for each in told:
-            wanted = "None, a Reporter (start, step, validation), or a list of them"
+        told: list[Reporter] = []
+        for each in [] if reporter is None else several:
+            if isinstance(each, str):
+                require_choice(owner, "reporter", each, REPORTERS)
+                told += [REPORTERS[each](run)] if first else []
+                continue
+            wanted = "None, a Reporter (start, step, validation), its name, or a list of them"
             require_type(owner, "reporter", each, Reporter, wanted)
+            told.append(each)
         return cls(told)
 
     def start(self, config: RunConfig, iteration: int) -> None:
@@ -178,8 +195,9 @@ class WandB:
         return path.read_text(encoding="utf-8")
 
 
-# By the name that the command line gives them; each is made of a run.
-REPORTERS: dict[str, Callable[[Run], Reporter]] = {"tensorboard": TensorBoard, "wandb": WandB}
+#: By name, each made of a run: what is printed, and what the command line's ``--report`` takes.
+SERVICES: dict[str, Callable[[Run], Reporter]] = {"tensorboard": TensorBoard, "wandb": WandB}
+REPORTERS: dict[str, Callable[[Run], Reporter]] = {"lines": lambda _: Lines(), **SERVICES}
 
 
 def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -195,5 +213,5 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        wanted = f"--report {name} needs {name}: pip install 'metasparse_ext[{name}]'"
+        wanted = f"--report {name} needs {name}: pip install {name}"
         raise ImportError(f"{wanted} ({error})") from error

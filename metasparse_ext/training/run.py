@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext import _library
 from metasparse_ext._arguments import require_path, require_size
+from metasparse_ext.data.batch import InputShape, read_shape
 from metasparse_ext.ops import get_backend
 from metasparse_ext.training import checkpoint
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
@@ -22,6 +24,15 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover
     fcntl = None  # Windows: there is no such lock
+
+
+# What reads the files that a run is exported to, by their endings.
+_READERS = {
+    ".pt2": "torch.export.load",
+    ".onnx": "onnxruntime.InferenceSession",
+    ".safetensors": "safetensors.torch.load_file",
+    ".metasparse": "metasparse_ext.load_sparse",
+}
 
 
 class Run:
@@ -73,7 +84,13 @@ class Run:
             CheckpointError: If the folder holds no run, or its configuration cannot be read.
         """
         if not self.config_path.is_file():
-            raise CheckpointError(f"{self.folder}: not a run folder (it has no config.json)")
+            reader = _READERS.get(self.folder.suffix) if self.folder.is_file() else None
+            why = (
+                "it has no config.json"
+                if reader is None
+                else f"a network that was exported is not read back as a run: {reader} reads it"
+            )
+            raise CheckpointError(f"{self.folder}: not a run folder ({why})")
         try:
             return RunConfig.from_json(self.config_path.read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:
@@ -90,10 +107,10 @@ class Run:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.last_path}: {error}") from error
 
-    def image_shape(self) -> tuple[int, ...] | None:
+    def image_shape(self) -> InputShape | None:
         """(C, H, W) of the images that the network is for, if the run says so.
 
-        Of inputs that are no images, their shape.
+        Of inputs that are no images, their shape; of several, a tuple or a dict of shapes.
 
         Raises:
             CheckpointError: If the file is damaged.
@@ -110,13 +127,13 @@ class Run:
         said = self._inputs()
         return None if said is None else said[1]
 
-    def _inputs(self) -> tuple[tuple[int, ...], int | None] | None:
+    def _inputs(self) -> tuple[InputShape, int | None] | None:
         if not self.images_path.is_file():
             return None
         try:
             said = json.loads(self.images_path.read_text(encoding="utf-8"))
-            shape = tuple(said["shape"])
-            for size in shape:
+            shape = read_shape(said["shape"])
+            for size in tree_leaves(shape):
                 require_size("Run", "image_shape", size)
             if said.get("outputs") is not None:
                 require_size("Run", "outputs", said["outputs"])
@@ -141,7 +158,7 @@ class Run:
         return found if found.budget == budget else None
 
     def create(
-        self, config: RunConfig, image_shape: tuple[int, ...], outputs: int | None = None
+        self, config: RunConfig, image_shape: InputShape, outputs: int | None = None
     ) -> None:
         """Removes what an earlier run left in the folder; writes configuration and image shape.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
 
 from metasparse_ext._arguments import (
     LARGEST,
@@ -28,9 +29,11 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.samples import named_inputs
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.algorithms.tasks import chunks
-from metasparse_ext.data import Samples, TaskBatch
+from metasparse_ext.data import Inputs, Samples, TaskBatch
+from metasparse_ext.data.batch import input_shape
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.training.measure import measure_of
@@ -181,9 +184,11 @@ def evaluate(
 
 
 def predict(
-    adapted: AdaptedTasks, support: Samples, images: Tensor, *, transductive: bool = True
+    adapted: AdaptedTasks, support: Samples, images: Inputs, *, transductive: bool = True
 ) -> Tensor:
     """Classifies query images (T, Q, C, H, W) with T adapted networks; returns logits (T, Q, ways).
+
+    Of a network that takes several inputs, ``images`` is a tuple or a dict of them.
 
     Not transductive: the queries are folded into the task axis, so that each has a batch (and batch
     statistics) made of the task's support images and itself.
@@ -194,28 +199,51 @@ def predict(
     """
     require_type("predict", "adapted", adapted, AdaptedTasks, "AdaptedTasks")
     require_type("predict", "support", support, Samples, "Samples of images and labels")
-    require_tensor("predict", "images", images)
     require_flag("predict", "transductive", transductive)
-    for name, got in (("images", images), ("support.images", support.images)):
-        wanted = f"(T, N, ...) with T = {adapted.tasks} like the adapted tasks"
-        fits = got.dim() > 2 and len(got) == adapted.tasks
-        require(fits, "predict", name, wanted, tuple(got.shape))
+    queries = _check_inputs(adapted, "images", images)
+    _check_inputs(adapted, "support.images", support.images)
+    names, of_support = (
+        {name for name, _ in named_inputs("", inputs)} for inputs in (images, support.images)
+    )
+    require(names == of_support, "predict", "images", "inputs like support.images", images)
     if transductive:
         return adapted(images)
-    chunk = max(1, _FOLDED_TASKS // images.shape[0])
-    return torch.cat(
-        [_beside_support(adapted, support.images, part) for part in images.split(chunk, dim=1)],
-        dim=1,
-    )
+    chunk = max(1, _FOLDED_TASKS // adapted.tasks)
+    parts = [slice(start, start + chunk) for start in range(0, queries, chunk)]
+    found = [
+        _beside_support(adapted, support.images, tree_map(lambda each: each[:, part], images))  # noqa: B023
+        for part in parts
+    ]
+    return tree_map(lambda *each: torch.cat(each, 1), *found)
 
 
-def _beside_support(adapted: AdaptedTasks, support: Tensor, images: Tensor) -> Tensor:
-    queries = images.shape[1]
-    repeated = support.unsqueeze(1).expand(-1, queries, *support.shape[1:])
-    joined = torch.cat([repeated, images.unsqueeze(2)], dim=2).flatten(0, 1)
+def _check_inputs(adapted: AdaptedTasks, name: str, images: Inputs) -> int:
+    """Refuses inputs that are not those of the adapted tasks; returns how many a task has."""
+    inputs = named_inputs(name, images)
+    require(bool(inputs), "predict", name, "at least one tensor", images)
+    one = isinstance(images, Tensor)
+    for input_name, got in inputs:
+        require_tensor("predict", input_name, got)
+        wanted = f"(T, N, ...) with T = {adapted.tasks} like the adapted tasks"
+        fits = got.dim() > (2 if one else 1) and len(got) == adapted.tasks
+        require(fits, "predict", input_name, wanted, tuple(got.shape))
+        count, first = got.shape[1], inputs[0][1].shape[1]
+        require(count == first, "predict", input_name, f"N = {first} like the first", count)
+    return inputs[0][1].shape[1]
+
+
+def _beside_support(adapted: AdaptedTasks, support: Inputs, images: Inputs) -> Tensor:
+    def joined(support: Tensor, images: Tensor) -> Tensor:
+        queries = images.shape[1]
+        repeated = support.unsqueeze(1).expand(-1, queries, *support.shape[1:])
+        return torch.cat([repeated, images.unsqueeze(2)], dim=2).flatten(0, 1)
+
+    _, first = named_inputs("images", images)[0]
+    queries = first.shape[1]
     each = copy.copy(adapted)
     each.parameters = {n: p.repeat_interleave(queries, 0) for n, p in adapted.parameters.items()}
-    return each(joined)[:, -1].unflatten(0, (-1, queries))
+    found = each(tree_map(joined, support, images))
+    return tree_map(lambda part: part[:, -1].unflatten(0, (-1, queries)), found)
 
 
 class _Totals:
@@ -235,8 +263,9 @@ class _Totals:
     def note(self, batch: TaskBatch) -> None:
         """Adds tasks to the digest, one after the other: batches of another size make the same."""
         shown = [
-            samples.images[..., ::_EVERY, ::_EVERY] if samples.images.dim() == 5 else samples.images
+            each[..., ::_EVERY, ::_EVERY] if each.dim() == 5 else each
             for samples in batch
+            for _, each in sorted(named_inputs("", samples.images), key=lambda named: named[0])
         ]
         for values in zip(*shown, *(samples.labels for samples in batch), strict=True):
             for each in values:
@@ -263,9 +292,10 @@ class _Totals:
             self._used[name] = self._used[name] + used if name in self._used else used
         if query.distribution is not None:
             self._distribution.append(query.distribution)
-        images = query.images
-        dtype = None if images.is_floating_point() else images.dtype
-        self._cost = cost(learner.model, images.shape[2:], masks, dtype=dtype)
+        dtypes = tree_map_only(
+            Tensor, lambda each: None if each.is_floating_point() else each.dtype, query.images
+        )
+        self._cost = cost(learner.model, input_shape(query.images), masks, dtype=dtypes)
         self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
 
     def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from metasparse_ext.training.meta_step import MetaStep, Skipped
 from metasparse_ext.training.metrics import Reporter
 from metasparse_ext.training.own_tasks import OwnTasks
 from metasparse_ext.training.parts import Data, Learner, Model, Optimizer, Parts
-from metasparse_ext.training.reporters import Reporters
+from metasparse_ext.training.reporters import Reporters, Told
 from metasparse_ext.training.run import Run, RunInUseError, RunLock, changes, machine
 from metasparse_ext.training.stages import length, stages_of
 
@@ -46,7 +46,7 @@ class Session:
         config: RunConfig,
         run: Run,
         *,
-        reporter: Reporter | Sequence[Reporter] | None = None,
+        reporter: Told = "lines",
         workers: Workers = ALONE,
         data: Data | None = None,
         model: Model | None = None,
@@ -57,8 +57,8 @@ class Session:
     ) -> None:
         require_type("Trainer", "config", config, RunConfig, "a RunConfig")
         require_type("Trainer", "run", run, Run, "a Run")
-        self.reporter: Reporter = Reporters.of("Trainer", reporter)
         require_type("Trainer", "workers", workers, Workers, "Workers")
+        self.reporter: Reporter = Reporters.of("Trainer", reporter, run, first=workers.first)
         self.given = Parts(
             data=data, model=model, learner=learner, optimizer=optimizer, loss=loss, metric=metric
         )
@@ -159,7 +159,8 @@ class Session:
                 raise failure or ValueError("another process cannot keep to its budget of memory")
             fewest = (n for n in itertools.count(1) if workers.any(self.chunk.tasks <= n))
             self.chunk = dataclasses.replace(self.chunk, tasks=next(fewest))
-        if self.chunk.tasks < self.chunk.of:
+        # A run that goes on with fewer processes has more tasks in each.
+        if self.chunk.tasks < workers.tasks(self.config.tasks):
             learner.task_chunk = self.chunk.tasks
 
     def _load(self) -> None:

@@ -25,6 +25,7 @@ from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.data import Samples
+from metasparse_ext.data.batch import is_image
 from metasparse_ext.data.given import ImageReader, reader_of
 from metasparse_ext.training import build
 from metasparse_ext.training.config import RunConfig
@@ -337,7 +338,7 @@ def _run(folder: object) -> Run:
 def _best(run: Run, config: RunConfig, given: Parts) -> tuple[MetaLearner, tuple[int, int, int]]:
     """The learner, in evaluation mode, and the shape of its images."""
     shape, outputs = build.input_of(run, config)
-    if outputs is not None or len(shape) != 3:
+    if outputs is not None or not is_image(shape):
         wanted = "one that tells classes of images apart; evaluate_run takes any other"
         refuse("load", "run", wanted, f"{run}, whose inputs are of shape {shape}")
     # Its first weights are drawn and then replaced.

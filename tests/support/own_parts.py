@@ -1,9 +1,14 @@
 """A module of a user's: data, a model, a learner, losses and an optimizer, all of their own."""
 
+import os
+import signal
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from metasparse_ext.algorithms import MAML
 from metasparse_ext.data import ImageClasses, Samples, TaskBatch
@@ -130,6 +135,17 @@ def regression(split, seed, tasks):
         yield (x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:])
 
 
+def deadly(split, seed, tasks):
+    """The same; once, the second of several processes is killed when it asks for the fourth."""
+    for number, drawn in enumerate(regression(split, seed, tasks)):
+        mark = Path(os.environ["DIES_ONCE"])
+        last = split == "train" and number == 3 and os.environ["RANK"] == "1"
+        if last and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield drawn
+
+
 def line(outputs):
     return nn.Linear(1, outputs)
 
@@ -196,3 +212,78 @@ def eight(split, seed, tasks):
     """Regression with eight targets."""
     for support, query in regression(split, seed, tasks):
         yield tuple((x, y.repeat(1, 1, 8)) for x, y in (support, query))
+
+
+class Pair(nn.Module):
+    """A network of two inputs: an image and a word."""
+
+    def __init__(self, ways: int = 3) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 4)
+        self.head = nn.Linear(64 + 4, ways)
+
+    def forward(self, image: Tensor, word: Tensor) -> Tensor:
+        return self.head(torch.cat([image.flatten(1), self.words(word)], -1))
+
+
+def pair(shape, ways):
+    sizes = list(shape.values()) if isinstance(shape, dict) else list(shape)
+    assert sizes == [(1, 8, 8), ()]
+    return Pair(ways)
+
+
+def two_inputs(split, seed, tasks, *, named=False):
+    """Tasks of images, each with a word that helps."""
+    number = 1000 * SPLITS[split] + seed
+    while True:
+        parts = []
+        for part in batch(number, tasks):
+            inputs = (part.images, part.labels * 2)
+            if named:
+                inputs = dict(zip(("image", "word"), inputs, strict=True))
+            parts.append((inputs, part.labels))
+        yield tuple(parts)
+        number += 1
+
+
+def named_inputs(split, seed, tasks):
+    """The same, given by keywords."""
+    yield from two_inputs(split, seed, tasks, named=True)
+
+
+class TwoInputs(torch.utils.data.Dataset):
+    """Tasks, one by one, for a DataLoader: it makes lists of tuples."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        support, query = batch(index, 1)
+        return tuple(
+            ((part.images[0], part.labels[0] * 2), part.labels[0]) for part in (support, query)
+        )
+
+
+def double(samples):
+    """Samples whose numbers are float64."""
+
+    def turned(each):
+        return each.double() if each.is_floating_point() else each
+
+    return samples._replace(images=tree_map_only(Tensor, turned, samples.images))
+
+
+class Named(Pair):
+    """Two inputs, and outputs by name."""
+
+    def forward(self, image: Tensor, word: Tensor) -> dict[str, Tensor]:
+        logits = super().forward(image, word)
+        return {"logits": logits, "size": logits.square().mean(-1)}
+
+
+def named_loss(outputs, targets):
+    return F.cross_entropy(outputs["logits"], targets) + 1e-3 * outputs["size"].mean()
+
+
+def named_accuracy(outputs, targets):
+    return (outputs["logits"].argmax(-1) == targets).float().mean()
