@@ -36,10 +36,10 @@ inline constexpr unsigned kAll = kInputs | kWeightGrad;
 // many tiles pay for them; from twice as many on those of a direct convolution are, too.
 inline constexpr int64_t kMany = 128;
 
-// One thread of a Zen 4 core with AVX-512, float32; from kMany channels on, for maps of one pixel and
-// for first layers, a Xeon of 2.5 GHz. A row holds where every shape listed in docs/performance.md
-// was at least 0.95 times as fast as torch's dense convolution. `python -m benchmarks.tune` measures
-// what the rows lose on a machine.
+// One thread of a Zen 4 core with AVX-512, float32; from kMany channels on, for maps of one pixel
+// and for first layers, a Xeon of 2.5 GHz. A row holds where every shape listed in
+// docs/performance.md was at least 0.95 times as fast as torch's dense convolution. `python -m
+// benchmarks.tune` measures what the rows lose on a machine.
 inline constexpr Rule kRules[] = {
     {ConvKind::direct, kAll, 0, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
     {ConvKind::direct, kInputs, 0, 2 * kMany, kAny, 1, 1, 1, 0.6},
@@ -100,8 +100,12 @@ inline constexpr int64_t kFewRegisters = 2;
 // SpMM: from this fraction of active kernels on, all are computed, channels in the lanes, where the
 // tiles of a task fill one register at most; never where they need more. AVX2, 64 channels.
 inline constexpr double kNever = 2;  // no density reaches it
-inline double dense_spmm_fraction(int64_t tiles, int64_t lanes) {
+// Of kernels that are not transformed, `weights` being 1, only where none is pruned: the mask of
+// each is then looked up by itself, which takes 4 times as long as the rest (maps of 2 at stride 2,
+// Xeon).
+inline double dense_spmm_fraction(int64_t tiles, int64_t lanes, int weights) {
   if (tiles > lanes) return kNever;
+  if (weights == 1) return 1;
   return 0.2 + 0.4 * static_cast<double>(tiles) / static_cast<double>(lanes);
 }
 

@@ -61,9 +61,10 @@ class Spmm {
       const bool small = operands.out_channels * operands.in_channels * operands.kernel_size *
                              int64_t{sizeof(T)} <=
                          heuristics::kDenseSpmmBytes;
-      const double pays = pass->layout.taps() == 1 && small
-                              ? heuristics::dense_spmm_fraction(pass->tiles(), lanes_)
-                              : heuristics::kNever;
+      const double pays =
+          pass->layout.taps() == 1 && small
+              ? heuristics::dense_spmm_fraction(pass->tiles(), lanes_, plan.weights->weights)
+              : heuristics::kNever;
       dense_from_ = std::max(dense_from_, pays);
     }
   }
