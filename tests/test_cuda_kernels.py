@@ -13,6 +13,7 @@ import torch
 from support import cuda_emulator
 from torch import Tensor
 
+from metasparse_ext.implicit import HeadProblem
 from metasparse_ext.reference import cg, softmax_head, topk_mask
 
 pytestmark = [
@@ -154,6 +155,18 @@ def test_softmax_head_is_its_definition(ops, shape):
     grad = torch.randn_like(problem[2])
     arguments = (grad, actual[0], *problem)
     close(ops.softmax_head_grad(*arguments), softmax_head.softmax_head_grad(*arguments), 1e-9)
+
+
+@pytest.mark.parametrize(("samples", "size", "spread"), [(2, 1, 1), (16, 16, 3)])
+def test_softmax_head_of_samples_that_depend_on_each_other(ops, samples, size, spread):
+    """Rounding hides small norms of dual vectors behind large ones that are zero in the features."""
+    torch.manual_seed(0)
+    features, labels, center, _ = head(10, samples, size, 4)
+    features = spread * features[:, :1, :1].expand(10, samples, size).contiguous()
+    problem = features, labels, center, torch.full((10,), 0.01, dtype=torch.float64)
+    weight, _, residual, status = ops.softmax_head(*problem, 1e-13, 50)
+    assert not status.any(), residual
+    assert HeadProblem(*problem).gradient(weight).abs().amax() < 1e-11
 
 
 def test_softmax_head_of_float32(ops):
