@@ -159,9 +159,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head(const Tensor& features,
     states[t] = report.status;
   });
   // In float64: where samples repeat, large coefficients cancel.
-  const auto weight = at::baddbmm(center.to(at::kDouble), dual.narrow(2, 0, samples),
-                                  x.to(at::kDouble))
-                          .to(center.scalar_type());
+  const auto weight =
+      at::baddbmm(center.to(at::kDouble), dual.narrow(2, 0, samples), x.to(at::kDouble))
+          .to(center.scalar_type());
   return {weight, iterations, residual, status};
 }
 

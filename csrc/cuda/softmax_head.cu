@@ -287,8 +287,7 @@ __device__ Report solve(Problem& problem, double tolerance, int64_t max_iteratio
       return report;
     }
     // The terms that scores are sums of: their rounding is as far as the residual can fall.
-    const double terms =
-        problem.dot(at.scores, at.scores) + trace * problem.squared_terms(at.dual);
+    const double terms = problem.dot(at.scores, at.scores) + trace * problem.squared_terms(at.dual);
     const double rounding = kRounding * sqrt(terms / problem.samples);
     if (report.residual <= fmax(tolerance, rounding)) {
       report.status = kConverged;
