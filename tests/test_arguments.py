@@ -428,7 +428,7 @@ CALLS: dict[str, Call] = {
         },
     ),
     "MaskedConv2d.forward": Call(
-        ("MaskedConv2d", CONV), msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"x": images()}
+        ("MaskedConv2d", *CONV), msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"x": images()}
     ),
     "FixedMask": Call(
         "FixedMask",
