@@ -447,7 +447,9 @@ CALLS: dict[str, Call] = {
             **PLACE,
         },
     ),
-    "MaskedConv2d.forward": Call(CONV, msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"x": images()}),
+    "MaskedConv2d.forward": Call(
+        ("MaskedConv2d", *CONV), msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"x": images()}
+    ),
     "FixedMask": Call(
         "FixedMask",
         msnn.FixedMask,

@@ -11,8 +11,10 @@ import shutil
 import pytest
 import torch
 from support import cuda_emulator
+from support.softmax_head import Head
 from torch import Tensor
 
+from metasparse_ext.implicit import HeadProblem
 from metasparse_ext.reference import cg, softmax_head, topk_mask
 
 pytestmark = [
@@ -154,6 +156,37 @@ def test_softmax_head_is_its_definition(ops, shape):
     grad = torch.randn_like(problem[2])
     arguments = (grad, actual[0], *problem)
     close(ops.softmax_head_grad(*arguments), softmax_head.softmax_head_grad(*arguments), 1e-9)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        Head(
+            samples=6,
+            features=3,
+            classes=2,
+            lam=0.01,
+            layouts=("contiguous", "overlapping", "contiguous"),
+        ),
+        Head(
+            tasks=2,
+            samples=16,
+            features=16,
+            classes=4,
+            spread=3.0,
+            layouts=("constant", "constant", "contiguous"),
+            data=987068,
+        ),
+    ],
+    ids=["more samples than features", "samples that are alike"],
+)
+def test_softmax_head_of_samples_that_depend_on_each_other(ops, drawn):
+    given, labels = drawn.problem()
+    center = given["weight"].expand(drawn.tasks, -1, -1)
+    problem = given["x"].contiguous(), labels, center.contiguous(), given["lam"].contiguous()
+    weight, _, residual, status = ops.softmax_head(*problem, 1e-13, 50)
+    assert not status.any(), residual
+    assert HeadProblem(*problem).gradient(weight).abs().amax() < 1e-11
 
 
 def test_softmax_head_of_float32(ops):

@@ -19,6 +19,7 @@ from support.differential import STRATEGIES
 from support.machine import INSTRUCTION_SETS, Workers
 from support.operands import LAYOUTS, place
 from support.search import search
+from support.softmax_head import Head
 
 from metasparse_ext import _library
 from tools import stress
@@ -46,6 +47,7 @@ def test_draws_equal_the_definition(name, workers):
 
 # Calls that were wrong once, by what was wrong.
 STRIDED = {"operation": "input_grad", "kernel": (2, 2), "stride": (2, 2), "dtype": "float32"}
+ALIKE = {"layouts": ("constant", "constant", "contiguous")}
 REMEMBERED = {
     "columns of the image that no window covers": masked_conv.Conv(
         samples=4, inputs=16, outputs=12, size=(9, 9), mask="binary", density=0.3, **STRIDED
@@ -69,6 +71,50 @@ REMEMBERED = {
         mask="binary",
         density=0.3,
         **(STRIDED | {"kernel": (3, 3)}),
+    ),
+    "a head of more samples than features": Head(
+        samples=6,
+        features=3,
+        classes=2,
+        lam=0.01,
+        layouts=("contiguous", "overlapping", "contiguous"),
+    ),
+    "heads of two samples and one feature": Head(
+        tasks=2, samples=2, features=1, classes=2, lam=0.01, data=1
+    ),
+    "heads whose samples are all alike": Head(
+        tasks=2, samples=16, features=16, classes=4, spread=3.0, data=987068, **ALIKE
+    ),
+    "a head that stopped short of its tolerance": Head(
+        samples=12,
+        features=30,
+        classes=4,
+        spread=3.0,
+        isa=INSTRUCTION_SETS[0],
+        data=430,
+        **ALIKE,
+    ),
+    "a head that took every iteration": Head(
+        tasks=3,
+        samples=25,
+        features=26,
+        classes=2,
+        spread=3.0,
+        layouts=("expanded", "expanded", "contiguous"),
+        isa=INSTRUCTION_SETS[0],
+        data=257,
+    ),
+    "a head of the widest registers": Head(
+        samples=23,
+        features=53,
+        classes=2,
+        lam=0.01,
+        spread=3.0,
+        layouts=("expanded", "transposed", "contiguous"),
+        data=243,
+    ),
+    "large coefficients that cancel, in float32": Head(
+        samples=15, features=12, classes=4, lam=0.01, dtype="float32", data=4, **ALIKE
     ),
 }
 

@@ -104,3 +104,35 @@ def test_autocast_still_computes_and_returns_float32():
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x, weight.float(), mask, bias).dtype == torch.float32
         assert ms.norm_act_pool(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": 2}, {"dilation": 2}, {"groups": 2, "dilation": (1, 2)}], ids=str
+)
+def test_every_convolution_is_of_float32_under_autocast(options, padding_mode):
+    layer = MaskedConv2d(4, 6, 3, padding=2, padding_mode=padding_mode, **options)
+    for shape in [(3, 4, 8, 8), (2, 3, 4, 8, 8), (4, 8, 8)]:
+        x = torch.randn(shape)
+        for dtype in (torch.float32, torch.bfloat16):
+            given = x.to(dtype).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16):
+                y = layer(given)
+                gradients = torch.autograd.grad(y.square().sum(), [given, layer.weight])
+            wide = x.to(dtype).float().requires_grad_()
+            expected = layer(wide)
+            exact = torch.autograd.grad(expected.square().sum(), [wide, layer.weight])
+            assert y.dtype == torch.float32
+            torch.testing.assert_close(y, expected)
+            for mine, theirs in zip(gradients, exact, strict=True):
+                torch.testing.assert_close(mine, theirs.to(mine.dtype))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_autocast_leaves_float64_and_mixes_it_with_nothing(groups):
+    layer = MaskedConv2d(4, 6, 3, groups=groups)
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(TypeError, match="x to be of float32 like its weight, got float64"):
+            layer(x)
+        assert layer.double()(x).dtype == torch.float64

@@ -29,6 +29,8 @@ TESTS = ["test_build", "test_topk_mask", "test_masks_hold", "test_checkpoint", "
 NEEDED = ["setuptools>=77", "ninja", "pytest>=8", "hypothesis>=6.100", "scipy>=1.11"]
 # What is said of a command that failed: the last lines that it printed.
 LINES = 20
+# What pip says of a release that it finds nowhere; the second, where a constraint names it too.
+NOT_SERVED = ("No matching distribution", "ResolutionImpossible")
 
 
 class Row(NamedTuple):
@@ -129,7 +131,7 @@ def pairs(pythons: list[str], torches: list[str], folder: Path) -> Iterator[Pair
                 yield made(path, torch, folder / name)
             except StepFailed as error:
                 print(f"{name}: {error}", flush=True)
-                if "No matching distribution" in str(error):
+                if any(words in str(error) for words in NOT_SERVED):
                     yield Row(version(path), torch, "", "no CPU build of this torch here")
                 else:
                     yield Row(version(path), torch, "", str(error).partition(",")[0], failed=True)

@@ -158,7 +158,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head(const Tensor& features,
     norms[t] = report.residual;
     states[t] = report.status;
   });
-  auto weight = at::baddbmm(center, dual.narrow(2, 0, samples).to(features.scalar_type()), x);
+  // In float64: where samples repeat, large coefficients cancel.
+  const auto weight =
+      at::baddbmm(center.to(at::kDouble), dual.narrow(2, 0, samples), x.to(at::kDouble))
+          .to(center.scalar_type());
   return {weight, iterations, residual, status};
 }
 

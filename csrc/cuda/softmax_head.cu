@@ -58,6 +58,26 @@ class Problem {
     for_each([&](int k) { y[k] += a * x[k]; });
   }
 
+  // The sum of K's diagonal.
+  __device__ double trace() {
+    double own = 0;
+    for (int i = threadIdx.x; i < samples; i += kThreads) own += gram[i * samples + i];
+    return sum(own);
+  }
+
+  // How much of v' K v rounding may hide.
+  __device__ double hidden(const double* v, double trace) { return kRounding * trace * dot(v, v); }
+
+  // The sum of |x_i|^2 A_i^2.
+  __device__ double squared_terms(const double* dual) {
+    double own = 0;
+    for_each([&](int k) {
+      const int i = k % samples;
+      own += gram[i * samples + i] * dual[k] * dual[k];
+    });
+    return sum(own);
+  }
+
   // 1 where the entry is the sample's own class, else 0.
   __device__ double hot(int k) const { return labels_[k % samples] == k / samples ? 1.0 : 0.0; }
 
@@ -101,13 +121,15 @@ class Problem {
   }
 
   // Conjugate gradients on (S K + lambda) d = rhs, to a relative residual, in the inner product
-  // <u, K v>. Overwrites rhs; scratch holds three vectors.
+  // <u, K v>. They leave of rhs what K does not see, and there 1/lambda is the inverse. Overwrites
+  // rhs; scratch holds three vectors.
   __device__ void solve_curvature(const double* probabilities, Pair rhs, double tolerance,
                                   Pair solution, double* scratch) {
     const Pair p = {scratch, scratch + entries};
     double* const q = scratch + 2 * entries;
+    const double diagonal = trace();
     double squared = dot(rhs.value, rhs.image);
-    const double goal = tolerance * tolerance * squared;
+    const double goal = tolerance * tolerance * fmax(squared, hidden(rhs.value, diagonal));
     const double start = isfinite(squared) ? 0.0 : std::numeric_limits<double>::quiet_NaN();
     for_each([&](int k) {
       solution.value[k] = start;
@@ -116,7 +138,20 @@ class Problem {
       p.image[k] = rhs.image[k];
     });
     // In exact arithmetic N (C - 1) steps end it; rounding may want a few more.
-    for (int step = 0; squared > goal && step < 2 * entries; ++step) {
+    for (int step = 0; step < 2 * entries; ++step) {
+      if (squared <= hidden(rhs.value, diagonal)) {
+        add_scaled(1 / lambda, rhs.value, solution.value);
+        add_scaled(1 / lambda, rhs.image, solution.image);
+        curve(probabilities, rhs.image, 0, rhs.value, q);
+        for_each([&](int k) { rhs.value[k] = -q[k] / lambda; });
+        multiply(rhs.value, rhs.image);
+        for_each([&](int k) {
+          p.value[k] = rhs.value[k];
+          p.image[k] = rhs.image[k];
+        });
+        squared = dot(rhs.value, rhs.image);
+      }
+      if (!(squared > goal)) return;
       curve(probabilities, p.image, lambda, p.value, q);
       const double curvature = dot(q, p.image);
       if (!(curvature > 0)) return;
@@ -204,7 +239,9 @@ struct Report {
 // Moves along the step until the objective falls; false when rounding hides any fall.
 __device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
   constexpr int kMaxHalvings = 40;
-  const double slack = kRounding * (1 + fabs(at.objective));
+  // The squared norm is a sum of terms of either sign, of this size.
+  const double terms = problem.lambda * problem.squared_terms(at.dual);
+  const double slack = kRounding * (1 + fabs(at.objective) + terms);
   double length = 1, moved = 0;
   for (int halving = 0; halving < kMaxHalvings; ++halving, length /= 2) {
     problem.add_scaled(length - moved, step.value, at.dual);
@@ -229,11 +266,7 @@ __device__ Report solve(Problem& problem, double tolerance, int64_t max_iteratio
   const Pair step = {vector(8), vector(9)};
   double* const inner = vector(10);
 
-  double diagonal = 0;
-  for (int i = threadIdx.x; i < problem.samples; i += kThreads) {
-    diagonal += problem.gram[i * problem.samples + i];
-  }
-  const double square = problem.sum(diagonal) / problem.samples, scale = sqrt(square);
+  const double trace = problem.trace(), scale = sqrt(trace / problem.samples);
 
   problem.for_each([&](int k) { at.dual[k] = at.image[k] = 0; });
   at.objective = problem.evaluate(at.scores, at.probabilities);
@@ -245,22 +278,17 @@ __device__ Report solve(Problem& problem, double tolerance, int64_t max_iteratio
     });
     problem.multiply(gradient.value, gradient.image);
     const double squared = problem.dot(gradient.value, gradient.image);
-    // Rounding may leave a tiny negative; NaN must stay.
-    const double norm = squared < 0 ? 0 : sqrt(squared);
+    const double least = problem.hidden(gradient.value, trace);
+    // NaN must stay.
+    const double norm = sqrt(squared < least ? least : squared);
     report.residual = norm == 0 ? 0 : norm / scale;
     if (!isfinite(report.residual) || !isfinite(at.objective)) {
       report.status = kNotFinite;
       return report;
     }
     // The terms that scores are sums of: their rounding is as far as the residual can fall.
-    double terms = 0;
-    problem.for_each([&](int k) {
-      const int sample = k % problem.samples;
-      const double norm = problem.gram[sample * problem.samples + sample];
-      terms +=
-          at.scores[k] * at.scores[k] / problem.samples + square * norm * at.dual[k] * at.dual[k];
-    });
-    const double rounding = kRounding * sqrt(problem.sum(terms));
+    const double terms = problem.dot(at.scores, at.scores) + trace * problem.squared_terms(at.dual);
+    const double rounding = kRounding * sqrt(terms / problem.samples);
     if (report.residual <= fmax(tolerance, rounding)) {
       report.status = kConverged;
       return report;

@@ -11,10 +11,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from metasparse_ext.algorithms.models import check_model
-from metasparse_ext.algorithms.samples import checked_batch, checked_samples
+from metasparse_ext.algorithms.samples import (
+    checked_batch,
+    checked_samples,
+    dtypes_explained,
+    named_inputs,
+)
 from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.tasks import adapted_in_chunks, in_chunks
 from metasparse_ext.algorithms.vmapped import plain_attention
+from metasparse_ext.data import Samples, TaskBatch
 
 # Each with its argument, and the check of that.
 METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -41,23 +47,26 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_dynamo_compiling():
             why = "a learner takes gradients inside its steps; compile the model instead"
             return torch.compiler.disable(entered, reason=why)(self, *args, **keywords)
+        if not args and argument not in keywords:
+            return method(self, **keywords)  # Python says what is missing
         check_model(self.name, self.model, self.dtypes)
         device = next(self.model.parameters()).device
         classes = self.loss is None
+        given = args[0] if args else keywords[argument]
+        given = check(self.name, argument, given, device, classes)
         if args:
-            args = (check(self.name, argument, args[0], device, classes), *args[1:])
-        elif argument in keywords:
-            given = keywords[argument]
-            keywords[argument] = check(self.name, argument, given, device, classes)
+            args = (given, *args[1:])
+        else:
+            keywords[argument] = given
+        dtype = next(self.model.parameters()).dtype
         before, self.slots = self.slots, Slots(self.model)
         try:
-            with plain_attention():
+            with plain_attention(), dtypes_explained(self.name, _inputs(argument, given), dtype):
                 if torch.is_inference_mode_enabled():
                     with torch.inference_mode(False), torch.no_grad():
                         args, keywords = tree_map_only(Tensor, _ordinary, (args, keywords))
                         return method(self, *args, **keywords)
                 if self.task_chunk is not None and self.collecting is None:
-                    given = args[0] if args else keywords[argument]
                     divided = in_chunks if argument == "batch" else adapted_in_chunks
                     return divided(self, method, given, self.task_chunk)
                 return method(self, *args, **keywords)
@@ -65,6 +74,13 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
             self.slots = before
 
     return entered
+
+
+def _inputs(argument: str, given: Samples | TaskBatch) -> list[tuple[str, Any]]:
+    """What the model will be given, each with its name."""
+    if isinstance(given, Samples):
+        return named_inputs(f"{argument}.images", given.images)
+    return _inputs(f"{argument}.support", given.support) + _inputs(f"{argument}.query", given.query)
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

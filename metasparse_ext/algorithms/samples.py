@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import re
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from metasparse_ext.data import Inputs, Samples, TaskBatch
 
 # Labels that were found to be classes, with their version and the number of classes then.
 _passed: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
+
+# What operators say, torch's and ours, of operands whose dtypes do not go together.
+_OF_DTYPES = re.compile(r"dtype|scalar type|input type|to be of \w*float", re.IGNORECASE)
 
 INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
@@ -89,6 +94,28 @@ def named_inputs(name: str, images: Inputs) -> list[tuple[str, Any]]:
     if isinstance(images, dict):
         return [(f"{name}[{key!r}]", each) for key, each in images.items()]
     return [(name, images)]
+
+
+@contextmanager
+def dtypes_explained(
+    owner: str, inputs: list[tuple[str, Any]], dtype: torch.dtype
+) -> Iterator[None]:
+    """Says which input has another dtype than the model where an operator complains of dtypes.
+
+    Nothing is refused before that: a model may convert what it is given, or look it up.
+
+    Raises:
+        TypeError: in place of the operator's error.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        unlike = [(name, got) for name, got in inputs if got.dtype != dtype]
+        if not unlike or not _OF_DTYPES.search(str(error)):
+            raise
+        # Integers beside others are looked up.
+        name, got = max(unlike, key=lambda each: each[1].is_floating_point())
+        refuse(owner, name, f"of {shown(dtype)} like the model", shown(got.dtype), TypeError)
 
 
 def _check_part(owner: str, name: str, got: Any, device: torch.device, *, integers: bool) -> None:

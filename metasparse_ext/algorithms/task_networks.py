@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
-from metasparse_ext.algorithms.samples import INTEGERS, check_classes, named_inputs
+from metasparse_ext.algorithms.samples import (
+    INTEGERS,
+    check_classes,
+    dtypes_explained,
+    named_inputs,
+)
 from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.vmapped import over_tasks, plain_attention
 from metasparse_ext.data import Inputs
@@ -41,7 +47,7 @@ class AdaptedTasks:
 
     def __call__(self, images: Inputs) -> Any:
         _check_images("AdaptedTasks", images, self.tasks)
-        with plain_attention():
+        with plain_attention(), _explained("AdaptedTasks", images, self.parameters):
             return run_tasks("AdaptedTasks", self.model, self.parameters, images)
 
     @property
@@ -79,14 +85,15 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Inputs
         (T, N, ways), or what the model returns with a leading T.
 
     Raises:
-        TypeError: if an argument has another type.
+        TypeError: if an argument has another type, or images a dtype that the model cannot take.
         ValueError: if a name is none of the model's, or the images or a parameter are those of
             another number of tasks.
         NotImplementedError: if the model cannot run through ``torch.func.vmap``.
     """
     _check_parameters("task_call", model, parameters)
     _check_images("task_call", images, next(iter(parameters.values())).shape[0])
-    return run_tasks("task_call", model, parameters, images)
+    with _explained("task_call", images, parameters):
+        return run_tasks("task_call", model, parameters, images)
 
 
 def run_tasks(
@@ -191,6 +198,13 @@ def _check_parameters(owner: str, model: nn.Module, parameters: Mapping[str, Ten
         require(value.dim() > 0, owner, f"parameters[{name!r}]", "(T, ...)", value)
     counts = {name: len(value) for name, value in parameters.items()}
     require(len(set(counts.values())) == 1, owner, "parameters", "those of T tasks each", counts)
+
+
+def _explained(
+    owner: str, images: Inputs, parameters: Mapping[str, Tensor]
+) -> AbstractContextManager[None]:
+    dtype = next(iter(parameters.values())).dtype
+    return dtypes_explained(owner, named_inputs("images", images), dtype)
 
 
 def _check_images(owner: str, images: Inputs, tasks: int) -> None:

@@ -11,6 +11,7 @@ from metasparse_ext._arguments import (
     require_choice,
     require_count,
     require_flag,
+    require_like,
     require_pair,
     require_place,
     require_shape,
@@ -19,6 +20,7 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext.nn.masks import FixedMask, require_maker
 from metasparse_ext.ops import masked_conv2d
+from metasparse_ext.ops._operands import is_cast
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -56,7 +58,8 @@ class MaskedConv2d(nn.Conv2d):
         torch.Size([4, 5, 32, 28, 28])
 
     Raises:
-        TypeError: for an argument of another kind.
+        TypeError: for an argument of another kind, and for images of another dtype than the
+            weight's, except under autocast.
         ValueError: for dilation, groups or a padding mode, and for a mask whose shape does not fit
             the weight, or a module that makes no such masks.
     """
@@ -137,6 +140,9 @@ class MaskedConv2d(nn.Conv2d):
             reset()
 
     def forward(self, x: Tensor) -> Tensor:
+        require_tensor(_OWNER, "x", x)
+        cast = is_cast(x, self.weight)
+        require_like(_OWNER, "x", x, "its weight", self.weight, dtype=not cast)
         weight, mask = self.weight, self.masker(self.weight)
         require_tensor(_OWNER, "the masker's result", mask)
         if mask.dim() >= 4:

@@ -17,6 +17,15 @@ def autocast_is_on(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def is_cast(tensor: Tensor, x: Tensor) -> bool:
+    """Whether a surrounding autocast region makes an operand float32, beside ``x``.
+
+    It leaves float64 alone, which so mixes with nothing else.
+    """
+    wide = torch.float64 in (tensor.dtype, x.dtype)
+    return tensor.is_floating_point() and not wide and autocast_is_on(x)
+
+
 def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Leaves a surrounding autocast region for a ``with`` block."""
     if not torch.amp.is_autocast_available(tensor.device.type):

@@ -17,7 +17,7 @@ from metasparse_ext._arguments import (
     require_pair,
     require_tensor,
 )
-from metasparse_ext.ops._operands import autocast_is_on, is_widened
+from metasparse_ext.ops._operands import is_cast, is_widened, without_autocast
 from metasparse_ext.ops._register import register_fake, register_vmap
 from metasparse_ext.ops._tasks import with_tasks
 
@@ -46,7 +46,8 @@ def masked_conv2d(
 
     Args:
         x: (N, I, H, W) or (T, N, I, H, W), or one image (I, H, W); float32 or float64, or bfloat16
-            or float16, which are computed in float32 and rounded once.
+            or float16, which are computed in float32 and rounded once. Under autocast these mix
+            with float32, and the result is float32.
         weight: (O, I, kh, kw) or (T, O, I, kh, kw), dtype of ``x``; with groups the second size
             is I / groups, as in ``conv2d``.
         mask: (O, I) or (T, O, I), likewise: zeros and ones in the dtype of ``x`` or bool; other
@@ -75,11 +76,14 @@ def masked_conv2d(
     args = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
     tasks = _task_count(args)
     dtype, widened = x.dtype, is_widened(x)
-    if widened:
+    if widened or is_cast(x, x):
         args = {name: (_to(tensor, torch.float32), rank) for name, (tensor, rank) in args.items()}
     elif mask is not None and mask.dtype == torch.bool:
         args["mask"] = (mask.to(dtype), 2)
+    args = {name: (_grown(tensor, rank), rank) for name, (tensor, rank) in args.items()}
     x, weight, mask, bias = (with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values())
+    sizes = (weight.shape[1], *weight.shape[3:])
+    require(0 not in sizes, _OP, "weight", "of kernels, with no empty axis but I", weight)
     stride = require_pair(_OP, "stride", stride, least=1)
     dilation = require_pair(_OP, "dilation", dilation, least=1)
     require_count(_OP, "groups", groups, least=1)
@@ -91,7 +95,10 @@ def masked_conv2d(
         y = run(x, weight, mask, bias, stride, padding)
     if single:
         y = y.squeeze(1)
-    y = y if tasks is not None else y.squeeze(0)
+    if tasks is None:
+        y = y.squeeze(0)
+    elif tasks == 0:
+        y = y[:0]
     return y.to(dtype) if widened else y
 
 
@@ -117,9 +124,10 @@ def _by_library(
         weight = reference.masked_weight(weight, mask)
     side_by_side = x.transpose(0, 1).flatten(1, 2)
     flat_bias = None if bias is None else bias.flatten()
-    y = F.conv2d(
-        side_by_side, weight.flatten(0, 1), flat_bias, stride, padding, dilation, tasks * groups
-    )
+    with without_autocast(x):
+        y = F.conv2d(
+            side_by_side, weight.flatten(0, 1), flat_bias, stride, padding, dilation, tasks * groups
+        )
     return y.unflatten(1, (tasks, outs)).transpose(0, 1)
 
 
@@ -127,6 +135,13 @@ def reach(kernel_size: Sequence[int], dilation: tuple[int, int]) -> tuple[int, i
     """The pixels that a dilated kernel extends over."""
     height, width = (d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
     return height, width
+
+
+def _grown(tensor: Tensor | None, rank: int) -> Tensor | None:
+    """Of no tasks, one of zeros is made, whose result is dropped: nothing has to know of none."""
+    if tensor is None or tensor.dim() == rank or tensor.shape[0] > 0:
+        return tensor
+    return F.pad(tensor, (0, 0) * rank + (0, 1))
 
 
 def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -165,7 +180,7 @@ def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
             image = ", or 3 for one image," if name == "x" else ""
             expected = f"of {rank} dimensions{image} or {rank + 1} with a leading task axis"
             refuse(_OP, name, expected, f"shape {tuple(tensor.shape)}")
-        cast = tensor.is_floating_point() and autocast_is_on(x)
+        cast = is_cast(tensor, x)
         if name == "x" and not cast:
             require_tensor(_OP, name, tensor, dtypes=(*FLOATS, *NARROW_FLOATS))
         boolean = name == "mask" and tensor.dtype == torch.bool

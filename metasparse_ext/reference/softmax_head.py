@@ -53,6 +53,7 @@ def softmax_head(
     start = x @ center.double().mT
     hot = one_hot(labels, classes, x.dtype)
     squares = gram.diagonal(dim1=1, dim2=2)
+    trace = squares.sum(-1)
     scale = squares.mean(-1).sqrt()
 
     def objective(dual: Tensor, image: Tensor) -> Tensor:
@@ -67,19 +68,23 @@ def softmax_head(
     for step in range(max_iterations + 1):
         probabilities = (start + image).softmax(-1)
         gradient = (probabilities - hot) / x.shape[1] + lam[:, None, None] * dual
-        norm = (gradient * (gram @ gradient)).sum((-2, -1)).clamp(min=0).sqrt()
+        norm = (gradient * (gram @ gradient)).sum((-2, -1))
+        # Where samples repeat or outnumber the features, rounding hides a norm behind this.
+        hidden = _ROUNDING * trace * gradient.square().sum((-2, -1))
+        norm = torch.maximum(norm, hidden).sqrt()
         residual = torch.where(norm == 0, 0, norm / scale)
         # The terms that scores are sums of: their rounding is as far as the residual can fall.
-        terms = (start + image).square().sum((-2, -1)) / x.shape[1]
-        terms = terms + scale.square() * (squares[..., None] * dual.square()).sum((-2, -1))
-        running = residual > (_ROUNDING * terms.sqrt()).clamp(min=tolerance)
+        squared = (squares[..., None] * dual.square()).sum((-2, -1))
+        terms = (start + image).square().sum((-2, -1)) + trace * squared
+        rounding = _ROUNDING * (terms / x.shape[1]).sqrt()
+        running = residual > rounding.clamp(min=tolerance)
         if step == max_iterations:
             break
         direction = _solve(_curvature(probabilities, gram, lam), -gradient)
         moved = gram @ direction
         values = torch.stack([objective(dual + t * direction, image + t * moved) for t in lengths])
         now = objective(dual, image)
-        falls = values <= now + _ROUNDING * (1 + now.abs())
+        falls = values <= now + _ROUNDING * (1 + now.abs() + lam * squared)
         length = torch.where(running, 0.5 ** falls.int().argmax(0).to(x.dtype), 0)[:, None, None]
         dual, image = dual + length * direction, image + length * moved
         iterations = iterations + running

@@ -35,7 +35,7 @@ class Head(NamedTuple):
 
     def check(self) -> str | None:
         """What is wrong with the fit or its implicit gradient, or None."""
-        given, labels = self._problem()
+        given, labels = self.problem()
         before = {name: t.clone() for name, t in given.items()}
         leaves = {name: t.detach().requires_grad_() for name, t in given.items()}
         with conditions(self.threads):
@@ -73,7 +73,8 @@ class Head(NamedTuple):
         norm = exact["x"].square().sum(-1).max()
         return (1 + norm) * (1 + norm / self.lam)
 
-    def _problem(self) -> tuple[dict[str, Tensor], Tensor]:
+    def problem(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The arguments by name, and the labels."""
         generator = torch.Generator().manual_seed(self.data)
         dtype = getattr(torch, self.dtype)
 

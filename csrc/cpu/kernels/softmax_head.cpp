@@ -5,6 +5,9 @@
 // block-diagonal curvature (diag(p) - p p')/N. That matrix is self-adjoint and positive in the
 // inner product <u, K v>, which is the inner product of the head's own space: conjugate gradients
 // run in it, and every vector v is carried along with its image K v.
+//
+// Where samples repeat or outnumber the features K is singular, and rounding hides small v' K v
+// behind a large v: to 1e-8 of |v|. So R itself, not R' K R alone, is brought to zero.
 #include "softmax_head.h"
 
 #include <math.h>
@@ -119,7 +122,24 @@ struct Pair {
   double *value, *image;  // v and K v
 };
 
-// Conjugate gradients on (S K + lambda) d = rhs, to a relative residual.
+constexpr int64_t kScratchVectors = 11;
+constexpr int kMaxHalvings = 40;
+constexpr double kRounding = 0x1p-50;
+
+// The sum of K's diagonal.
+double trace(const HeadTask& task) {
+  double sum = 0;
+  for (int64_t i = 0; i < task.samples; ++i) sum += task.gram[i * task.stride + i];
+  return sum;
+}
+
+// How much of v' K v rounding may hide.
+double hidden(const HeadTask& task, const double* v) {
+  return kRounding * trace(task) * dot(v, v, task.stride * task.classes);
+}
+
+// Conjugate gradients on (S K + lambda) d = rhs, to a relative residual. They leave of it what K
+// does not see, and there 1/lambda is the inverse.
 void solve_curvature(const HeadTask& task, const double* probabilities, Pair rhs, double tolerance,
                      Pair solution, double* scratch) {
   const int64_t size = task.stride * task.classes;
@@ -130,10 +150,21 @@ void solve_curvature(const HeadTask& task, const double* probabilities, Pair rhs
   copy(r.value, p.value, size);
   copy(r.image, p.image, size);
   double squared = dot(r.value, r.image, size);
-  const double goal = tolerance * tolerance * squared;
+  const double goal = tolerance * tolerance * fmax(squared, hidden(task, r.value));
   if (!isfinite(squared)) fill(NAN, solution.value, size);
   // In exact arithmetic N (C - 1) steps end it; rounding may want a few more.
-  for (int64_t step = 0; squared > goal && step < 2 * size; ++step) {
+  for (int64_t step = 0; step < 2 * size; ++step) {
+    if (squared <= hidden(task, r.value)) {
+      add_scaled(1 / task.lambda, r.value, solution.value, size);
+      add_scaled(1 / task.lambda, r.image, solution.image, size);
+      curve(task, probabilities, r.image, 0, r.value, q);
+      for (int64_t i = 0; i < size; i += kHeadLanes) vec(r.value + i) = -vec(q + i) / task.lambda;
+      multiply(task, r.value, r.image);
+      copy(r.value, p.value, size);
+      copy(r.image, p.image, size);
+      squared = dot(r.value, r.image, size);
+    }
+    if (!(squared > goal)) return;
     curve(task, probabilities, p.image, task.lambda, p.value, q);
     const double curvature = dot(q, p.image, size);
     if (!(curvature > 0)) return;
@@ -149,12 +180,7 @@ void solve_curvature(const HeadTask& task, const double* probabilities, Pair rhs
   }
 }
 
-constexpr int64_t kScratchVectors = 11;
-constexpr int kMaxHalvings = 40;
-constexpr double kRounding = 0x1p-50;
-
-// Moves (dual, image) along the step until the objective falls; false when rounding hides any fall.
-// scores = offset + image throughout.
+// Where Newton's iteration stands; scores = offset + image throughout.
 struct Iterate {
   double *dual, *image, *scores, *probabilities;
   double objective;
@@ -164,9 +190,31 @@ double objective(const HeadTask& task, const Iterate& at, double loss) {
   return loss + task.lambda / 2 * dot(at.dual, at.image, task.stride * task.classes);
 }
 
+// The sum of |x_i|^2 A_i^2.
+double squared_terms(const HeadTask& task, const double* dual) {
+  double sum = 0;
+  for (int64_t i = 0; i < task.samples; ++i) {
+    const double norm = task.gram[i * task.stride + i];
+    for (int64_t k = i; k < task.stride * task.classes; k += task.stride) {
+      sum += norm * dual[k] * dual[k];
+    }
+  }
+  return sum;
+}
+
+// The size of the terms that scores are sums of: times rounding it is as far as the residual can
+// fall.
+double term_size(const HeadTask& task, const Iterate& at) {
+  const double squares = dot(at.scores, at.scores, task.stride * task.classes);
+  return sqrt((squares + trace(task) * squared_terms(task, at.dual)) / task.samples);
+}
+
+// Moves along the step until the objective falls; false when rounding hides any fall.
 bool search(const HeadTask& task, Pair step, double slope, Iterate& at) {
   const int64_t size = task.stride * task.classes;
-  const double slack = kRounding * (1 + fabs(at.objective));
+  // The squared norm is a sum of terms of either sign, of this size.
+  const double terms = task.lambda * squared_terms(task, at.dual);
+  const double slack = kRounding * (1 + fabs(at.objective) + terms);
   double length = 1, moved = 0;
   for (int halving = 0; halving < kMaxHalvings; ++halving, length /= 2) {
     add_scaled(length - moved, step.value, at.dual, size);
@@ -182,20 +230,6 @@ bool search(const HeadTask& task, Pair step, double slope, Iterate& at) {
   return false;
 }
 
-// The size of the terms that scores are sums of, K's diagonal having the sum `trace`: times
-// rounding it is as far as the residual can fall.
-double term_size(const HeadTask& task, double trace, const Iterate& at) {
-  double squares = 0, weighted = 0;
-  for (int64_t i = 0; i < task.samples; ++i) {
-    const double norm = task.gram[i * task.stride + i];
-    for (int64_t k = i; k < task.stride * task.classes; k += task.stride) {
-      squares += at.scores[k] * at.scores[k];
-      weighted += norm * at.dual[k] * at.dual[k];
-    }
-  }
-  return sqrt((squares + trace * weighted) / task.samples);
-}
-
 HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations, double* scores,
                  double* dual, double* scratch) {
   const int64_t size = task.stride * task.classes;
@@ -205,9 +239,7 @@ HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations,
   const Pair step = {vector(6), vector(7)};
   double* const inner = vector(8);
 
-  double trace = 0;
-  for (int64_t i = 0; i < task.samples; ++i) trace += task.gram[i * task.stride + i];
-  const double scale = sqrt(trace / task.samples);
+  const double scale = sqrt(trace(task) / task.samples);
 
   fill(0, at.dual, size);
   fill(0, at.image, size);
@@ -224,14 +256,15 @@ HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations,
     }
     multiply(task, gradient.value, gradient.image);
     const double squared = dot(gradient.value, gradient.image, size);
-    // Rounding may leave a tiny negative; NaN must stay.
-    const double norm = squared < 0 ? 0 : sqrt(squared);
+    const double least = hidden(task, gradient.value);
+    // NaN must stay.
+    const double norm = sqrt(squared < least ? least : squared);
     report.residual = norm == 0 ? 0 : norm / scale;
     if (!isfinite(report.residual) || !isfinite(at.objective)) {
       report.status = kHeadNotFinite;
       return report;
     }
-    if (report.residual <= fmax(tolerance, kRounding * term_size(task, trace, at))) {
+    if (report.residual <= fmax(tolerance, kRounding * term_size(task, at))) {
       report.status = kHeadConverged;
       return report;
     }
