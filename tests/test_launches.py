@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(_library.problem is not None, reason="no compile
 # By learner: at most so many with the convolutions of Triton, and by the default rule, which for 64
 # channels is a call of cuDNN for each task.
 BOUNDS = {
-    "MetaDOCK": (2353, 3745),
-    "IMAML": (1302, 3119),
-    "MAML": (711, 1700),
-    "ConvexIMAML": (181, 258),
+    "MetaDOCK": (1246, 2829),
+    "IMAML": (906, 2914),
+    "MAML": (482, 1578),
+    "ConvexIMAML": (112, 203),
 }
 GOALS = {"MetaDOCK": 650, "IMAML": 500, "MAML": 330, "ConvexIMAML": 150}
 

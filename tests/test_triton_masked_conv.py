@@ -14,7 +14,7 @@ from metasparse_ext import reference
 
 pytest.importorskip("triton")
 from metasparse_ext.triton import masked_conv as triton_ops
-from metasparse_ext.triton.masked_conv import weight_grad
+from metasparse_ext.triton.masked_conv import weight_grad, weights
 
 pytestmark = runs_kernels
 
@@ -97,6 +97,13 @@ def launch(op, *args, dtype=torch.float64, tile=SMALL, **options):
     return getattr(triton_ops, op)(*map(cast, args), tile=tile, **options).cpu()
 
 
+@pytest.fixture(params=[False, True], ids=["in place", "packed"])
+def packed(request, monkeypatch):
+    """Weights are read where they lie, or packed before."""
+    monkeypatch.setattr(weights, "PACKED_PIXELS", 0 if request.param else 1 << 30)
+
+
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["f64", "f32"])
 def test_all_four_ops(shape, dtype):
     p, bound = Problem(shape), BOUNDS[dtype]
@@ -115,6 +122,7 @@ def test_all_four_ops(shape, dtype):
     assert_close(gm, p.pull(p.grad, lambda m: p.conv(p.x, p.weight, m), p.mask), bound)
 
 
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask):
     p = Problem((2, 1, 12, 17, 3, 3, (3, 3), (2, 2), (1, 1)), mask)
@@ -126,6 +134,7 @@ def test_masks(mask):
     assert_close(gw, p.weight_grad(p.grad, p.x, p.mask), 1e-14)
 
 
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("mask", ["none", "irregular"])
 @pytest.mark.parametrize("stride", [1, 2], ids=["stride 1", "stride 2"])
 def test_sums_of_two(stride, mask):
@@ -147,7 +156,7 @@ def test_sums_of_two(stride, mask):
     assert_close(gw, expected, 1e-14)
 
 
-def test_what_is_pruned_is_not_used(poisoned_memory):
+def test_what_is_pruned_is_not_used(poisoned_memory, packed):
     p = Problem((2, 1, 5, 6, 4, 4, (3, 3), (2, 2), (1, 1)))
     poisoned = p.weight.masked_fill(p.mask[..., None, None] == 0, torch.nan)
     y = launch("masked_conv", p.x, poisoned, p.mask, p.bias, p.stride, p.padding)
@@ -156,6 +165,7 @@ def test_what_is_pruned_is_not_used(poisoned_memory):
     assert_close(gx, p.input_grad(p.grad, p.weight, p.mask), 1e-14)
 
 
+@pytest.mark.usefixtures("packed")
 def test_shared_and_strided_operands():
     p = Problem((3, 2, 4, 5, 4, 5, (3, 3), (1, 1), (1, 1)))
     shared = [t[:1].expand(t.shape) for t in on_device(p.weight, p.mask, p.bias)]
@@ -177,6 +187,7 @@ def nearest_tf32(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("tf32_products")
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("inputs", [2, 17], ids=["flat", "taps"])
 def test_inputs_of_tf32_products_are_rounded(inputs):
     """Truncated ones would miss by some 5e-4, all in one direction."""

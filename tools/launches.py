@@ -41,6 +41,9 @@ _TASKS, _CLASSES = 4, 5
 # norms of many tensors begin with memory that is cleared and end with a launch that joins blocks.
 _LAUNCHES = {
     "aten::copy_": 1,
+    "aten::zeros": 1,
+    "aten::ones": 1,
+    "aten::full": 1,
     "aten::convolution": 1,
     "aten::convolution_backward": 1,
     "aten::_foreach_add_": 1,

@@ -94,10 +94,12 @@ variable_list composed_unflatten(const Tensor& flat, const FlatLayout& layout) {
 Tensor composed_flatten(const variable_list& parts, const FlatLayout& layout, IntArrayRef batch,
                         const at::TensorOptions& options) {
   variable_list rows;
+  Tensor zero;  // one for all slices: each would be a launch of its own on a GPU
   for (size_t i = 0; i < parts.size(); ++i) {
     auto row = batch.vec();
     row.push_back(layout.count(i));
-    rows.push_back(parts[i].defined() ? parts[i].reshape(row) : at::zeros(row, options));
+    if (!parts[i].defined() && !zero.defined()) zero = at::zeros({}, options);
+    rows.push_back(parts[i].defined() ? parts[i].reshape(row) : zero.expand(row));
   }
   return at::cat(rows, -1);
 }

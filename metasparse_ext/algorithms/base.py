@@ -80,6 +80,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             meta-step (:func:`metasparse_ext.capture`), which cannot raise. From then on
             ``iteration`` no longer counts; an optimizer that takes ``found_inf`` can be given it,
             to skip its steps.
+        one: Buffer (): the gradient of a sum of losses in each of them.
 
     Raises:
         TypeError: if model is not an ``nn.Module``, or an option has another type than it should.
@@ -95,6 +96,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
     iteration: Tensor
     nonfinite: Tensor
+    one: Tensor
     loss: TaskFunction | None
     metric: TaskFunction | None
     task_chunk: int | None = None
@@ -136,6 +138,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         self.layout = self._layout_of(self._adapted_parameters())
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
+        one = next(iter(self._adapted_parameters().values())).new_ones(())
+        self.register_buffer("one", one, persistent=False)
 
     def set_task_options(
         self, loss: TaskFunction | None, metric: TaskFunction | None, task_chunk: int | None
@@ -239,7 +243,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             phi = phi.detach().requires_grad_()
             logits = self.logits(phi, samples.images)
             losses = self.task_losses(logits, samples.labels)
-            (gradient,) = torch.autograd.grad(losses, phi, torch.ones_like(losses))
+            ones = self.one.to(losses).expand_as(losses)
+            (gradient,) = torch.autograd.grad(losses, phi, ones)
         return losses.detach(), gradient, detached(logits)
 
     def mean_gradient(self, losses: Tensor) -> dict[str, Tensor]:

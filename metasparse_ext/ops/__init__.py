@@ -7,9 +7,13 @@ from metasparse_ext.ops.decompositions import decompositions
 from metasparse_ext.ops.explain import explain
 from metasparse_ext.ops.masked_conv import masked_conv2d
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
+from metasparse_ext.ops.score_gate import add_budget_gradient, score_gate
+from metasparse_ext.ops.task_cross_entropy import task_cross_entropy
+from metasparse_ext.ops.task_linear import task_linear
 from metasparse_ext.ops.topk_mask import topk_mask
 
 __all__ = [
+    "add_budget_gradient",
     "backend",
     "binary_mask",
     "cuda",
@@ -19,6 +23,9 @@ __all__ = [
     "get_backend",
     "masked_conv2d",
     "norm_act_pool",
+    "score_gate",
     "set_backend",
+    "task_cross_entropy",
+    "task_linear",
     "topk_mask",
 ]

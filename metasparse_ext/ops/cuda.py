@@ -137,6 +137,27 @@ def _norm_features(x: Tensor) -> dict[str, int | str]:
     }
 
 
+def _weight_features(weight, *_):
+    return {"tasks": weight.shape[0], "size": weight[0].numel(), "dtype": _kind(weight)}
+
+
+def _scores_features(*args):
+    scores = args[2] if len(args) == 4 else args[-1]
+    return _weight_features(scores)
+
+
+def _loss_features(*args):
+    *_, logits, _ = args
+    tasks, samples, classes = logits.shape
+    return {"tasks": tasks, "samples": samples, "classes": classes, "dtype": _kind(logits)}
+
+
+def _linear_features(x, weight, *_):
+    tasks, samples, size = x.shape
+    sizes = {"tasks": tasks, "samples": samples, "size": size, "outputs": weight.shape[1]}
+    return sizes | {"dtype": _kind(x)}
+
+
 def _rows_features(rows, *_):
     return {"rows": rows.shape[0], "size": rows.shape[1], "dtype": _kind(rows)}
 
@@ -170,6 +191,8 @@ OPS: dict[str, Op] = {
     "masked_conv_pair": Op("masked_conv", _pair_features, _TILES),
     "masked_conv_input_grad_pair": Op("masked_conv", _input_grad_pair_features, _TILES),
     "masked_conv_weight_grad_pair": Op("masked_conv", _weight_grad_pair_features, _TILES),
+    "masked_weight_pair": Op("masked_weight", _weight_features, {}),
+    "masked_weight_backward": Op("masked_weight", _weight_features, {}),
     "norm_act_pool": Op("norm_act_pool", lambda x, *_: _norm_features(x), _NORM_BLOCKS),
     "norm_act_pool_backward": Op(
         "norm_act_pool", lambda grad, x, *_: _norm_features(x), _NORM_BLOCKS
@@ -180,6 +203,17 @@ OPS: dict[str, Op] = {
     "norm_act_pool_double_backward": Op(
         "norm_act_pool", lambda x_dot, *_: _norm_features(x_dot), _NORM_BLOCKS
     ),
+    "score_gate": Op("score_gate", _scores_features, {}),
+    "score_gate_grad": Op("score_gate", _scores_features, {}),
+    "add_budget_gradient": Op(
+        "score_gate", lambda gradient, scores, *_: _scores_features(scores), {}
+    ),
+    "task_cross_entropy": Op("task_cross_entropy", _loss_features, {}),
+    "task_cross_entropy_backward": Op("task_cross_entropy", _loss_features, {}),
+    "task_cross_entropy_double_backward": Op("task_cross_entropy", _loss_features, {}),
+    "task_linear": Op(None, _linear_features, {}),
+    "task_linear_pair": Op(None, _linear_features, {}),
+    "task_linear_backward": Op("task_linear", lambda grad, x, w: _linear_features(x, w), {}),
     "topk_mask": Op("topk_mask", _rows_features, {"block": (1024, 2048, 4096), "warps": (8, 16)}),
     "cg_step": Op(
         "cg",

@@ -1,7 +1,8 @@
-"""Weights times mask, in the order in which a convolution reads them.
+"""Weights times mask, as the tiles that a convolution reads.
 
-A small launch before every convolution: what would be done to a weight by each of the programs that
-read it is done once, and a tile of weights lies in memory as one piece.
+Where many programs read a weight, a small launch before the convolution packs it: what would be
+done to it by each of them is done once, and a tile of weights lies in memory as one piece. Where
+few do, the launch would cost more than it saves, and they read the weight where it lies.
 """
 
 from __future__ import annotations
@@ -14,6 +15,26 @@ from metasparse_ext.triton.masked_conv.loads import round_tf32
 from metasparse_ext.triton.masked_conv.sizes import Sizes
 from metasparse_ext.triton.operands import operands
 
+#: Pixels of a task's result from which on weights are packed: the programs that read a tile of them
+#: are so many, by the pixels of a tile. Below, the small launch takes longer than what it saves.
+PACKED_PIXELS = 16384
+
+
+@triton.jit
+def weights_of(WEIGHT, MASK, r, c, tap, inside, S: tl.constexpr, MASKED: tl.constexpr):
+    """A tile of a task's weights times mask: rows r, channels c, at a tap; 0 where not inside.
+
+    Where the mask is 0 the weight is not used, NaN included. The tile is rounded as products are.
+    """
+    kernel = c * S.R + r if S.transposed else r * S.C + c
+    w = tl.load(WEIGHT + kernel * S.TAPS + tap, mask=inside, other=0.0)
+    if MASKED:
+        m = tl.load(MASK + kernel, mask=inside, other=0.0)
+        w = tl.where(m != 0, w * m, 0.0)
+    if S.ROUNDED:
+        w = round_tf32(w)
+    return w
+
 
 @triton.jit
 def pack_weights_kernel(
@@ -21,8 +42,8 @@ def pack_weights_kernel(
 ):
     """PACKED (T, row blocks, taps, channel blocks, rows, channels); zeros where there is no kernel.
 
-    One program per (row and channel blocks, tap, task). Where the mask is 0 the weight is not used,
-    NaN included. Flat: the channels are (channel, tap) pairs, and there is one tap.
+    One program per (row and channel blocks, tap, task). Flat: the channels are (channel, tap)
+    pairs, and there is one tap.
     """
     ROWS: tl.constexpr = S.rows
     CHANNELS: tl.constexpr = S.channels
@@ -33,16 +54,16 @@ def pack_weights_kernel(
     if S.flat:
         tap, c = c % S.TAPS, c // S.TAPS
     inside = (r < S.R) & (c < S.C)
-    kernel = c * S.R + r if S.transposed else r * S.C + c
-    w = tl.load(WEIGHT + t * weight_stride + kernel * S.TAPS + tap, mask=inside, other=0.0)
-    if MASKED:
-        m = tl.load(MASK + t * mask_stride + kernel, mask=inside, other=0.0)
-        w = tl.where(m != 0, w * m, 0.0)
-    if S.ROUNDED:
-        w = round_tf32(w)
+    WEIGHT += t * weight_stride
+    w = weights_of(WEIGHT, MASK + t * mask_stride, r, c, tap, inside, S, MASKED)
     block = (t * tl.num_programs(0) // S.STEPS + rb) * S.BLOCKS + tl.program_id(1) * S.STEPS + cb
     PACKED += block * (ROWS * CHANNELS)
     tl.store(PACKED + row * CHANNELS + column, w)
+
+
+def are_packed(samples: int, sizes: Sizes) -> bool:
+    """Whether weights are packed before a convolution of so many samples a task."""
+    return samples * sizes.HQ * sizes.WQ >= PACKED_PIXELS
 
 
 def pack_weights(weight: Tensor, mask: Tensor | None, sizes: Sizes) -> Tensor:
