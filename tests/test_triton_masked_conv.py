@@ -14,7 +14,7 @@ from metasparse_ext import reference
 
 pytest.importorskip("triton")
 from metasparse_ext.triton import masked_conv as triton_ops
-from metasparse_ext.triton.masked_conv import weight_grad, weights
+from metasparse_ext.triton.masked_conv import weight_grad
 
 pytestmark = runs_kernels
 
@@ -97,13 +97,6 @@ def launch(op, *args, dtype=torch.float64, tile=SMALL, **options):
     return getattr(triton_ops, op)(*map(cast, args), tile=tile, **options).cpu()
 
 
-@pytest.fixture(params=[False, True], ids=["in place", "packed"])
-def packed(request, monkeypatch):
-    """Weights are read where they lie, or packed before."""
-    monkeypatch.setattr(weights, "PACKED_PIXELS", 0 if request.param else 1 << 30)
-
-
-@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["f64", "f32"])
 def test_all_four_ops(shape, dtype):
     p, bound = Problem(shape), BOUNDS[dtype]
@@ -122,7 +115,6 @@ def test_all_four_ops(shape, dtype):
     assert_close(gm, p.pull(p.grad, lambda m: p.conv(p.x, p.weight, m), p.mask), bound)
 
 
-@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask):
     p = Problem((2, 1, 12, 17, 3, 3, (3, 3), (2, 2), (1, 1)), mask)
@@ -134,7 +126,6 @@ def test_masks(mask):
     assert_close(gw, p.weight_grad(p.grad, p.x, p.mask), 1e-14)
 
 
-@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("mask", ["none", "irregular"])
 @pytest.mark.parametrize("stride", [1, 2], ids=["stride 1", "stride 2"])
 def test_sums_of_two(stride, mask):
@@ -156,7 +147,7 @@ def test_sums_of_two(stride, mask):
     assert_close(gw, expected, 1e-14)
 
 
-def test_what_is_pruned_is_not_used(poisoned_memory, packed):
+def test_what_is_pruned_is_not_used(poisoned_memory):
     p = Problem((2, 1, 5, 6, 4, 4, (3, 3), (2, 2), (1, 1)))
     poisoned = p.weight.masked_fill(p.mask[..., None, None] == 0, torch.nan)
     y = launch("masked_conv", p.x, poisoned, p.mask, p.bias, p.stride, p.padding)
@@ -165,7 +156,6 @@ def test_what_is_pruned_is_not_used(poisoned_memory, packed):
     assert_close(gx, p.input_grad(p.grad, p.weight, p.mask), 1e-14)
 
 
-@pytest.mark.usefixtures("packed")
 def test_shared_and_strided_operands():
     p = Problem((3, 2, 4, 5, 4, 5, (3, 3), (1, 1), (1, 1)))
     shared = [t[:1].expand(t.shape) for t in on_device(p.weight, p.mask, p.bias)]
@@ -187,7 +177,6 @@ def nearest_tf32(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("tf32_products")
-@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("inputs", [2, 17], ids=["flat", "taps"])
 def test_inputs_of_tf32_products_are_rounded(inputs):
     """Truncated ones would miss by some 5e-4, all in one direction."""
@@ -229,3 +218,15 @@ def test_slices_are_added_in_one_order(monkeypatch):
         assert torch.equal(sums[programs], again)
         assert_close(sums[programs], p.weight_grad(p.grad, p.x, p.mask), 1e-6)
     assert weight_grad.slice_pixels(108, 2, SMALL) == (4, 32)
+
+
+@pytest.mark.parametrize("mask", ["none", "irregular"])
+@pytest.mark.parametrize("dense", [False, True], ids=["masked", "dense"])
+def test_both_gradients_in_one_launch(mask, dense):
+    """Of other tiles, in several slices, at a stride whose phases have other taps."""
+    p = Problem((2, 2, 19, 35, 7, 6, (3, 3), (2, 2), (1, 1)), mask)
+    args = on_device(p.grad, p.x, p.weight, p.mask, dense, p.stride, p.padding)
+    tiles = {"tile": SMALL, "weight_tile": triton_ops.Tile(rows=32, pixels=16, reduction=16)}
+    gx, gw = triton_ops.masked_conv_backward(*args, **tiles)
+    assert_close(gx.cpu(), p.input_grad(p.grad, p.weight, p.mask), 1e-14)
+    assert_close(gw.cpu(), p.weight_grad(p.grad, p.x, None if dense else p.mask), 1e-14)

@@ -29,7 +29,15 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from metasparse_ext.ops import cuda
-from metasparse_ext.triton import cg, masked_conv, topk_mask
+from metasparse_ext.triton import (
+    cg,
+    masked_conv,
+    masked_weight,
+    score_gate,
+    task_cross_entropy,
+    task_linear,
+    topk_mask,
+)
 from tools.sources import digest
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +232,7 @@ def conv_call(
         "input grad": (grad, weight, mask, (side, side)),
         "weight grad": (grad, x, mask, (3, 3)),
         "mask grad": (grad, x, weight),
+        "backward": (grad, x, weight, mask, True),
         "forward pair": (x, weight, mask, x, weight, mask, bias),
         "input grad pair": (grad, weight, mask, grad, weight, mask, (side, side)),
         "weight grad pair": (grad, x, grad, x, mask, (3, 3)),
@@ -233,11 +242,17 @@ def conv_call(
 
 
 def conv_variant(
-    op: str, *, tile: masked_conv.Tile | None = None, precision: str = "tf32x3", **sizes
+    op: str,
+    *,
+    tile: masked_conv.Tile | None = None,
+    precision: str = "tf32x3",
+    **sizes,
 ) -> Callable[[], object]:
     """A call of one op of the family in a cut of our own; the launcher's if ``tile`` is None."""
     name, args = conv_call(op, **sizes)
     options = {} if tile is None else {"tile": tile}
+    if op == "backward" and tile is not None:
+        options["weight_tile"] = usual_tile("weight grad", precision)
     return lambda: getattr(masked_conv, name)(*args, precision=precision, **options)
 
 
@@ -289,9 +304,28 @@ def other_variant(op: str, dtype: torch.dtype = torch.float32) -> Callable[[], o
     """A call of one of the ops on vectors."""
     v, scalars = empty(4, 112_000, dtype=dtype), empty(4, dtype=torch.float64)
     counts = empty(4, dtype=torch.int64)
+    weight, mask = empty(4, 64, 64, 3, 3, dtype=dtype), empty(4, 64, 64, dtype=dtype)
+    logits, labels = empty(4, 25, 5, dtype=dtype), empty(4, 25, dtype=torch.int64)
+    loss, x = empty(4, dtype=dtype), empty(4, 25, 256, dtype=dtype)
+    gates, losses, number = score_gate, task_cross_entropy, empty(dtype=dtype)
     calls = {
         "cg_step": lambda: cg.cg_step(v, v, v, v, v, *[scalars] * 3, counts, counts),
         "topk_mask": lambda: topk_mask.topk_mask(v, counts),
+        "masked weight pair": lambda: masked_weight.masked_weight_pair(weight, mask, weight, mask),
+        "masked weight backward": lambda: masked_weight.masked_weight_backward(
+            weight, weight, mask
+        ),
+        "score gate": lambda: gates.score_gate(v),
+        "score gate grad": lambda: gates.score_gate_grad(v, v, v, 2),
+        "budget": lambda: gates.add_budget_gradient(v, v, number, number, 0.1),
+        "loss": lambda: losses.task_cross_entropy(logits, labels),
+        "loss backward": lambda: losses.task_cross_entropy_backward(loss, logits, labels),
+        "loss double backward": lambda: losses.task_cross_entropy_double_backward(
+            logits, loss, logits, labels
+        ),
+        "linear backward": lambda: task_linear.task_linear_backward(
+            logits, x, empty(4, 5, 256, dtype=dtype)
+        ),
     }
     return calls[op]
 
@@ -300,7 +334,17 @@ CONV_OPS = ("forward", "input grad", "weight grad", "mask grad")
 PAIRS = ("forward pair", "input grad pair", "weight grad pair")
 NORM_OPS = ("forward", "backward", "tangent", "double backward")
 NARROW = (torch.bfloat16, torch.float16)
-OTHER_OPS = ("cg_step", "topk_mask")
+OTHER_OPS = ("cg_step", "topk_mask", "budget")
+GLUE = (
+    "masked weight pair",
+    "masked weight backward",
+    "score gate",
+    "score gate grad",
+    "loss",
+    "loss backward",
+    "loss double backward",
+    "linear backward",
+)
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -320,10 +364,10 @@ def variants() -> dict[str, Callable[[], object]]:
     """Every variant of the sweep, by a name that says what is special about it."""
     calls = {}
     near = {"side": 14, "stride": 1}
-    for op in (*CONV_OPS, *PAIRS):
+    for op in (*CONV_OPS, *PAIRS, "backward"):
         tile = usual_tile(op)
         calls[f"{op}, tf32"] = conv_variant(op, precision="tf32", tile=tile, **near)
-    for op in ("forward", "weight grad", "forward pair"):
+    for op in ("forward", "weight grad", "forward pair", "backward"):
         calls[f"{op}, tf32x3"] = conv_variant(op, tile=usual_tile(op, "tf32x3"), **near)
     for op in ("forward", "weight grad"):
         calls[f"{op}, one channel in"] = conv_variant(op, channels=(1, 64), side=28)
@@ -341,6 +385,8 @@ def variants() -> dict[str, Callable[[], object]]:
     calls[name] = norm_variant("double backward", pool=False, first=False, side=10)
     for op in OTHER_OPS:
         calls[f"{op}, float32"] = other_variant(op)
+    for op, dtype in itertools.product(GLUE, (torch.float32, torch.bfloat16)):
+        calls[f"{op}, {_named(dtype)}"] = other_variant(op, dtype)
     return calls | chosen_variants()
 
 

@@ -30,7 +30,7 @@ from metasparse_ext._capture import unobserved
 from metasparse_ext.algorithms import IMAML, MAML, ConvexIMAML, MetaDOCK, MetaLearner
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Conv4
-from metasparse_ext.ops import cuda
+from metasparse_ext.ops import conv_backward, cuda
 
 #: How the table calls a way to serve the convolutions, and the backend that is forced for it.
 WAYS = {"Triton": "triton", "default": None}
@@ -52,9 +52,6 @@ _LAUNCHES = {
 # Operators with a kernel that launches nothing.
 _FREE = {"aten::as_strided", "aten::empty", "aten::empty_strided", "aten::view", "aten::unfold"}
 _FREE |= {"aten::_reshape_alias", "aten::resize_", "aten::set_", "aten::detach"}
-
-# Made of other ops in C++ on every device but the CPU, where the meta device infers shapes alone.
-_COMPOSED = ("binary_mask", "masked_conv_backward")
 
 
 class Case(NamedTuple):
@@ -159,12 +156,12 @@ def _as_on_cuda() -> Iterator[Counter[str]]:
     ):
         for op in cuda.OPS:
             library.impl(op, partial(serve, op, heads.get(op)), "Meta", allow_override=True)
-        for op in _COMPOSED:
-            overload = getattr(torch.ops.metasparse, op).default
-            # No backend has a kernel of it, so the key of any but the CPU means the composition.
-            keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-            composed = partial(overload.redispatch, keys)
-            library.impl(op, composed, "Meta", allow_override=True)
+        backward = conv_backward.masked_conv_backward
+        library.impl("masked_conv_backward", backward, "Meta", allow_override=True)
+        # It has no kernel for CUDA, so that key means what serves all devices but the CPU.
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        mask = partial(torch.ops.metasparse.binary_mask.default.redispatch, keys)
+        library.impl("binary_mask", mask, "Meta", allow_override=True)
         yield launches
 
 

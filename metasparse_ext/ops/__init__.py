@@ -1,6 +1,6 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
-from metasparse_ext.ops import cuda, flops
+from metasparse_ext.ops import conv_backward, cuda, flops
 from metasparse_ext.ops.backends import backend, get_backend, set_backend
 from metasparse_ext.ops.binary_mask import binary_mask
 from metasparse_ext.ops.decompositions import decompositions
@@ -16,6 +16,7 @@ __all__ = [
     "add_budget_gradient",
     "backend",
     "binary_mask",
+    "conv_backward",
     "cuda",
     "decompositions",
     "explain",

@@ -70,6 +70,11 @@ def precision(tensor: Tensor) -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "float32"
 
 
+def triton_precision(tensor: Tensor) -> str:
+    """What Triton's convolutions are told of :func:`precision`."""
+    return "tf32x3" if precision(tensor) == "float32" else "tf32"
+
+
 def _product(
     tensor: Tensor, rows: int, columns: int, depth: int, weights: Sequence[Tensor | None]
 ) -> dict[str, int | str]:
@@ -405,12 +410,8 @@ def run_choice(op: str, choice: Choice, args: tuple):
     launch, module = _launcher(op)
     options = dict(choice.options)
     if OPS[op].module == "masked_conv":
-        wanted = precision(args[0])
-        options = {
-            "tile": module.Tile(**options),
-            "precision": "tf32x3" if wanted == "float32" else "tf32",
-        }
-    with _device_of(args[0]):
+        options = {"tile": module.Tile(**options), "precision": triton_precision(args[0])}
+    with device_of(args[0]):
         return launch(*args, **options)
 
 
@@ -422,7 +423,7 @@ def run(op: str, *args):
     return run_choice(op, choose(op, args), args)
 
 
-def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be that of the tensors."""
     return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
 

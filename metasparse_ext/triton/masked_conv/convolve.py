@@ -25,11 +25,7 @@ from metasparse_ext.triton.masked_conv.loads import (
     zeros,
 )
 from metasparse_ext.triton.masked_conv.sizes import Sizes, Tile
-from metasparse_ext.triton.masked_conv.weights import (
-    are_packed,
-    pack_weights,
-    weights_of,
-)
+from metasparse_ext.triton.masked_conv.weights import pack_weights, weights_of
 from metasparse_ext.triton.operands import operands
 
 
@@ -43,14 +39,10 @@ def add_product(acc, x, w, S: tl.constexpr):
 
 
 @triton.jit
-def reduce_taps(
-    acc, X, WEIGHT, MASK, rb, row, column, S: tl.constexpr, PHASE: tl.constexpr,
-    PACKED: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+def reduce_taps(acc, X, WEIGHT, row, column, S: tl.constexpr, PHASE: tl.constexpr):
     """acc (p, r) plus the sum over channels and the taps of a phase of patches times weights.
 
-    X points at each pixel's place of the first tap, in channel 0 of its source image. Packed
-    weights are those of the row block rb, others those of the task.
+    X points at each pixel's place of the first tap, in channel 0 of its source image.
     """
     ROWS: tl.constexpr = S.rows
     CHANNELS: tl.constexpr = S.channels
@@ -62,7 +54,6 @@ def reduce_taps(
     BLOCK: tl.constexpr = ROWS * CHANNELS
     c = tl.arange(0, CHANNELS)
     channel = c.to(tl.int64) * (S.H * S.W)
-    r = rb * ROWS + tl.arange(0, ROWS)[:, None]
     weights = WEIGHT + tl.arange(0, ROWS)[:, None] * CHANNELS + c[None, :]
     if COUNT_Y > 0:
         for step in range(S.STEPS * COUNT_Y):
@@ -76,13 +67,7 @@ def reduce_taps(
                 if S.C % CHANNELS != 0:
                     inside &= (c < S.C - block * CHANNELS)[:, None]
                 x = tl.load(x_row + STEP * b, mask=inside, other=0.0)
-                if PACKED:
-                    w = tl.load(w_row + (FIRST_X + S.SDW * b) * (S.STEPS * BLOCK))
-                else:
-                    channels = block * CHANNELS + c[None, :]
-                    at = (FIRST_Y + S.SDH * tap) * S.KW + (FIRST_X + S.SDW * b)
-                    there = (r < S.R) & (channels < S.C)
-                    w = weights_of(WEIGHT, MASK, r, channels, at, there, S, MASKED)
+                w = tl.load(w_row + (FIRST_X + S.SDW * b) * (S.STEPS * BLOCK))
                 acc = add_product(acc, x, w, S)
     return acc
 
@@ -90,9 +75,14 @@ def reduce_taps(
 @triton.jit
 def reduce_term(
     acc, X, WEIGHT, MASK, rb, n, y, x, inside, S: tl.constexpr, PHASE: tl.constexpr,
-    PACKED: tl.constexpr, MASKED: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
-    """acc (p, r) plus one convolution at pixels (n, y, x) of a phase."""
+    """acc (p, r) plus one convolution at pixels (n, y, x) of a phase, for the row block rb.
+
+    Weights are packed, or those of the task where one step reduces over all of them.
+    """
+    ROWS: tl.constexpr = S.rows
+    CHANNELS: tl.constexpr = S.channels
     FIRST_Y: tl.constexpr = (PHASE // S.SDW + S.PH) % S.SDH
     FIRST_X: tl.constexpr = (PHASE % S.SDW + S.PW) % S.SDW
     if S.transposed:
@@ -103,66 +93,79 @@ def reduce_term(
     X += n * (S.C * S.H * S.W) + (row * S.W + column)
     row = tl.where(inside, row, OUTSIDE)
     if S.flat:
-        ROWS: tl.constexpr = S.rows
-        CHANNELS: tl.constexpr = S.channels
-        k = tl.arange(0, CHANNELS)[None, :]
-        if PACKED:
-            w = tl.load(WEIGHT + tl.arange(0, ROWS)[:, None] * CHANNELS + k)
-        else:
-            r = rb * ROWS + tl.arange(0, ROWS)[:, None]
-            there = (r < S.R) & (k < S.C * S.TAPS)
-            w = weights_of(WEIGHT, MASK, r, k // S.TAPS, k % S.TAPS, there, S, MASKED)
+        k, r = tl.arange(0, CHANNELS)[None, :], rb * ROWS + tl.arange(0, ROWS)[:, None]
+        there = (r < S.R) & (k < S.C * S.TAPS)
+        w = weights_of(WEIGHT, MASK, r, k // S.TAPS, k % S.TAPS, there, S, MASKED)
         acc = add_product(acc, load_flat(X, row, column, S), w, S)
     else:
-        acc = reduce_taps(acc, X, WEIGHT, MASK, rb, row, column, S, PHASE, PACKED, MASKED)
+        WEIGHT += rb * (S.BLOCKS * ROWS * CHANNELS)
+        acc = reduce_taps(acc, X, WEIGHT, row, column, S, PHASE)
     return acc
 
 
 @triton.jit
-def convolve_kernel(
-    X1, WEIGHT1, MASK1, X2, WEIGHT2, MASK2, BIAS, Y,
+def convolve_block(
+    pixels, block, X1, WEIGHT1, MASK1, X2, WEIGHT2, MASK2, BIAS, Y,
     x1_stride, weight1_stride, mask1_stride, x2_stride, weight2_stride, mask2_stride, bias_stride,
-    N, S: tl.constexpr, PAIR: tl.constexpr, BIASED: tl.constexpr, PACKED: tl.constexpr,
-    MASKED1: tl.constexpr, MASKED2: tl.constexpr,
+    N, S: tl.constexpr, PAIR: tl.constexpr, BIASED: tl.constexpr, MASKED1: tl.constexpr,
+    MASKED2: tl.constexpr,
 ):  # fmt: skip
-    """y = conv(x1, w1 m1) (+ conv(x2, w2 m2)) + bias, of weights that are packed or not.
-
-    One program per (pixels of one phase, row block and phase, task).
-    """
+    """The part of y of a block of pixels of one phase, and of a block of rows and a phase."""
     ROWS: tl.constexpr = S.rows
     PIXELS: tl.constexpr = S.pixels
     PLANE: tl.constexpr = S.HR * S.WR
     PHASES: tl.constexpr = S.PHASES
     t = tl.program_id(2).to(tl.int64)
     # The last phase has the most taps at stride 2 and padding 1: it starts first.
-    phase = S.PHASES - 1 - tl.program_id(1) % S.PHASES
-    rb = tl.program_id(1) // S.PHASES
-    n, y, x = pixel_of(tl.program_id(0) * PIXELS + tl.arange(0, PIXELS), S.HQ, S.WQ)
+    phase = S.PHASES - 1 - block % S.PHASES
+    rb = block // S.PHASES
+    n, y, x = pixel_of(pixels * PIXELS + tl.arange(0, PIXELS), S.HQ, S.WQ)
     to_y, to_x = y * S.SDH + phase // S.SDW, x * S.SDW + phase % S.SDW
     inside = (n < N) & (to_y < S.HR) & (to_x < S.WR)
     r = rb * ROWS + tl.arange(0, ROWS)
 
-    block = rb * (S.BLOCKS * ROWS * S.channels) if PACKED else 0
     acc = zeros(PIXELS, ROWS, S)
     if BIASED:
         bias = tl.load(BIAS + t * bias_stride + r, mask=r < S.R, other=0.0)
         acc += bias.to(S.sums)[None, :]
     for number in tl.static_range(PHASES):
         if phase == number:
-            weight1, mask1 = WEIGHT1 + t * weight1_stride + block, MASK1 + t * mask1_stride
             acc = reduce_term(
-                acc, X1 + t * x1_stride, weight1, mask1, rb, n, y, x, inside, S, number, PACKED,
-                MASKED1,
+                acc, X1 + t * x1_stride, WEIGHT1 + t * weight1_stride, MASK1 + t * mask1_stride,
+                rb, n, y, x, inside, S, number, MASKED1,
             )  # fmt: skip
             if PAIR:
-                weight2, mask2 = WEIGHT2 + t * weight2_stride + block, MASK2 + t * mask2_stride
                 acc = reduce_term(
-                    acc, X2 + t * x2_stride, weight2, mask2, rb, n, y, x, inside, S, number, PACKED,
-                    MASKED2,
+                    acc, X2 + t * x2_stride, WEIGHT2 + t * weight2_stride,
+                    MASK2 + t * mask2_stride, rb, n, y, x, inside, S, number, MASKED2,
                 )  # fmt: skip
     at = (n * (S.R * PLANE) + (to_y * S.WR + to_x))[:, None] + (r * PLANE)[None, :]
     Y += t * N * (S.R * PLANE)
     tl.store(Y + at, acc.to(Y.dtype.element_ty), mask=inside[:, None] & (r < S.R)[None, :])
+
+
+@triton.jit
+def convolve_kernel(
+    X1, WEIGHT1, MASK1, X2, WEIGHT2, MASK2, BIAS, Y,
+    x1_stride, weight1_stride, mask1_stride, x2_stride, weight2_stride, mask2_stride, bias_stride,
+    N, S: tl.constexpr, PAIR: tl.constexpr, BIASED: tl.constexpr, MASKED1: tl.constexpr,
+    MASKED2: tl.constexpr,
+):  # fmt: skip
+    """y = conv(x1, w1 m1) (+ conv(x2, w2 m2)) + bias; packed weights have their masks in them.
+
+    One program per (pixels of one phase, row block and phase, task).
+    """
+    convolve_block(
+        tl.program_id(0), tl.program_id(1), X1, WEIGHT1, MASK1, X2, WEIGHT2, MASK2, BIAS, Y,
+        x1_stride, weight1_stride, mask1_stride, x2_stride, weight2_stride, mask2_stride,
+        bias_stride, N, S, PAIR, BIASED, MASKED1, MASKED2,
+    )  # fmt: skip
+
+
+def blocks_of(samples: int, sizes: Sizes) -> tuple[int, int]:
+    """Blocks of pixels of a phase, and of rows times phases, of the result of one task."""
+    pixels = triton.cdiv(samples * sizes.HQ * sizes.WQ, sizes.pixels)
+    return pixels, triton.cdiv(sizes.R, sizes.rows) * sizes.PHASES
 
 
 def convolve(
@@ -187,20 +190,15 @@ def convolve(
         transposed=transposed,
     )  # fmt: skip
     result = source.new_empty(tasks, samples, rows, *image)
-    paired, packed = terms[1][0] is not None, are_packed(samples, sizes)
-    if packed:
+    paired = terms[1][0] is not None
+    if not sizes.flat:
         terms = [
             (x, None if weight is None else pack_weights(weight, mask, sizes), None)
             for x, weight, mask in terms
         ]
     pointers, strides = operands(*terms[0], *terms[1], bias)
-    grid = (
-        triton.cdiv(samples * sizes.HQ * sizes.WQ, tile.pixels),
-        triton.cdiv(rows, tile.rows) * sizes.PHASES,
-        tasks,
-    )
-    convolve_kernel[grid](
-        *pointers, result, *strides, samples, sizes, paired, bias is not None, packed,
+    convolve_kernel[(*blocks_of(samples, sizes), tasks)](
+        *pointers, result, *strides, samples, sizes, paired, bias is not None,
         terms[0][2] is not None, terms[1][2] is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Weights times mask, as the tiles that a convolution reads.
 
-Where many programs read a weight, a small launch before the convolution packs it: what would be
-done to it by each of them is done once, and a tile of weights lies in memory as one piece. Where
-few do, the launch would cost more than it saves, and they read the weight where it lies.
+A small launch before a convolution packs them: what would be done to a weight by each of the
+programs that read it is done once, and a tile of weights lies in memory as one piece. (Read where
+they lie, they are four times the instructions of the inner loop.) A reduction of one step has no
+loop: its programs read the weights themselves, and there is no launch.
 """
 
 from __future__ import annotations
@@ -14,10 +15,6 @@ from torch import Tensor
 from metasparse_ext.triton.masked_conv.loads import round_tf32
 from metasparse_ext.triton.masked_conv.sizes import Sizes
 from metasparse_ext.triton.operands import operands
-
-#: Pixels of a task's result from which on weights are packed: the programs that read a tile of them
-#: are so many, by the pixels of a tile. Below, the small launch takes longer than what it saves.
-PACKED_PIXELS = 16384
 
 
 @triton.jit
@@ -42,8 +39,7 @@ def pack_weights_kernel(
 ):
     """PACKED (T, row blocks, taps, channel blocks, rows, channels); zeros where there is no kernel.
 
-    One program per (row and channel blocks, tap, task). Flat: the channels are (channel, tap)
-    pairs, and there is one tap.
+    One program per (row and channel blocks, tap, task).
     """
     ROWS: tl.constexpr = S.rows
     CHANNELS: tl.constexpr = S.channels
@@ -51,19 +47,12 @@ def pack_weights_kernel(
     tap, t = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, CHANNELS)[None, :]
     r, c = rb * ROWS + row, cb * CHANNELS + column
-    if S.flat:
-        tap, c = c % S.TAPS, c // S.TAPS
     inside = (r < S.R) & (c < S.C)
     WEIGHT += t * weight_stride
     w = weights_of(WEIGHT, MASK + t * mask_stride, r, c, tap, inside, S, MASKED)
     block = (t * tl.num_programs(0) // S.STEPS + rb) * S.BLOCKS + tl.program_id(1) * S.STEPS + cb
     PACKED += block * (ROWS * CHANNELS)
     tl.store(PACKED + row * CHANNELS + column, w)
-
-
-def are_packed(samples: int, sizes: Sizes) -> bool:
-    """Whether weights are packed before a convolution of so many samples a task."""
-    return samples * sizes.HQ * sizes.WQ >= PACKED_PIXELS
 
 
 def pack_weights(weight: Tensor, mask: Tensor | None, sizes: Sizes) -> Tensor:
