@@ -105,7 +105,11 @@ TORCH_LIBRARY(metasparse, m) {
   // Tensors (*B, *shape) as slices of one buffer (*B, P), and back; `sizes` are the shapes one
   // after the other, `ranks` how many of them each tensor has. Composed of torch's ops in every
   // mode but the plain one.
-  m.def("unflatten_tasks(Tensor(a) flat, int[] sizes, int[] ranks) -> Tensor(a)[]", tags);
+  // `zero` () is what the gradient of a slice without one is made of; else a zero is made anew.
+  m.def(
+      "unflatten_tasks(Tensor(a) flat, int[] sizes, int[] ranks, Tensor? zero=None) -> "
+      "Tensor(a)[]",
+      tags);
   m.def("flatten_tasks(Tensor[] tensors, int[] sizes, int[] ranks) -> Tensor", tags);
 
   // 1 where scores > threshold, else 0

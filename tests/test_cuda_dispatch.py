@@ -14,7 +14,7 @@ from support.host import NothingOnTheHost
 from support.op_calls import WINDOW, all_calls, conv_calls, norm_calls, other_calls
 from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
-from metasparse_ext.ops import backends, cuda, cuda_table
+from metasparse_ext.ops import backends, cuda, cuda_features, cuda_table
 
 #: Modules of ops that CUDA C++ leaves to others: each is one launch in Triton.
 ONE_LAUNCH = (
@@ -411,10 +411,10 @@ def test_features_of_a_convolution():
 def test_precision_follows_pytorchs_switch(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert cuda.precision(x) == "float32"
+    assert cuda_features.precision(x) == "float32"
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert cuda.precision(x) == "tf32"
-    assert cuda.precision(x.double()) == "float64"
+    assert cuda_features.precision(x) == "tf32"
+    assert cuda_features.precision(x.double()) == "float64"
 
 
 def test_measurements_come_before_the_model(tmp_path, monkeypatch):

@@ -80,7 +80,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             meta-step (:func:`metasparse_ext.capture`), which cannot raise. From then on
             ``iteration`` no longer counts; an optimizer that takes ``found_inf`` can be given it,
             to skip its steps.
-        one: Buffer (): the gradient of a sum of losses in each of them.
+        one, zero: Buffers (): the gradient of a sum of losses in each of them, and of a parameter
+            that is not used.
 
     Raises:
         TypeError: if model is not an ``nn.Module``, or an option has another type than it should.
@@ -97,6 +98,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
     iteration: Tensor
     nonfinite: Tensor
     one: Tensor
+    zero: Tensor
     loss: TaskFunction | None
     metric: TaskFunction | None
     task_chunk: int | None = None
@@ -140,6 +142,7 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
         one = next(iter(self._adapted_parameters().values())).new_ones(())
         self.register_buffer("one", one, persistent=False)
+        self.register_buffer("zero", torch.zeros_like(one), persistent=False)
 
     def set_task_options(
         self, loss: TaskFunction | None, metric: TaskFunction | None, task_chunk: int | None
@@ -215,7 +218,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
         With a loss of one's own, whatever the model returns, each tensor with a leading T.
         """
-        return run_tasks(self.name, self.model, self.layout.unflatten(phi), images, self.slots)
+        parameters = self.layout.unflatten(phi, zero=self.zero)
+        return run_tasks(self.name, self.model, parameters, images, self.slots)
 
     def losses(self, phi: Tensor, samples: Samples) -> Tensor:
         """(T,): each task's loss at row t of phi (T, P)."""

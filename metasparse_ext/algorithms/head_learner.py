@@ -96,7 +96,9 @@ class HeadLearner(MetaLearner):
         By the model's own parameters; or, where it takes the tasks' axis, by phi (T, P).
         """
         if self._task_aware:
-            return self._features(images, {} if phi is None else self.layout.unflatten(phi))
+            return self._features(
+                images, {} if phi is None else self.layout.unflatten(phi, zero=self.zero)
+            )
         return over_tasks(self.name, self.model, self._features, images)
 
     @property

@@ -172,7 +172,7 @@ class MetaDOCK(IMAML):
         """As every learner's; the gates of all layers are one op, where the model allows it."""
         if not (self.slots or Slots(self.model)).task_aware:
             return super().logits(phi, images)
-        parameters = self._parts.unflatten(phi)
+        parameters = self._parts.unflatten(phi, zero=self.zero)
         gates = self._gates.unflatten(score_gate(parameters.pop(_BLOCK)))
         maskers = [self.model.get_submodule(name.rpartition(".")[0]) for name in gates]
         with holding_gates(cast(list[ScoreMask], maskers), list(gates.values())):

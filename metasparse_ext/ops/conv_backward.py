@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library
-from metasparse_ext.ops import cuda
+from metasparse_ext.ops import cuda, cuda_features
 
 _INPUT, _WEIGHT = "masked_conv_input_grad", "masked_conv_weight_grad"
 
@@ -43,7 +43,7 @@ def masked_conv_backward(
         tiles = [masked_conv.Tile(**choice.options) for choice in choices]
         if tiles[0][3:] == tiles[1][3:]:
             options = {"tile": tiles[0], "weight_tile": tiles[1]}
-            options["precision"] = cuda.triton_precision(grad)
+            options["precision"] = cuda_features.triton_precision(grad)
             args = (grad, x, weight, mask, dense, stride, padding)
             with cuda.device_of(grad):
                 return *masked_conv.masked_conv_backward(*args, **options), bias_grad
