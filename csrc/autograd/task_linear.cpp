@@ -7,6 +7,7 @@
 //
 // The gradient of the latter with (a, c, d) is a w' + x c' + d in g, and (g c, g' a) in x and w.
 // Forward mode goes through the same in ATen's operators.
+#include <algorithm>
 #include <mutex>
 
 #include "../dense/task_linear.h"

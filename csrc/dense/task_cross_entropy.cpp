@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <limits>
+
 #include "../checks/task_cross_entropy.h"
 
 namespace metasparse::dense {
