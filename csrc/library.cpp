@@ -66,6 +66,16 @@ TORCH_LIBRARY(metasparse, m) {
       " -> (Tensor x_grad, Tensor weight_grad, Tensor bias_grad)",
       tags);
 
+  // weight1 * mask1 + weight2 * mask2, for weights (T,O,I,kh,kw) and masks (T,O,I): a direction of
+  // the product of both.
+  m.def("masked_weight_pair(Tensor weight1, Tensor mask1, Tensor weight2, Tensor mask2) -> Tensor",
+        tags);
+  // The gradients of <grad, weight * mask> in weight and mask.
+  m.def(
+      "masked_weight_backward(Tensor grad, Tensor weight, Tensor mask)"
+      " -> (Tensor weight_grad, Tensor mask_grad)",
+      tags);
+
   // Batch norm per task and channel, ReLU, 2x2 max-pool: y, what its derivatives need (mean and
   // 1/std of (T,C)), and the gate of y's shape, or (T,0) when nothing is gated
   // (csrc/norm_act_pool_gate.h).
@@ -95,13 +105,50 @@ TORCH_LIBRARY(metasparse, m) {
   // Tensors (*B, *shape) as slices of one buffer (*B, P), and back; `sizes` are the shapes one
   // after the other, `ranks` how many of them each tensor has. Composed of torch's ops in every
   // mode but the plain one.
-  m.def("unflatten_tasks(Tensor(a) flat, int[] sizes, int[] ranks) -> Tensor(a)[]", tags);
+  // `zero` () is what the gradient of a slice without one is made of; else a zero is made anew.
+  m.def(
+      "unflatten_tasks(Tensor(a) flat, int[] sizes, int[] ranks, Tensor? zero=None) -> "
+      "Tensor(a)[]",
+      tags);
   m.def("flatten_tasks(Tensor[] tensors, int[] sizes, int[] ranks) -> Tensor", tags);
 
   // 1 where scores > threshold, else 0
   m.def("binary_mask(Tensor scores, float threshold) -> Tensor", tags);
+  // 1 where the logistic of scores (T,...) exceeds one half, else 0; its derivatives are those of
+  // the logistic: grad * factor * logistic^(order)(scores).
+  m.def("score_gate(Tensor scores) -> Tensor", tags);
+  m.def("score_gate_grad(Tensor grad, Tensor? factor, Tensor scores, int order) -> Tensor", tags);
+  // Adds to gradient (T,K) that of a budget on the gates of scores (T,K) and of their L1 norm:
+  // logistic'(scores) * (offset + share * open gates of the task) + l1 * sign(scores). Takes no
+  // part in autograd.
+  m.def(
+      "add_budget_gradient(Tensor(a!) gradient, Tensor scores, Tensor offset, Tensor share,"
+      " float l1) -> ()",
+      tags);
   // Ones at the k[s] largest of each row of scores (S,n)
   m.def("topk_mask(Tensor scores, Tensor k) -> Tensor", tags);
+
+  // x weight' + bias, for x (T,N,F), weight (T,O,F), bias (T,O); the sum of two such products; and
+  // the gradients of <grad, the first> in x, weight and bias.
+  m.def("task_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags);
+  m.def(
+      "task_linear_pair(Tensor x1, Tensor weight1, Tensor x2, Tensor weight2, Tensor? bias)"
+      " -> Tensor",
+      tags);
+  m.def(
+      "task_linear_backward(Tensor grad, Tensor x, Tensor weight)"
+      " -> (Tensor x_grad, Tensor weight_grad, Tensor bias_grad)",
+      tags);
+
+  // The mean cross-entropy (T) of the samples of each task: logits (T,N,C), labels (T,N).
+  m.def("task_cross_entropy(Tensor logits, Tensor labels) -> Tensor", tags);
+  // Its gradient in logits, with grad (T).
+  m.def("task_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels) -> Tensor", tags);
+  // The gradients of <direction, that> in grad and logits.
+  m.def(
+      "task_cross_entropy_double_backward(Tensor direction, Tensor grad, Tensor logits,"
+      " Tensor labels) -> (Tensor grad_dot, Tensor logits_grad)",
+      tags);
 
   // The exact softmax head of T tasks: features (T,N,D), labels (T,N), center (T,C,D), lam (T,) ->
   // weight (T,C,D), and a report of each task: iterations, residual, status (T,). Not

@@ -218,3 +218,15 @@ def test_slices_are_added_in_one_order(monkeypatch):
         assert torch.equal(sums[programs], again)
         assert_close(sums[programs], p.weight_grad(p.grad, p.x, p.mask), 1e-6)
     assert weight_grad.slice_pixels(108, 2, SMALL) == (4, 32)
+
+
+@pytest.mark.parametrize("mask", ["none", "irregular"])
+@pytest.mark.parametrize("dense", [False, True], ids=["masked", "dense"])
+def test_both_gradients_in_one_launch(mask, dense):
+    """Of other tiles, in several slices, at a stride whose phases have other taps."""
+    p = Problem((2, 2, 19, 35, 7, 6, (3, 3), (2, 2), (1, 1)), mask)
+    args = on_device(p.grad, p.x, p.weight, p.mask, dense, p.stride, p.padding)
+    tiles = {"tile": SMALL, "weight_tile": triton_ops.Tile(rows=32, pixels=16, reduction=16)}
+    gx, gw = triton_ops.masked_conv_backward(*args, **tiles)
+    assert_close(gx.cpu(), p.input_grad(p.grad, p.weight, p.mask), 1e-14)
+    assert_close(gw.cpu(), p.weight_grad(p.grad, p.x, None if dense else p.mask), 1e-14)

@@ -29,8 +29,9 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from metasparse_ext.ops import cuda
-from metasparse_ext.triton import cg, masked_conv, topk_mask
+from metasparse_ext.triton import masked_conv
 from tools.sources import digest
+from tools.triton_calls import GLUE, NORM_OPS, OTHER_OPS, empty, norm_variant, other_variant
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "triton-compile.json"
@@ -198,10 +199,6 @@ def compiling(arch: int) -> Iterator[list[Compiled]]:
 _LAUNCHERS = {"forward": "masked_conv", "forward pair": "masked_conv_pair"}
 
 
-def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
 def conv_call(
     op: str,
     *,
@@ -224,6 +221,7 @@ def conv_call(
         "input grad": (grad, weight, mask, (side, side)),
         "weight grad": (grad, x, mask, (3, 3)),
         "mask grad": (grad, x, weight),
+        "backward": (grad, x, weight, mask, True),
         "forward pair": (x, weight, mask, x, weight, mask, bias),
         "input grad pair": (grad, weight, mask, grad, weight, mask, (side, side)),
         "weight grad pair": (grad, x, grad, x, mask, (3, 3)),
@@ -233,11 +231,17 @@ def conv_call(
 
 
 def conv_variant(
-    op: str, *, tile: masked_conv.Tile | None = None, precision: str = "tf32x3", **sizes
+    op: str,
+    *,
+    tile: masked_conv.Tile | None = None,
+    precision: str = "tf32x3",
+    **sizes,
 ) -> Callable[[], object]:
     """A call of one op of the family in a cut of our own; the launcher's if ``tile`` is None."""
     name, args = conv_call(op, **sizes)
     options = {} if tile is None else {"tile": tile}
+    if op == "backward" and tile is not None:
+        options["weight_tile"] = usual_tile("weight grad", precision)
     return lambda: getattr(masked_conv, name)(*args, precision=precision, **options)
 
 
@@ -262,45 +266,9 @@ def chosen_variants() -> dict[str, Callable[[], object]]:
     return calls
 
 
-def norm_variant(
-    op: str,
-    dtype: torch.dtype = torch.float32,
-    pool: bool = True,
-    first: bool = True,
-    side: int = 42,
-) -> Callable[[], object]:
-    """A call of one op of the norm_act_pool family, in the cut that the table gives it."""
-    x, small = empty(4, 25, 64, side, side, dtype=dtype), side // 2
-    y = empty(4, 25, 64, small, small, dtype=dtype) if pool else x
-    c = empty(4, 64, dtype=dtype)
-    point = (x, c, c, c, y.to(torch.uint8), 1e-5, pool, first)
-    arguments = {
-        "forward": (x, c, c, 1e-5, True, pool, first),
-        "backward": (y, *point),
-        "tangent": (x, c, c, *point),
-        "double backward": (x, c, c, y, *point),
-    }
-    name = "norm_act_pool" + ("" if op == "forward" else "_" + op.replace(" ", "_"))
-    args = arguments[op]
-    return lambda: cuda.run_choice(name, cuda.choose(name, args), args)
-
-
-def other_variant(op: str, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """A call of one of the ops on vectors."""
-    v, scalars = empty(4, 112_000, dtype=dtype), empty(4, dtype=torch.float64)
-    counts = empty(4, dtype=torch.int64)
-    calls = {
-        "cg_step": lambda: cg.cg_step(v, v, v, v, v, *[scalars] * 3, counts, counts),
-        "topk_mask": lambda: topk_mask.topk_mask(v, counts),
-    }
-    return calls[op]
-
-
 CONV_OPS = ("forward", "input grad", "weight grad", "mask grad")
 PAIRS = ("forward pair", "input grad pair", "weight grad pair")
-NORM_OPS = ("forward", "backward", "tangent", "double backward")
 NARROW = (torch.bfloat16, torch.float16)
-OTHER_OPS = ("cg_step", "topk_mask")
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -320,10 +288,10 @@ def variants() -> dict[str, Callable[[], object]]:
     """Every variant of the sweep, by a name that says what is special about it."""
     calls = {}
     near = {"side": 14, "stride": 1}
-    for op in (*CONV_OPS, *PAIRS):
+    for op in (*CONV_OPS, *PAIRS, "backward"):
         tile = usual_tile(op)
         calls[f"{op}, tf32"] = conv_variant(op, precision="tf32", tile=tile, **near)
-    for op in ("forward", "weight grad", "forward pair"):
+    for op in ("forward", "weight grad", "forward pair", "backward"):
         calls[f"{op}, tf32x3"] = conv_variant(op, tile=usual_tile(op, "tf32x3"), **near)
     for op in ("forward", "weight grad"):
         calls[f"{op}, one channel in"] = conv_variant(op, channels=(1, 64), side=28)
@@ -341,6 +309,8 @@ def variants() -> dict[str, Callable[[], object]]:
     calls[name] = norm_variant("double backward", pool=False, first=False, side=10)
     for op in OTHER_OPS:
         calls[f"{op}, float32"] = other_variant(op)
+    for op, dtype in itertools.product(GLUE, (torch.float32, torch.bfloat16)):
+        calls[f"{op}, {_named(dtype)}"] = other_variant(op, dtype)
     return calls | chosen_variants()
 
 

@@ -75,11 +75,12 @@ class FlatLayout {
   std::vector<int64_t> counts_;
 };
 
-variable_list unflatten(const Tensor& flat, const FlatLayout& layout);
+// `zero` (), if defined, is what gradients of slices that have none are made of.
+variable_list unflatten(const Tensor& flat, const FlatLayout& layout, const Tensor& zero = {});
 // `begun`, if defined, holds the slices that are `there` already.
 Tensor flatten(const variable_list& parts, const FlatLayout& layout, IntArrayRef batch,
                const at::TensorOptions& options, const Tensor& begun = {},
-               const std::vector<char>& there = {});
+               const std::vector<char>& there = {}, Tensor zero = {});
 
 // ---- composed of torch's ops: any tensor, any mode ----------------------------------------------
 
@@ -92,12 +93,13 @@ variable_list composed_unflatten(const Tensor& flat, const FlatLayout& layout) {
 
 // A slice that is not there is zero.
 Tensor composed_flatten(const variable_list& parts, const FlatLayout& layout, IntArrayRef batch,
-                        const at::TensorOptions& options) {
+                        const at::TensorOptions& options, Tensor zero) {
   variable_list rows;
   for (size_t i = 0; i < parts.size(); ++i) {
     auto row = batch.vec();
     row.push_back(layout.count(i));
-    rows.push_back(parts[i].defined() ? parts[i].reshape(row) : at::zeros(row, options));
+    if (!parts[i].defined() && !zero.defined()) zero = at::zeros({}, options);
+    rows.push_back(parts[i].defined() ? parts[i].reshape(row) : zero.expand(row));
   }
   return at::cat(rows, -1);
 }
@@ -130,13 +132,14 @@ struct UnflattenTasksBackward : Node {
   std::vector<int64_t> batch;
   at::TensorOptions options;
   std::unique_ptr<GradientBuffer> gradients;  // of a buffer (T, P) alone
+  Tensor zero;
 
   variable_list apply(variable_list&& grads) override {
     std::vector<char> born;
     const Tensor begun = gradients ? gradients->take(grads, born) : Tensor();
     const auto defined = [](const Tensor& t) { return t.defined(); };
     if (std::none_of(grads.begin(), grads.end(), defined)) return {Tensor()};
-    return {flatten(grads, layout, batch, options, begun, born)};
+    return {flatten(grads, layout, batch, options, begun, born, zero)};
   }
   std::string name() const override { return "UnflattenTasksBackward"; }
 };
@@ -151,7 +154,7 @@ struct FlattenTasksBackward : Node {
   std::string name() const override { return "FlattenTasksBackward"; }
 };
 
-variable_list unflatten(const Tensor& flat, const FlatLayout& layout) {
+variable_list unflatten(const Tensor& flat, const FlatLayout& layout, const Tensor& zero) {
   const bool sliceable = is_plain(flat) && flat.stride(-1) == 1 && !has_tangent(flat);
   if (!sliceable) return composed_unflatten(flat, layout);
   const auto batch = flat.sizes().slice(0, flat.dim() - 1);
@@ -165,6 +168,7 @@ variable_list unflatten(const Tensor& flat, const FlatLayout& layout) {
     node->layout = layout;
     node->batch = batch.vec();
     node->options = flat.options();
+    node->zero = zero;
     if (flat.dim() == 2) node->gradients = std::make_unique<GradientBuffer>(flat, layout.counts());
     torch::autograd::set_history(parts, node);
   }
@@ -230,11 +234,11 @@ Tensor copied_side_by_side(variable_list parts, const FlatLayout& layout, IntArr
 
 Tensor flatten(const variable_list& parts, const FlatLayout& layout, IntArrayRef batch,
                const at::TensorOptions& options, const Tensor& begun,
-               const std::vector<char>& there) {
+               const std::vector<char>& there, Tensor zero) {
   const bool copied = std::all_of(parts.begin(), parts.end(), [&](const Tensor& part) {
     return !part.defined() || can_be_copied(part, batch, options);
   });
-  if (!copied) return composed_flatten(parts, layout, batch, options);
+  if (!copied) return composed_flatten(parts, layout, batch, options, std::move(zero));
   Tensor flat = copied_side_by_side(parts, layout, batch, options, begun, there);
   const bool recorded = std::any_of(parts.begin(), parts.end(), [](const Tensor& part) {
     return part.defined() && is_recorded(part);
@@ -250,12 +254,15 @@ Tensor flatten(const variable_list& parts, const FlatLayout& layout, IntArrayRef
 
 // ---- the ops ------------------------------------------------------------------------------------
 
-variable_list unflatten_tasks(const Tensor& flat, IntArrayRef sizes, IntArrayRef ranks) {
+variable_list unflatten_tasks(const Tensor& flat, IntArrayRef sizes, IntArrayRef ranks,
+                              const std::optional<Tensor>& zero) {
   const FlatLayout layout(sizes, ranks);
   TORCH_CHECK_VALUE(flat.dim() > 0 && flat.size(-1) == layout.total(),
                     "unflatten_tasks: expected flat of shape (*, ", layout.total(), "), got ",
                     flat.sizes());
-  return unflatten(flat, layout);
+  const bool fits = zero.has_value() && zero->dim() == 0 && !zero->requires_grad() &&
+                    zero->scalar_type() == flat.scalar_type() && zero->device() == flat.device();
+  return unflatten(flat, layout, fits ? *zero : Tensor());
 }
 
 Tensor flatten_tasks(at::TensorList tensors, IntArrayRef sizes, IntArrayRef ranks) {

@@ -20,6 +20,7 @@
 
 #include "../cpu/masked_weight.h"
 #include "../plain.h"
+#include "masked_weight.h"
 
 namespace metasparse::conv_autograd {
 
@@ -38,8 +39,7 @@ void divide_between(const Tensor& dense, const Slots& slots, Tensor& weight, Ten
     std::tie(weight, mask) = cpu::masked_weight_backward(dense, slots[kWeight], slots[kMask]);
     return;
   }
-  weight = dense * over_taps(slots[kMask]);
-  mask = (dense * slots[kWeight]).sum({-2, -1});
+  std::tie(weight, mask) = masked_weight_backward(dense, slots[kWeight], slots[kMask]);
 }
 
 Slot slot_of(const Term& term, int argument) {

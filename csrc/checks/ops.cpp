@@ -7,8 +7,12 @@
 #include "common.h"
 #include "mask.h"
 #include "masked_conv.h"
+#include "masked_weight.h"
 #include "norm_act_pool.h"
+#include "score_gate.h"
 #include "softmax_head.h"
+#include "task_cross_entropy.h"
+#include "task_linear.h"
 
 namespace metasparse {
 namespace {
@@ -102,6 +106,17 @@ TORCH_LIBRARY(metasparse_check, m) {
   m.def("norm_act_pool_tangent", metasparse::norm_act_pool_tangent);
   m.def("norm_act_pool_double_backward", metasparse::norm_act_pool_double_backward);
   m.def("binary_mask", metasparse::check_binary_mask);
+  m.def("masked_weight_pair", metasparse::check_masked_weight_pair);
+  m.def("masked_weight_backward", metasparse::check_masked_weight_backward);
+  m.def("score_gate", metasparse::check_score_gate);
+  m.def("score_gate_grad", metasparse::check_score_gate_grad);
+  m.def("add_budget_gradient", metasparse::check_add_budget_gradient);
+  m.def("task_cross_entropy", metasparse::check_task_cross_entropy);
+  m.def("task_cross_entropy_backward", metasparse::check_task_cross_entropy_backward);
+  m.def("task_cross_entropy_double_backward", metasparse::check_task_cross_entropy_double_backward);
+  m.def("task_linear", metasparse::check_task_linear);
+  m.def("task_linear_pair", metasparse::check_task_linear_pair);
+  m.def("task_linear_backward", metasparse::check_task_linear_backward);
   m.def("topk_mask", metasparse::check_topk_mask);
   m.def("softmax_head", metasparse::softmax_head);
   m.def("softmax_head_grad", metasparse::check_softmax_head_grad);

@@ -3,9 +3,11 @@
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <torch/library.h>
 
 #include <algorithm>
 
+#include "../checks/masked_weight.h"
 #include "../gradient_buffer.h"
 #include "../task_operand.h"
 #include "empty_large.h"
@@ -57,4 +59,43 @@ std::pair<at::Tensor, at::Tensor> masked_weight_backward(const at::Tensor& grad,
   return {weight_grad, mask_grad};
 }
 
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& weight,
+                                            const at::Tensor& mask) {
+  check_masked_weight_backward(grad, weight, mask);
+  return masked_weight_backward(grad, weight, mask);
+}
+
+at::Tensor pair(const at::Tensor& weight1, const at::Tensor& mask1, const at::Tensor& weight2,
+                const at::Tensor& mask2) {
+  check_masked_weight_pair(weight1, mask1, weight2, mask2);
+  const TaskOperand w1(weight1), m1(mask1), w2(weight2), m2(mask2);
+  const int64_t tasks = weight1.size(0), kernels = weight1.size(1) * weight1.size(2);
+  const int64_t taps = weight1.size(3) * weight1.size(4);
+  const auto out = empty_large(weight1.sizes(), weight1.options());
+  constexpr int64_t kGrain = 1 << 14;  // numbers worth a thread
+  AT_DISPATCH_FLOATING_TYPES(weight1.scalar_type(), "masked_weight_pair", [&] {
+    auto* const to = out.mutable_data_ptr<scalar_t>();
+    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, taps));
+    at::parallel_for(0, tasks * kernels, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t task = k / kernels, kernel = k % kernels;
+        const auto* const a = w1.data<scalar_t>() + task * w1.task_stride() + kernel * taps;
+        const auto* const b = w2.data<scalar_t>() + task * w2.task_stride() + kernel * taps;
+        const auto am = m1.data<scalar_t>()[task * m1.task_stride() + kernel];
+        const auto bm = m2.data<scalar_t>()[task * m2.task_stride() + kernel];
+        for (int64_t tap = 0; tap < taps; ++tap) to[k * taps + tap] = a[tap] * am + b[tap] * bm;
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
 }  // namespace metasparse::cpu
+
+TORCH_LIBRARY_IMPL(metasparse, CPU, m) {
+  m.impl("masked_weight_pair", metasparse::cpu::pair);
+  m.impl("masked_weight_backward", metasparse::cpu::backward);
+}

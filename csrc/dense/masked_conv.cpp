@@ -63,8 +63,8 @@ Tensor masked(const Tensor& dense, const OptionalTensor& mask) {
     return masked_on_cpu(dense, *mask);
   }
   const auto m = mask->unsqueeze(-1).unsqueeze(-1);
-  // where, not a product alone: a pruned kernel may hold anything, NaN included
-  return at::where(m != 0, dense * m, at::zeros({}, dense.options()));
+  // filled, not a product alone: a pruned kernel may hold anything, NaN included
+  return (dense * m).masked_fill_(m == 0, 0);
 }
 
 bool shared_by_tasks(const Tensor& t) { return t.size(0) == 1 || t.stride(0) == 0; }

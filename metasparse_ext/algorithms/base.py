@@ -80,6 +80,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             meta-step (:func:`metasparse_ext.capture`), which cannot raise. From then on
             ``iteration`` no longer counts; an optimizer that takes ``found_inf`` can be given it,
             to skip its steps.
+        one, zero: Buffers (): the gradient of a sum of losses in each of them, and of a parameter
+            that is not used.
 
     Raises:
         TypeError: if model is not an ``nn.Module``, or an option has another type than it should.
@@ -95,6 +97,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
     iteration: Tensor
     nonfinite: Tensor
+    one: Tensor
+    zero: Tensor
     loss: TaskFunction | None
     metric: TaskFunction | None
     task_chunk: int | None = None
@@ -138,6 +142,9 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         self.layout = self._layout_of(self._adapted_parameters())
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.bool), persistent=False)
+        one = next(iter(self._adapted_parameters().values())).new_ones(())
+        self.register_buffer("one", one, persistent=False)
+        self.register_buffer("zero", torch.zeros_like(one), persistent=False)
 
     def set_task_options(
         self, loss: TaskFunction | None, metric: TaskFunction | None, task_chunk: int | None
@@ -213,7 +220,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
         With a loss of one's own, whatever the model returns, each tensor with a leading T.
         """
-        return run_tasks(self.name, self.model, self.layout.unflatten(phi), images, self.slots)
+        parameters = self.layout.unflatten(phi, zero=self.zero)
+        return run_tasks(self.name, self.model, parameters, images, self.slots)
 
     def losses(self, phi: Tensor, samples: Samples) -> Tensor:
         """(T,): each task's loss at row t of phi (T, P)."""
@@ -241,7 +249,8 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             phi = phi.detach().requires_grad_()
             logits = self.logits(phi, samples.images)
             losses = self.task_losses(logits, samples.labels)
-            (gradient,) = torch.autograd.grad(losses, phi, torch.ones_like(losses))
+            ones = self.one.to(losses).expand_as(losses)
+            (gradient,) = torch.autograd.grad(losses, phi, ones)
         return losses.detach(), gradient, detached(logits)
 
     def mean_gradient(self, losses: Tensor) -> dict[str, Tensor]:

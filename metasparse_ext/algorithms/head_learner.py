@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -15,6 +17,9 @@ from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, logits_of
 from metasparse_ext.algorithms.vmapped import over_tasks
 from metasparse_ext.data import Inputs, Samples, TaskBatch
+
+# No parameters in place of the model's own.
+_OWN: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class HeadLearner(MetaLearner):
@@ -75,22 +80,54 @@ class HeadLearner(MetaLearner):
         return AdaptedTasks(self.model, parameters)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
+        start = self.start(len(batch.query.labels))
         with torch.enable_grad():
-            weight, bias, support_loss = self._fit(batch.support, self.inner_steps)
-            logits = head_logits(self.features(batch.query.images), weight, bias)
+            phi = start.detach().requires_grad_() if self._task_aware else None
+            weight, bias, support_loss = self._fit(batch.support, self.inner_steps, phi)
+            logits = head_logits(self.features(batch.query.images, phi), weight, bias)
             losses = self.task_losses(logits, batch.query.labels)
-            gradient = self.mean_gradient(losses)
+            gradient = self._gradient_through(losses, phi)
         trace = [loss.detach() for loss in (support_loss, losses) if loss is not None]
-        start = self.start(losses.shape[0])
         return self.finish(gradient, start, trace, batch.query, logits.detach())
 
-    def features(self, images: Inputs) -> Tensor:
-        """What the head sees: images (T, N, ...) to (T, N, D), batch statistics per task."""
-        if (self.slots or Slots(self.model)).task_aware:
-            return self._features(images)
+    def features(self, images: Inputs, phi: Tensor | None = None) -> Tensor:
+        """What the head sees: images (T, N, ...) to (T, N, D), batch statistics per task.
+
+        By the model's own parameters; or, where it takes the tasks' axis, by phi (T, P).
+        """
+        if self._task_aware:
+            return self._features(
+                images, {} if phi is None else self.layout.unflatten(phi, zero=self.zero)
+            )
         return over_tasks(self.name, self.model, self._features, images)
 
-    def _features(self, images: Inputs) -> Tensor:
+    @property
+    def _task_aware(self) -> bool:
+        return (self.slots or Slots(self.model)).task_aware
+
+    def _gradient_through(self, losses: Tensor, phi: Tensor | None) -> dict[str, Tensor]:
+        """The gradient of the mean loss by parameter; the backbone's is that in the rows of phi.
+
+        So one sum over the tasks serves all parameters.
+        """
+        if phi is None:
+            return self.mean_gradient(losses)
+        adapted = {f"model.{name}" for name in self.layout.names}
+        head = {f"model.{self._prefix}{name}" for name in ("weight", "bias")}
+        own = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and (name in head or name not in adapted)
+        }
+        share = (self.one.to(losses) / len(losses)).expand_as(losses)
+        rows, *parts = torch.autograd.grad(
+            losses, [phi, *own.values()], share, materialize_grads=True
+        )
+        flat = self.layout.unflatten(rows.sum(0))
+        found = {f"model.{name}": part for name, part in flat.items()}
+        return found | dict(zip(own, parts, strict=True))
+
+    def _features(self, images: Inputs, parameters: Mapping[str, Tensor] = _OWN) -> Tensor:
         seen: list[tuple[Tensor, Tensor]] = []
 
         def note(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -98,7 +135,7 @@ class HeadLearner(MetaLearner):
 
         hook = self._head.register_forward_hook(note)
         try:
-            output = (self.slots or Slots(self.model)).call({}, images)
+            output = (self.slots or Slots(self.model)).call(parameters, images)
         finally:
             hook.remove()
         logits_of(self.name, self.model, output)
@@ -109,9 +146,11 @@ class HeadLearner(MetaLearner):
             refuse(self.name, "head", wanted, f"{got}; head=NAME takes another")
         return seen[0][0]
 
-    def _fit(self, support: Samples, steps: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _fit(
+        self, support: Samples, steps: int, phi: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         check_classes(self.name, support.labels, self._head.out_features)
-        features = self.features(support.images)
+        features = self.features(support.images, phi)
         return self.fit(features, support.labels, self._head.weight, self._head.bias, steps)
 
     @property

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,19 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext.algorithms.imaml import IMAML, Mode, Penalty
 from metasparse_ext.algorithms.records import Source
+from metasparse_ext.algorithms.slots import Slots
+from metasparse_ext.algorithms.task_networks import run_tasks
+from metasparse_ext.data import Inputs
 from metasparse_ext.implicit import Layout
 from metasparse_ext.implicit.linearize import Curvature
 from metasparse_ext.nn import MaskedConv2d, ScoreMask
-from metasparse_ext.ops import binary_mask
+from metasparse_ext.nn.masks import holding_gates
+from metasparse_ext.ops import add_budget_gradient, score_gate
 
 BudgetSchedule = Literal["constant", "exponential"]
+
+# The scores of all layers in the layout of the buffer.
+_BLOCK = "scores"
 
 
 class MetaDOCK(IMAML):
@@ -123,7 +129,15 @@ class MetaDOCK(IMAML):
         self._count_kernels()
 
     def _count_kernels(self) -> None:
-        self.kernels = sum(scores.numel() for scores in self._meta_scores().values())
+        scores = self._meta_scores()
+        self.kernels = sum(each.numel() for each in scores.values())
+        weights = {n: p for n, p in super()._adapted_parameters().items() if n not in scores}
+        block = torch.empty(self.kernels, device="meta")
+        # The buffer as weights and one block of scores, and the masks of that block.
+        self._parts, self._gates = (
+            Layout.of(weights | {_BLOCK: block}),
+            Layout.of(scores or {_BLOCK: block}),
+        )
         if self.kernels == 0:
             wanted = "one with a ScoreMask whose scores require grad"
             refuse(self.name, "model", wanted, f"{type(self.model).__name__} without")
@@ -156,13 +170,24 @@ class MetaDOCK(IMAML):
         weights = super()._adapted_parameters()
         return {n: p for n, p in weights.items() if n not in scores} | scores
 
+    def logits(self, phi: Tensor, images: Inputs) -> Any:
+        """As every learner's; the gates of all layers are one op, where the model allows it."""
+        if not (self.slots or Slots(self.model)).task_aware:
+            return super().logits(phi, images)
+        parameters = self._parts.unflatten(phi, zero=self.zero)
+        gates = self._gates.unflatten(score_gate(parameters.pop(_BLOCK)))
+        maskers = [self.model.get_submodule(name.rpartition(".")[0]) for name in gates]
+        with holding_gates(cast(list[ScoreMask], maskers), list(gates.values())):
+            return run_tasks(self.name, self.model, parameters, images, self.slots)
+
     def _penalty(self) -> Penalty:
         """The budget's gradient, added to that of the scores; its ramp is taken once."""
         scores = slice(self.layout.numel - self.kernels, None)
-        budget_gradient = self.budget_loss.gradient_at(self.iteration, self.start(1)[:, scores])
+        offset, share = self.budget_loss.slope(self.iteration, self.start(1)[:, scores])
 
         def add_budget(gradient: Tensor, phi: Tensor) -> None:
-            gradient[:, scores] += budget_gradient(phi[:, scores])
+            l1 = self.budget_loss.lambda4
+            add_budget_gradient(gradient[:, scores], phi[:, scores], offset, share, l1)
 
         return add_budget
 
@@ -222,25 +247,19 @@ class Budget:
 
     def gradient(self, scores: Tensor, done: Tensor) -> Tensor:
         """(T, K) the gradient of :meth:`loss`."""
-        return self.gradient_at(done, scores)(scores)
+        gradient = torch.zeros_like(scores)
+        add_budget_gradient(gradient, scores, *self.slope(done, scores), self.lambda4)
+        return gradient
 
-    def gradient_at(self, done: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """:meth:`gradient` as a function of scores of the dtype and the K of ``like``, (..., K)."""
+    def slope(self, done: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient in a gate, without the L1 norm: a + b times the open gates of the task.
+
+        Two tensors () for scores of the dtype and the K of ``like`` (..., K): the same in every
+        step of a meta-iteration.
+        """
         weight, goal = self._at(done, like)
         per_kernel = 2 * weight / like.shape[-1]
-        offset, share = -goal * per_kernel, per_kernel / like.shape[-1]
-
-        def gradient(scores: Tensor) -> Tensor:
-            logistic = scores.sigmoid()
-            kept = binary_mask(logistic, 0.5).sum(-1, keepdim=True)
-            slope = torch.addcmul(offset, kept, share)
-            return torch.add(
-                torch.ops.aten.sigmoid_backward(slope.expand_as(scores), logistic),
-                scores.sign(),
-                alpha=self.lambda4,
-            )
-
-        return gradient
+        return -goal * per_kernel, per_kernel / like.shape[-1]
 
     def _at(self, done: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The weight of the budget and V0 at an iteration, as tensors on the device."""
@@ -253,4 +272,4 @@ class Budget:
 
 def active(scores: Tensor) -> Tensor:
     """Zeros and ones in the dtype of the scores: which kernels the gate lets through."""
-    return binary_mask(scores.sigmoid(), 0.5)
+    return score_gate(scores)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -22,6 +21,7 @@ from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.vmapped import over_tasks, plain_attention
 from metasparse_ext.data import Inputs
 from metasparse_ext.nn import MaskedConv2d
+from metasparse_ext.ops import task_cross_entropy
 
 
 class AdaptedTasks:
@@ -157,8 +157,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, owner: str = "cross_entropy
     wanted = f"(T, N) = {tuple(logits.shape[:-1])} like the logits"
     require(labels.shape == logits.shape[:-1], owner, "labels", wanted, tuple(labels.shape))
     check_classes(owner, labels, logits.shape[-1])
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
-    return losses.unflatten(0, labels.shape).mean(1)
+    return task_cross_entropy(logits, labels.long())
 
 
 def task_masks(model: nn.Module, parameters: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:

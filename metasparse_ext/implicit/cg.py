@@ -210,7 +210,11 @@ def _solve(
     x0: Tensor | None,
     preconditioner: Tensor | None,
 ) -> CGResult:
-    top = b.abs().amax(1, keepdim=True) if b.shape[1] else b.new_zeros(b.shape[0], 1)
+    top = (
+        torch.linalg.vector_norm(b, torch.inf, 1, keepdim=True)
+        if b.shape[1]
+        else b.new_zeros(b.shape[0], 1)
+    )
     if x0 is None:
         unit = _unit(top)
         b = b / unit
@@ -226,9 +230,10 @@ def _solve(
     limit = relative * relative * bb
     z = r if preconditioner is None else preconditioner * r
     p = _dense_copy(z)
-    rz, rr = dots(r, z), dots(r, r)
+    rr = bb.clone() if x0 is None else dots(r, r)
+    rz = rr.clone() if preconditioner is None else dots(r, z)
     status = torch.where(rr <= limit, CONVERGED, RUNNING)
-    status = torch.where(rr.isfinite() & bb.isfinite(), status, NOT_FINITE)
+    status = torch.where(rr + bb < torch.inf, status, NOT_FINITE)
     taken = torch.zeros_like(status)
     transformed = _transformed()
     for _ in range(iterations):
@@ -256,7 +261,7 @@ def _unit(top: Tensor) -> Tensor:
     widest = 2.0**128 if top.dtype == torch.float64 else 2.0**40
     extreme = (top > widest) | ((top < 1 / widest) & (top > 0))
     power = top / (2 * mantissa)
-    return torch.where(extreme & top.isfinite(), power, 1)
+    return torch.where(extreme & (top < torch.inf), power, 1)
 
 
 def _dense_copy(t: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ def implicit_solve(
     solve = cg(operator, gradient, **options)
     stuck = (solve.status == CGStatus.NOT_POSITIVE) & (solve.iterations == 0)
     solution = torch.where(stuck[:, None], gradient / operator.shift, solve.solution)
-    return operator.gain * solution, solve
+    gained = isinstance(operator.gain, Tensor) or operator.gain != 1
+    return operator.gain * solution if gained else solution, solve
 
 
 def _value_and_gradient(loss: Callable[[Tensor], Tensor], params: Tensor) -> tuple[Tensor, Tensor]:

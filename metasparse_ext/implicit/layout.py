@@ -142,10 +142,15 @@ class Layout:
             return torch.ops.metasparse.flatten_tasks(parts, *self._packed_shapes)
         return torch.cat([part.flatten(len(batch)) for part in parts], dim=-1)
 
-    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+    def unflatten(self, flat: Tensor, *, zero: Tensor | None = None) -> dict[str, Tensor]:
         """Cuts a flat buffer (*B, P) into named views of shape ``(*B, *shape)``; differentiable.
 
         One op makes all views, and its backward is one copy of their gradients, side by side.
+
+        Args:
+            flat: (*B, P).
+            zero: A zero (), of the dtype and on the device of the buffer. The gradient of a view
+                that has none is copied from it, where a launch would make a zero each time.
 
         Raises:
             ValueError: the buffer's last axis is not P long.
@@ -155,7 +160,7 @@ class Layout:
             expected = f"of shape (*, {self.numel})"
             refuse("Layout.unflatten", "flat", expected, str(tuple(flat.shape)))
         if _library.loaded():
-            parts = torch.ops.metasparse.unflatten_tasks(flat, *self._packed_shapes)
+            parts = torch.ops.metasparse.unflatten_tasks(flat, *self._packed_shapes, zero)
         else:
             slices = flat.split(self.sizes, dim=-1)
             shapes = [flat.shape[:-1] + shape for shape in self.shapes]

@@ -94,7 +94,7 @@ def linearize(
 
 
 def _hessian(losses: Tensor, point: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    gradient = _grad(losses.sum(), point, create_graph=True)
+    gradient = _grad(losses, point, torch.ones_like(losses), create_graph=True)
     return gradient.detach(), lambda v: _grad(gradient, point, v)
 
 

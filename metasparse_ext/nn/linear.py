@@ -11,6 +11,7 @@ from metasparse_ext._arguments import (
     require_place,
     require_size,
 )
+from metasparse_ext.ops import task_linear
 from metasparse_ext.ops._operands import autocast_is_on
 
 
@@ -42,13 +43,15 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         require_floating("Linear", "x", x)
-        require_like("Linear", "x", x, "its weight", self.weight, dtype=not autocast_is_on(x))
+        casts = autocast_is_on(x)
+        require_like("Linear", "x", x, "its weight", self.weight, dtype=not casts)
         size = self.weight.shape[-1]
         require(x.shape[-1:] == (size,), "Linear", "x", f"of shape (..., {size})", x)
         if self.weight.dim() == 2 and (self.bias is None or self.bias.dim() == 1):
             return super().forward(x)
-        if x.dim() == self.weight.dim() == 3 and self.bias is not None:
-            return torch.baddbmm(self.bias.unsqueeze(-2), x, self.weight.mT)  # one op, not seven
+        if x.dim() == self.weight.dim() == 3 and len(x) == len(self.weight) and not casts:
+            bias = None if self.bias is None else self.bias.expand(*self.weight.shape[:2])
+            return task_linear(x, self.weight, bias)
         product = torch.matmul(x, self.weight.mT)
         if self.bias is None:
             return product

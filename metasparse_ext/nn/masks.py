@@ -6,7 +6,8 @@ weight's shape. What a maker learns is an ordinary parameter, so learners adapt 
 other. A maker whose masks pass no gradient back has ``learned = False``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ from metasparse_ext._arguments import (
     require_tensor,
     shown,
 )
-from metasparse_ext.ops import binary_mask, topk_mask
+from metasparse_ext.ops import score_gate, topk_mask
 
 Granularity = Literal["weight", "kernel", "channel"]
 
@@ -146,8 +147,14 @@ class ScoreMask(nn.Module):
             every kernel active.
         device, dtype: Of the scores.
 
+    Attributes:
+        gates: The mask itself, while somebody has computed it for many layers at once
+            (:func:`holding_gates`); else None.
+
     Source: MetaDOCK (Chavan et al., CVPR 2022) and its public code.
     """
+
+    gates: Tensor | None = None
 
     def __init__(
         self,
@@ -185,10 +192,22 @@ class ScoreMask(nn.Module):
         nn.init.uniform_(self.scores, self.low, self.high)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return binary_mask(self.scores.sigmoid(), 0.5)
+        return score_gate(self.scores) if self.gates is None else self.gates
 
     def extra_repr(self) -> str:
         return f"{tuple(self.scores.shape)}, init=U({self.low:g}, {self.high:g})"
+
+
+@contextmanager
+def holding_gates(maskers: Sequence[ScoreMask], gates: Sequence[Tensor]) -> Iterator[None]:
+    """Has maskers return these masks, (O, I) or (T, O, I), in place of those of their scores."""
+    try:
+        for masker, mask in zip(maskers, gates, strict=True):
+            masker.gates = mask
+        yield
+    finally:
+        for masker in maskers:
+            masker.gates = None
 
 
 class TopKMask(nn.Module):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library
-from metasparse_ext.ops import cuda_table
+from metasparse_ext.ops import cuda_features, cuda_table
 from metasparse_ext.ops.backends import AUTOMATIC, get_backend
 from metasparse_ext.reference import cg as reference_cg
 from metasparse_ext.reference import softmax_head as reference_head
@@ -56,101 +56,6 @@ class Op(NamedTuple):
     dense: Callable | None = None
 
 
-# ---- features ------------------------------------------------------------------------------------
-
-
-def _kind(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def precision(tensor: Tensor) -> str:
-    """How convolutions multiply: float32 as "tf32" or "float32", by PyTorch's own switch."""
-    if tensor.dtype != torch.float32:
-        return _kind(tensor)
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "float32"
-
-
-def _product(
-    tensor: Tensor, rows: int, columns: int, depth: int, weights: Sequence[Tensor | None]
-) -> dict[str, int | str]:
-    """Of an implicit matrix product: its sizes over all tasks, and how many there are.
-
-    ``calls`` is the number of library calls it takes: one where the tasks share their weights.
-    """
-    tasks = tensor.shape[0]
-    shared = all(w is None or w.shape[0] == 1 or w.stride(0) == 0 for w in weights)
-    return {
-        "rows": rows,
-        "columns": columns,
-        "depth": depth,
-        "calls": 1 if shared else tasks,
-        "dtype": _kind(tensor),
-        "precision": precision(tensor),
-    }
-
-
-def _forward_features(x, weight, mask, bias, stride, padding):
-    sizes = zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
-    height, width = ((size + 2 * p - k) // s + 1 for size, k, s, p in sizes)
-    columns = x.shape[0] * x.shape[1] * height * width
-    return _product(x, weight.shape[1], columns, weight[0, 0].numel(), (weight, mask, bias))
-
-
-def _input_grad_features(grad, weight, mask, input_size, stride, padding):
-    columns = grad.shape[0] * grad.shape[1] * input_size[0] * input_size[1]
-    depth = weight[0, :, 0].numel() // (stride[0] * stride[1])
-    return _product(grad, weight.shape[2], columns, depth, (weight, mask))
-
-
-def _weight_grad_features(grad, x, mask, kernel_size, stride, padding):
-    columns = x.shape[0] * x.shape[2] * kernel_size[0] * kernel_size[1]
-    depth = grad[0, :, 0].numel()
-    return _product(grad, grad.shape[2], columns, depth, (grad,))
-
-
-def _mask_grad_features(grad, x, weight, stride, padding):
-    return _weight_grad_features(grad, x, None, weight.shape[3:], stride, padding)
-
-
-def _pair_features(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding):
-    features = _forward_features(x1, weight1, mask1, bias, stride, padding)
-    return features | {"depth": 2 * features["depth"]}
-
-
-def _input_grad_pair_features(
-    grad1, weight1, mask1, grad2, weight2, mask2, input_size, stride, padding
-):
-    features = _input_grad_features(grad1, weight1, mask1, input_size, stride, padding)
-    return features | {"depth": 2 * features["depth"]}
-
-
-def _weight_grad_pair_features(grad1, x1, grad2, x2, mask, kernel_size, stride, padding):
-    features = _weight_grad_features(grad1, x1, mask, kernel_size, stride, padding)
-    return features | {"depth": 2 * features["depth"]}
-
-
-def _norm_features(x: Tensor) -> dict[str, int | str]:
-    return {
-        "channels": x.shape[0] * x.shape[2],
-        "elements": x.shape[1] * x.shape[3] * x.shape[4],
-        "dtype": _kind(x),
-    }
-
-
-def _rows_features(rows, *_):
-    return {"rows": rows.shape[0], "size": rows.shape[1], "dtype": _kind(rows)}
-
-
-def _head_features(features: Tensor, center: Tensor) -> dict[str, int | str]:
-    return {
-        "tasks": features.shape[0],
-        "samples": features.shape[1],
-        "size": features.shape[2],
-        "classes": center.shape[1],
-        "dtype": _kind(features),
-    }
-
-
 # ---- the ops -------------------------------------------------------------------------------------
 
 _TILES = {
@@ -163,39 +68,54 @@ _TILES = {
 _NORM_BLOCKS = {"block": (512, 1024, 2048), "warps": (4, 8)}
 
 OPS: dict[str, Op] = {
-    "masked_conv": Op("masked_conv", _forward_features, _TILES),
-    "masked_conv_input_grad": Op("masked_conv", _input_grad_features, _TILES),
-    "masked_conv_weight_grad": Op("masked_conv", _weight_grad_features, _TILES),
-    "masked_conv_mask_grad": Op("masked_conv", _mask_grad_features, _TILES),
-    "masked_conv_pair": Op("masked_conv", _pair_features, _TILES),
-    "masked_conv_input_grad_pair": Op("masked_conv", _input_grad_pair_features, _TILES),
-    "masked_conv_weight_grad_pair": Op("masked_conv", _weight_grad_pair_features, _TILES),
-    "norm_act_pool": Op("norm_act_pool", lambda x, *_: _norm_features(x), _NORM_BLOCKS),
+    "masked_conv": Op("masked_conv", cuda_features.forward, _TILES),
+    "masked_conv_input_grad": Op("masked_conv", cuda_features.input_grad, _TILES),
+    "masked_conv_weight_grad": Op("masked_conv", cuda_features.weight_grad, _TILES),
+    "masked_conv_mask_grad": Op("masked_conv", cuda_features.mask_grad, _TILES),
+    "masked_conv_pair": Op("masked_conv", cuda_features.pair, _TILES),
+    "masked_conv_input_grad_pair": Op("masked_conv", cuda_features.input_grad_pair, _TILES),
+    "masked_conv_weight_grad_pair": Op("masked_conv", cuda_features.weight_grad_pair, _TILES),
+    "masked_weight_pair": Op("masked_weight", cuda_features.weight, {}),
+    "masked_weight_backward": Op("masked_weight", cuda_features.weight, {}),
+    "norm_act_pool": Op("norm_act_pool", lambda x, *_: cuda_features.norm(x), _NORM_BLOCKS),
     "norm_act_pool_backward": Op(
-        "norm_act_pool", lambda grad, x, *_: _norm_features(x), _NORM_BLOCKS
+        "norm_act_pool", lambda grad, x, *_: cuda_features.norm(x), _NORM_BLOCKS
     ),
     "norm_act_pool_tangent": Op(
-        "norm_act_pool", lambda x_dot, *_: _norm_features(x_dot), _NORM_BLOCKS
+        "norm_act_pool", lambda x_dot, *_: cuda_features.norm(x_dot), _NORM_BLOCKS
     ),
     "norm_act_pool_double_backward": Op(
-        "norm_act_pool", lambda x_dot, *_: _norm_features(x_dot), _NORM_BLOCKS
+        "norm_act_pool", lambda x_dot, *_: cuda_features.norm(x_dot), _NORM_BLOCKS
     ),
-    "topk_mask": Op("topk_mask", _rows_features, {"block": (1024, 2048, 4096), "warps": (8, 16)}),
+    "score_gate": Op("score_gate", cuda_features.scores, {}),
+    "score_gate_grad": Op("score_gate", cuda_features.scores, {}),
+    "add_budget_gradient": Op(
+        "score_gate", lambda gradient, scores, *_: cuda_features.scores(scores), {}
+    ),
+    "task_cross_entropy": Op("task_cross_entropy", cuda_features.loss, {}),
+    "task_cross_entropy_backward": Op("task_cross_entropy", cuda_features.loss, {}),
+    "task_cross_entropy_double_backward": Op("task_cross_entropy", cuda_features.loss, {}),
+    "task_linear": Op(None, cuda_features.linear, {}),
+    "task_linear_pair": Op(None, cuda_features.linear, {}),
+    "task_linear_backward": Op("task_linear", lambda grad, x, w: cuda_features.linear(x, w), {}),
+    "topk_mask": Op(
+        "topk_mask", cuda_features.rows, {"block": (1024, 2048, 4096), "warps": (8, 16)}
+    ),
     "cg_step": Op(
         "cg",
-        _rows_features,
+        cuda_features.rows,
         {"block": (512, 1024, 2048), "steps": (1, 2, 4, 8), "warps": (4, 8)},
         reference_cg.cg_step,
     ),
     "softmax_head": Op(
         None,
-        lambda features, labels, center, *_: _head_features(features, center),
+        lambda features, labels, center, *_: cuda_features.head(features, center),
         {},
         reference_head.softmax_head,
     ),
     "softmax_head_grad": Op(
         None,
-        lambda grad, weight, features, *_: _head_features(features, grad),
+        lambda grad, weight, features, *_: cuda_features.head(features, grad),
         {},
         reference_head.softmax_head_grad,
     ),
@@ -371,12 +291,11 @@ def run_choice(op: str, choice: Choice, args: tuple):
     launch, module = _launcher(op)
     options = dict(choice.options)
     if OPS[op].module == "masked_conv":
-        wanted = precision(args[0])
         options = {
             "tile": module.Tile(**options),
-            "precision": "tf32x3" if wanted == "float32" else "tf32",
+            "precision": cuda_features.triton_precision(args[0]),
         }
-    with _device_of(args[0]):
+    with device_of(args[0]):
         return launch(*args, **options)
 
 
@@ -388,7 +307,7 @@ def run(op: str, *args):
     return run_choice(op, choose(op, args), args)
 
 
-def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be that of the tensors."""
     return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
 

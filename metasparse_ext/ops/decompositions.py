@@ -38,6 +38,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         ops.masked_conv.default: reference.masked_conv,
         ops.norm_act_pool.default: _norm_act_pool,
         ops.binary_mask.default: reference.binary_mask,
+        ops.score_gate.default: reference.score_gate,
+        ops.task_linear.default: reference.task_linear,
         ops.topk_mask.default: _topk_mask,
     }
 

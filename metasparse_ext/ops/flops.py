@@ -65,6 +65,19 @@ def _backward(grad, x, weight, mask, input_wanted, *_, **__) -> int:
     return (1 + bool(input_wanted)) * _convolution(grad, weight)
 
 
+def _linear(x, weight, *_, **__) -> int:
+    """Of inputs (T, N, F), or those of the first of two products, and weights (T, O, F)."""
+    return 2 * math.prod(x) * weight[1]
+
+
+def _linear_pair(x1, weight1, *_, **__) -> int:
+    return 2 * _linear(x1, weight1)
+
+
+def _linear_backward(grad, x, weight, *_, **__) -> int:
+    return 2 * _linear(x, weight)
+
+
 FORMULAS = {
     "masked_conv": _forward,
     "masked_conv_input_grad": _input_grad,
@@ -74,6 +87,9 @@ FORMULAS = {
     "masked_conv_input_grad_pair": _input_grad_pair,
     "masked_conv_weight_grad_pair": _weight_grad_pair,
     "masked_conv_backward": _backward,
+    "task_linear": _linear,
+    "task_linear_pair": _linear_pair,
+    "task_linear_backward": _linear_backward,
 }
 
 _COUNTER = "torch.utils.flop_counter"

@@ -238,6 +238,10 @@ def _fake_backward(grad, x, weight, mask, input_wanted, dense, bias_wanted, stri
     )
 
 
+def _fake_weight_backward(grad, weight, mask):
+    return grad.new_empty(grad.shape), grad.new_empty(grad.shape[:3])
+
+
 def _register() -> None:
     fakes = {
         "masked_conv": _fake_conv,
@@ -248,6 +252,8 @@ def _register() -> None:
         "masked_conv_input_grad_pair": _fake_input_grad_pair,
         "masked_conv_weight_grad_pair": _fake_weight_grad_pair,
         "masked_conv_backward": _fake_backward,
+        "masked_weight_pair": lambda weight1, *_: weight1.new_empty(weight1.shape),
+        "masked_weight_backward": _fake_weight_backward,
     }
     for name, fake in fakes.items():
         register_fake(name, fake)

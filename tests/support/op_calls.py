@@ -43,7 +43,20 @@ def other_calls(dtype=torch.float64):
     features, center = torch.randn(2, 6, 5, dtype=dtype), torch.randn(2, 3, 5, dtype=dtype)
     labels, lam = torch.randint(0, 3, (2, 6)), torch.ones(2, dtype=dtype)
     state = (v.clone(), v.clone(), v.clone(), 2 * v, None, rows, rows.clone(), 0 * rows)
+    logits = features[..., :4].contiguous()
+    weight, mask = torch.randn(2, 4, 3, 3, 3, dtype=dtype), torch.randn(2, 4, 3, dtype=dtype)
     return {
+        "masked_weight_pair": (weight, mask, weight + 1, mask + 1),
+        "masked_weight_backward": (weight + 1, weight, mask),
+        "score_gate": (v,),
+        "score_gate_grad": (v, v + 1, v - 1, 2),
+        "add_budget_gradient": (v.clone(), v, lam[0], lam[1] / 9, 0.1),
+        "task_cross_entropy": (logits, labels),
+        "task_cross_entropy_backward": (lam, logits, labels),
+        "task_cross_entropy_double_backward": (logits + 1, lam, logits, labels),
+        "task_linear": (features, center, center[..., 0]),
+        "task_linear_pair": (features, center, features + 1, center - 1, center[..., 0]),
+        "task_linear_backward": (features[..., :3] + 1, features, center),
         "topk_mask": (v, 3 * one),
         "cg_step": (*state, one, one.clone()),
         "softmax_head": (features, labels, center, lam, 1e-10, 20),

@@ -25,7 +25,7 @@ from metasparse_ext.triton.masked_conv.loads import (
     zeros,
 )
 from metasparse_ext.triton.masked_conv.sizes import Sizes, Tile
-from metasparse_ext.triton.masked_conv.weights import pack_weights
+from metasparse_ext.triton.masked_conv.weights import pack_weights, weights_of
 from metasparse_ext.triton.operands import operands
 
 
@@ -73,8 +73,16 @@ def reduce_taps(acc, X, WEIGHT, row, column, S: tl.constexpr, PHASE: tl.constexp
 
 
 @triton.jit
-def reduce_term(acc, X, WEIGHT, n, y, x, inside, S: tl.constexpr, PHASE: tl.constexpr):
-    """acc (p, r) plus one convolution at pixels (n, y, x) of a phase."""
+def reduce_term(
+    acc, X, WEIGHT, MASK, rb, n, y, x, inside, S: tl.constexpr, PHASE: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """acc (p, r) plus one convolution at pixels (n, y, x) of a phase, for the row block rb.
+
+    Weights are packed, or those of the task where one step reduces over all of them.
+    """
+    ROWS: tl.constexpr = S.rows
+    CHANNELS: tl.constexpr = S.channels
     FIRST_Y: tl.constexpr = (PHASE // S.SDW + S.PH) % S.SDH
     FIRST_X: tl.constexpr = (PHASE % S.SDW + S.PW) % S.SDW
     if S.transposed:
@@ -85,53 +93,79 @@ def reduce_term(acc, X, WEIGHT, n, y, x, inside, S: tl.constexpr, PHASE: tl.cons
     X += n * (S.C * S.H * S.W) + (row * S.W + column)
     row = tl.where(inside, row, OUTSIDE)
     if S.flat:
-        ROWS: tl.constexpr = S.rows
-        CHANNELS: tl.constexpr = S.channels
-        at = tl.arange(0, ROWS)[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-        acc = add_product(acc, load_flat(X, row, column, S), tl.load(WEIGHT + at), S)
+        k, r = tl.arange(0, CHANNELS)[None, :], rb * ROWS + tl.arange(0, ROWS)[:, None]
+        there = (r < S.R) & (k < S.C * S.TAPS)
+        w = weights_of(WEIGHT, MASK, r, k // S.TAPS, k % S.TAPS, there, S, MASKED)
+        acc = add_product(acc, load_flat(X, row, column, S), w, S)
     else:
+        WEIGHT += rb * (S.BLOCKS * ROWS * CHANNELS)
         acc = reduce_taps(acc, X, WEIGHT, row, column, S, PHASE)
     return acc
 
 
 @triton.jit
-def convolve_kernel(
-    X1, WEIGHT1, X2, WEIGHT2, BIAS, Y,
-    x1_stride, weight1_stride, x2_stride, weight2_stride, bias_stride, N,
-    S: tl.constexpr, PAIR: tl.constexpr, BIASED: tl.constexpr,
+def convolve_block(
+    pixels, block, X1, WEIGHT1, MASK1, X2, WEIGHT2, MASK2, BIAS, Y,
+    x1_stride, weight1_stride, mask1_stride, x2_stride, weight2_stride, mask2_stride, bias_stride,
+    N, S: tl.constexpr, PAIR: tl.constexpr, BIASED: tl.constexpr, MASKED1: tl.constexpr,
+    MASKED2: tl.constexpr,
 ):  # fmt: skip
-    """y = conv(x1, w1) (+ conv(x2, w2)) + bias, of packed weights.
-
-    One program per (pixels of one phase, row block and phase, task).
-    """
+    """The part of y of a block of pixels of one phase, and of a block of rows and a phase."""
     ROWS: tl.constexpr = S.rows
     PIXELS: tl.constexpr = S.pixels
     PLANE: tl.constexpr = S.HR * S.WR
     PHASES: tl.constexpr = S.PHASES
     t = tl.program_id(2).to(tl.int64)
     # The last phase has the most taps at stride 2 and padding 1: it starts first.
-    phase = S.PHASES - 1 - tl.program_id(1) % S.PHASES
-    rb = tl.program_id(1) // S.PHASES
-    n, y, x = pixel_of(tl.program_id(0) * PIXELS + tl.arange(0, PIXELS), S.HQ, S.WQ)
+    phase = S.PHASES - 1 - block % S.PHASES
+    rb = block // S.PHASES
+    n, y, x = pixel_of(pixels * PIXELS + tl.arange(0, PIXELS), S.HQ, S.WQ)
     to_y, to_x = y * S.SDH + phase // S.SDW, x * S.SDW + phase % S.SDW
     inside = (n < N) & (to_y < S.HR) & (to_x < S.WR)
     r = rb * ROWS + tl.arange(0, ROWS)
 
-    block = rb * (S.BLOCKS * ROWS * S.channels)
     acc = zeros(PIXELS, ROWS, S)
     if BIASED:
         bias = tl.load(BIAS + t * bias_stride + r, mask=r < S.R, other=0.0)
         acc += bias.to(S.sums)[None, :]
     for number in tl.static_range(PHASES):
         if phase == number:
-            weight1 = WEIGHT1 + t * weight1_stride + block
-            acc = reduce_term(acc, X1 + t * x1_stride, weight1, n, y, x, inside, S, number)
+            acc = reduce_term(
+                acc, X1 + t * x1_stride, WEIGHT1 + t * weight1_stride, MASK1 + t * mask1_stride,
+                rb, n, y, x, inside, S, number, MASKED1,
+            )  # fmt: skip
             if PAIR:
-                weight2 = WEIGHT2 + t * weight2_stride + block
-                acc = reduce_term(acc, X2 + t * x2_stride, weight2, n, y, x, inside, S, number)
+                acc = reduce_term(
+                    acc, X2 + t * x2_stride, WEIGHT2 + t * weight2_stride,
+                    MASK2 + t * mask2_stride, rb, n, y, x, inside, S, number, MASKED2,
+                )  # fmt: skip
     at = (n * (S.R * PLANE) + (to_y * S.WR + to_x))[:, None] + (r * PLANE)[None, :]
     Y += t * N * (S.R * PLANE)
     tl.store(Y + at, acc.to(Y.dtype.element_ty), mask=inside[:, None] & (r < S.R)[None, :])
+
+
+@triton.jit
+def convolve_kernel(
+    X1, WEIGHT1, MASK1, X2, WEIGHT2, MASK2, BIAS, Y,
+    x1_stride, weight1_stride, mask1_stride, x2_stride, weight2_stride, mask2_stride, bias_stride,
+    N, S: tl.constexpr, PAIR: tl.constexpr, BIASED: tl.constexpr, MASKED1: tl.constexpr,
+    MASKED2: tl.constexpr,
+):  # fmt: skip
+    """y = conv(x1, w1 m1) (+ conv(x2, w2 m2)) + bias; packed weights have their masks in them.
+
+    One program per (pixels of one phase, row block and phase, task).
+    """
+    convolve_block(
+        tl.program_id(0), tl.program_id(1), X1, WEIGHT1, MASK1, X2, WEIGHT2, MASK2, BIAS, Y,
+        x1_stride, weight1_stride, mask1_stride, x2_stride, weight2_stride, mask2_stride,
+        bias_stride, N, S, PAIR, BIASED, MASKED1, MASKED2,
+    )  # fmt: skip
+
+
+def blocks_of(samples: int, sizes: Sizes) -> tuple[int, int]:
+    """Blocks of pixels of a phase, and of rows times phases, of the result of one task."""
+    pixels = triton.cdiv(samples * sizes.HQ * sizes.WQ, sizes.pixels)
+    return pixels, triton.cdiv(sizes.R, sizes.rows) * sizes.PHASES
 
 
 def convolve(
@@ -156,17 +190,16 @@ def convolve(
         transposed=transposed,
     )  # fmt: skip
     result = source.new_empty(tasks, samples, rows, *image)
-    packed = [
-        None if weight is None else pack_weights(weight, mask, sizes) for _, weight, mask in terms
-    ]
-    pointers, strides = operands(source, packed[0], terms[1][0], packed[1], bias)
-    grid = (
-        triton.cdiv(samples * sizes.HQ * sizes.WQ, tile.pixels),
-        triton.cdiv(rows, tile.rows) * sizes.PHASES,
-        tasks,
-    )
-    convolve_kernel[grid](
-        *pointers, result, *strides, samples, sizes, terms[1][0] is not None, bias is not None,
+    paired = terms[1][0] is not None
+    if not sizes.flat:
+        terms = [
+            (x, None if weight is None else pack_weights(weight, mask, sizes), None)
+            for x, weight, mask in terms
+        ]
+    pointers, strides = operands(*terms[0], *terms[1], bias)
+    convolve_kernel[(*blocks_of(samples, sizes), tasks)](
+        *pointers, result, *strides, samples, sizes, paired, bias is not None,
+        terms[0][2] is not None, terms[1][2] is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return result

@@ -7,6 +7,8 @@ channels: a step reads the gradient once for all of them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -83,25 +85,20 @@ def store_tap(PARTIAL, acc, kernel, tap, inside, m, S: tl.constexpr, MASKED: tl.
 
 
 @triton.jit
-def weight_grad_kernel(
-    GRAD1, X1, GRAD2, X2, MASK, PARTIAL,
+def weight_grad_block(
+    sliced, rows, GRAD1, X1, GRAD2, X2, MASK, PARTIAL,
     grad1_stride, x1_stride, grad2_stride, x2_stride, mask_stride, N, slices, slice_pixels,
     S: tl.constexpr, TAPS: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """A slice of pixels of a weight gradient, or of the sum of two.
-
-    PARTIAL is (slices, T, O, I, taps). One program per (slice, taps and channel block; row block;
-    task). With a mask the gradient is multiplied by it, and a tile without an active kernel costs
-    one store of zeros.
-    """
+    """The part of a slice, of some taps of a channel block; and of a row block."""
     ROWS: tl.constexpr = S.rows
     CHANNELS: tl.constexpr = S.channels
     GROUPS: tl.constexpr = (S.KW + TAPS - 1) // TAPS
     t = tl.program_id(2).to(tl.int64)
-    part, block = tl.program_id(0) % slices, tl.program_id(0) // slices
+    part, block = sliced % slices, sliced // slices
     cb, group = block % S.STEPS, block // S.STEPS
     ky, kx = group // GROUPS, group % GROUPS * TAPS
-    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    r = rows * ROWS + tl.arange(0, ROWS)
     c = cb * CHANNELS + tl.arange(0, CHANNELS)
     channel, tap = c, ky * S.KW + kx
     if S.flat:
@@ -134,6 +131,25 @@ def weight_grad_kernel(
     if TAPS > 2:
         keep = inside & (r + (kx + 2) < r + S.KW)[None, :]
         store_tap(PARTIAL, acc2, kernel, tap + 2, keep, m, S, MASKED)
+
+
+@triton.jit
+def weight_grad_kernel(
+    GRAD1, X1, GRAD2, X2, MASK, PARTIAL,
+    grad1_stride, x1_stride, grad2_stride, x2_stride, mask_stride, N, slices, slice_pixels,
+    S: tl.constexpr, TAPS: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A slice of pixels of a weight gradient, or of the sum of two.
+
+    PARTIAL is (slices, T, O, I, taps). One program per (slice, taps and channel block; row block;
+    task). With a mask the gradient is multiplied by it, and a tile without an active kernel costs
+    one store of zeros.
+    """
+    weight_grad_block(
+        tl.program_id(0), tl.program_id(1), GRAD1, X1, GRAD2, X2, MASK, PARTIAL, grad1_stride,
+        x1_stride, grad2_stride, x2_stride, mask_stride, N, slices, slice_pixels, S, TAPS, PAIR,
+        MASKED,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -178,6 +194,44 @@ def slice_pixels(pixels: int, programs: int, tile: Tile) -> tuple[int, int]:
     return triton.cdiv(pixels, size), size
 
 
+class Slices(NamedTuple):
+    """How a weight gradient is cut.
+
+    Attributes:
+        sizes: Of the convolution.
+        taps: Of a program.
+        blocks, row_blocks: Programs of a slice: taps and channels, and rows.
+        count, pixels: Slices, and the pixels of one.
+    """
+
+    sizes: Sizes
+    taps: int
+    blocks: int
+    row_blocks: int
+    count: int
+    pixels: int
+
+    @classmethod
+    def of(cls, grad: Tensor, x: Tensor, window, tile: Tile, precision: str) -> Slices:
+        """For grad (T, N, O, Ho, Wo) and x (T, N, I, H, W)."""
+        kernel = window[0]
+        tasks, samples, channels, *image = x.shape
+        rows, out_image = grad.shape[2], grad.shape[3:]
+        sizes = Sizes.of((rows, channels), (out_image, image), window, tile, x.dtype, precision)
+        taps = 1 if sizes.flat else min(kernel[1], 3)
+        groups = 1 if sizes.flat else kernel[0] * triton.cdiv(kernel[1], taps)
+        blocks, row_blocks = sizes.STEPS * groups, triton.cdiv(rows, tile.rows)
+        pixels = samples * out_image[0] * out_image[1]
+        count = slice_pixels(pixels, blocks * row_blocks * tasks, tile)
+        return cls(sizes, taps, blocks, row_blocks, *count)
+
+    def partial(self, x: Tensor, *, final: bool) -> Tensor:
+        """Memory (slices, T, O, I, kh, kw), of the dtype of sums; of x if one slice is final."""
+        s = self.sizes
+        dtype = x.dtype if final and self.count == 1 else accumulator(x.dtype)[0]
+        return x.new_empty((self.count, x.shape[0], s.R, s.C, s.KH, s.KW), dtype=dtype)
+
+
 def weight_grad_slices(
     terms: tuple[Tensor | None, ...],
     mask: Tensor | None,
@@ -193,31 +247,24 @@ def weight_grad_slices(
     stride and padding. Where a single slice is ``final`` it is of the dtype of x.
     """
     grad, x, grad2, _ = terms
-    kernel = window[0]
-    tasks, samples, channels, *image = x.shape
-    rows, out_image = grad.shape[2], grad.shape[3:]
-    sizes = Sizes.of((rows, channels), (out_image, image), window, tile, x.dtype, precision)
-    taps = 1 if sizes.flat else min(kernel[1], 3)
-    groups = 1 if sizes.flat else kernel[0] * triton.cdiv(kernel[1], taps)
-    blocks, row_blocks = sizes.STEPS * groups, triton.cdiv(rows, tile.rows)
-    pixels = samples * out_image[0] * out_image[1]
-    slices, size = slice_pixels(pixels, blocks * row_blocks * tasks, tile)
-    partial = x.new_empty(
-        (slices, tasks, rows, channels, *kernel),
-        dtype=x.dtype if final and slices == 1 else accumulator(x.dtype)[0],
-    )
+    cut = Slices.of(grad, x, window, tile, precision)
+    partial = cut.partial(x, final=final)
     pointers, strides = operands(*terms, mask)
-    weight_grad_kernel[(blocks * slices, row_blocks, tasks)](
-        *pointers, partial, *strides, samples, slices, size, sizes, taps, grad2 is not None,
-        mask is not None, num_warps=tile.warps, num_stages=tile.stages,
+    weight_grad_kernel[(cut.blocks * cut.count, cut.row_blocks, x.shape[0])](
+        *pointers, partial, *strides, x.shape[1], cut.count, cut.pixels, cut.sizes, cut.taps,
+        grad2 is not None, mask is not None, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
 
 
 def weight_grad(terms, mask, window, tile: Tile, precision: str) -> Tensor:
     """The weight gradient (T, O, I, kh, kw); arguments as for :func:`weight_grad_slices`."""
-    x = terms[1]
     partial = weight_grad_slices(terms, mask, window, tile, precision, final=True)
+    return added(partial, terms[1])
+
+
+def added(partial: Tensor, x: Tensor) -> Tensor:
+    """The sum of the slices (slices, T, O, I, kh, kw), in the dtype of x."""
     if partial.shape[0] == 1:
         return partial[0]
     out = x.new_empty(partial.shape[1:])

@@ -1,0 +1,124 @@
+"""What the choice of a CUDA backend goes by: sizes, dtype and precision of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def precision(tensor: Tensor) -> str:
+    """How convolutions multiply: float32 as "tf32" or "float32", by PyTorch's own switch."""
+    if tensor.dtype != torch.float32:
+        return _kind(tensor)
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "float32"
+
+
+def triton_precision(tensor: Tensor) -> str:
+    """What Triton's convolutions are told of :func:`precision`."""
+    return "tf32x3" if precision(tensor) == "float32" else "tf32"
+
+
+def _product(
+    tensor: Tensor, rows: int, columns: int, depth: int, weights: Sequence[Tensor | None]
+) -> dict[str, int | str]:
+    """Of an implicit matrix product: its sizes over all tasks, and how many there are.
+
+    ``calls`` is the number of library calls it takes: one where the tasks share their weights.
+    """
+    tasks = tensor.shape[0]
+    shared = all(w is None or w.shape[0] == 1 or w.stride(0) == 0 for w in weights)
+    return {
+        "rows": rows,
+        "columns": columns,
+        "depth": depth,
+        "calls": 1 if shared else tasks,
+        "dtype": _kind(tensor),
+        "precision": precision(tensor),
+    }
+
+
+def forward(x, weight, mask, bias, stride, padding):
+    sizes = zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
+    height, width = ((size + 2 * p - k) // s + 1 for size, k, s, p in sizes)
+    columns = x.shape[0] * x.shape[1] * height * width
+    return _product(x, weight.shape[1], columns, weight[0, 0].numel(), (weight, mask, bias))
+
+
+def input_grad(grad, weight, mask, input_size, stride, padding):
+    columns = grad.shape[0] * grad.shape[1] * input_size[0] * input_size[1]
+    depth = weight[0, :, 0].numel() // (stride[0] * stride[1])
+    return _product(grad, weight.shape[2], columns, depth, (weight, mask))
+
+
+def weight_grad(grad, x, mask, kernel_size, stride, padding):
+    columns = x.shape[0] * x.shape[2] * kernel_size[0] * kernel_size[1]
+    depth = grad[0, :, 0].numel()
+    return _product(grad, grad.shape[2], columns, depth, (grad,))
+
+
+def mask_grad(grad, x, weight, stride, padding):
+    return weight_grad(grad, x, None, weight.shape[3:], stride, padding)
+
+
+def pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding):
+    features = forward(x1, weight1, mask1, bias, stride, padding)
+    return features | {"depth": 2 * features["depth"]}
+
+
+def input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2, input_size, stride, padding):
+    features = input_grad(grad1, weight1, mask1, input_size, stride, padding)
+    return features | {"depth": 2 * features["depth"]}
+
+
+def weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride, padding):
+    features = weight_grad(grad1, x1, mask, kernel_size, stride, padding)
+    return features | {"depth": 2 * features["depth"]}
+
+
+def norm(x: Tensor) -> dict[str, int | str]:
+    return {
+        "channels": x.shape[0] * x.shape[2],
+        "elements": x.shape[1] * x.shape[3] * x.shape[4],
+        "dtype": _kind(x),
+    }
+
+
+def weight(weight, *_):
+    return {"tasks": weight.shape[0], "size": weight[0].numel(), "dtype": _kind(weight)}
+
+
+def scores(*args):
+    scores = args[2] if len(args) == 4 else args[-1]
+    return weight(scores)
+
+
+def loss(*args):
+    *_, logits, _ = args
+    tasks, samples, classes = logits.shape
+    return {"tasks": tasks, "samples": samples, "classes": classes, "dtype": _kind(logits)}
+
+
+def linear(x, weight, *_):
+    tasks, samples, size = x.shape
+    sizes = {"tasks": tasks, "samples": samples, "size": size, "outputs": weight.shape[1]}
+    return sizes | {"dtype": _kind(x)}
+
+
+def rows(rows, *_):
+    return {"rows": rows.shape[0], "size": rows.shape[1], "dtype": _kind(rows)}
+
+
+def head(features: Tensor, center: Tensor) -> dict[str, int | str]:
+    return {
+        "tasks": features.shape[0],
+        "samples": features.shape[1],
+        "size": features.shape[2],
+        "classes": center.shape[1],
+        "dtype": _kind(features),
+    }
