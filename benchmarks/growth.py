@@ -1,0 +1,183 @@
+"""How time and memory of a meta-step grow: ``python -m benchmarks.growth [--quick] [--threads N]``.
+
+MAML, second order, on the strided Conv-4 of 64 channels at 28x28, four tasks of five classes, one
+image each, five inner steps; one of inner steps, tasks, channels, image size and density is varied
+at a time. Beside ours: learn2learn's loop over the tasks, and torch.func.vmap over them. Every
+measurement has a process of its own, so that its peak of resident memory is its own; sides take
+turns, and the better of two rounds counts. All sides must give one meta-gradient in float64 first.
+Writes ``results/growth-N-threads.json`` and ``docs/growth.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.gpu.peers import vmap_maml
+from benchmarks.harness import RESULTS, environment, fair_process, verify
+from benchmarks.meta_steps import BOUND, MamlStep
+from metasparse_ext.algorithms import MAML
+from metasparse_ext.data import TaskBatch
+
+BASE = MamlStep("strided", 28, 1, 64, 1.0)
+AXES: Mapping[str, tuple[float, ...]] = {
+    "steps": (1, 2, 4, 8, 16, 32),
+    "tasks": (1, 2, 4, 8, 16, 32, 64),
+    "width": (32, 64, 128, 256),
+    "size": (28, 42, 56, 84),
+    "density": (1.0, 0.5, 0.2, 0.1, 0.05),
+}
+LABELS = {"steps": "inner steps", "width": "channels", "size": "image size"}
+OURS = "metasparse_ext"
+PICTURE = RESULTS.parents[1] / "docs" / "growth.png"
+
+Step = Callable[[], list[Tensor]]
+
+
+def sides(case: MamlStep, dtype: torch.dtype) -> dict[str, Step]:
+    """A meta-gradient by everyone who computes it, in the order of the network's parameters."""
+    net, batch = case.network().to(dtype), case.batch(dtype)
+    twin = peers.stock_twin(net).to(dtype)
+    learner = MAML(net, inner_lr=case.inner_lr, inner_steps=case.steps)
+
+    def ours() -> list[Tensor]:
+        learner.zero_grad(set_to_none=True)
+        learner.meta_backward(batch)
+        return [p.grad for p in learner.parameters()]
+
+    def by(peer: Callable[[Any, TaskBatch, float, int], list[Tensor]]) -> Step:
+        return lambda: peer(twin, batch, case.inner_lr, case.steps)
+
+    found = {OURS: ours, "torch.func.vmap": by(vmap_maml)}
+    if peers.HAS_LEARN2LEARN:
+        return found | {"learn2learn": by(peers.learn2learn_maml)}
+    return found | {"loop over tasks": by(peers.stock_maml)}
+
+
+def check(case: MamlStep) -> None:
+    """Raises ``WrongResult`` where a side's meta-gradient differs from ours, in float64."""
+    expected, *others = (
+        torch.cat([g.flatten() for g in step()]) for step in sides(case, torch.float64).values()
+    )
+    for other in others:
+        verify(str(case), other, expected, BOUND)
+
+
+def measure(case: MamlStep, side: str, budget: float) -> dict[str, float]:
+    """Median seconds, and how many MB the peak of resident memory is above what was there."""
+    step = sides(case, torch.float32)[side]
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    seconds: list[float] = []
+    step()
+    end = time.perf_counter() + budget
+    while len(seconds) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds), "peak_mb": _status("VmHWM") - before}
+
+
+def _status(name: str) -> float:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def points(quick: bool) -> Iterator[tuple[str, MamlStep]]:
+    for axis, values in AXES.items():
+        for value in values[:1] if quick else values:
+            yield axis, replace(BASE, **{axis: value})
+
+
+def in_own_process(case: MamlStep, side: str, threads: int, budget: float) -> dict[str, float]:
+    task = json.dumps([asdict(case), side, budget])
+    command = [sys.executable, "-m", "benchmarks.growth", "--threads", str(threads)]
+    done = subprocess.run([*command, "--one", task], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{side}, {case}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows(threads: int, quick: bool, budget: float) -> Iterator[dict[str, Any]]:
+    """A line a point and side."""
+    known: dict[MamlStep, dict[str, dict[str, float]]] = {}
+    for axis, case in points(quick):
+        if case not in known:
+            names = list(sides(replace(case, tasks=1, size=28, width=8), torch.float32))
+            rounds = [
+                {name: in_own_process(case, name, threads, budget) for name in names}
+                for _ in range(1 if quick else 2)
+            ]
+            known[case] = {
+                name: {key: min(r[name][key] for r in rounds) for key in rounds[0][name]}
+                for name in names
+            }
+        for name, found in known[case].items():
+            yield {"axis": axis, "value": getattr(case, axis), "side": name, **found}
+        print(".", end="", file=sys.stderr, flush=True)
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Seconds above, memory below, an axis a column; both logarithmic."""
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    panels = figure.subplots(2, len(AXES), sharex="col")
+    names = list(dict.fromkeys(row["side"] for row in found))
+    for column, axis in enumerate(AXES):
+        for row, key in enumerate(("seconds", "peak_mb")):
+            panel = panels[row, column]
+            for name in names:
+                line = [r for r in found if r["axis"] == axis and r["side"] == name]
+                panel.plot([r["value"] for r in line], [r[key] for r in line], "o-", label=name)
+            panel.set(xscale="log", yscale="log")
+            panel.grid(visible=True, which="both", alpha=0.2)
+            values = sorted({r["value"] for r in found if r["axis"] == axis})
+            panel.set_xticks(values, [f"{value:g}" for value in values])
+            panel.minorticks_off()
+        panels[1, column].set_xlabel(LABELS.get(axis, axis))
+    panels[0, 0].set_ylabel("seconds a meta-step")
+    panels[1, 0].set_ylabel("peak memory, MB")
+    panels[0, 0].legend()
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one point an axis, nothing is kept")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    fair_process(options.threads)
+    if options.one is not None:
+        case, side, budget = json.loads(options.one)
+        print(json.dumps(measure(MamlStep(**case), side, budget)))
+        return
+    for axis, values in AXES.items():
+        check(replace(BASE, tasks=2, **{} if axis == "tasks" else {axis: values[0]}))
+    found = list(rows(options.threads, options.quick, 0.1 if options.quick else 1.0))
+    print(file=sys.stderr)
+    if options.quick:
+        print(json.dumps(found, indent=1))
+        return
+    path = RESULTS / f"growth-{options.threads}-threads.json"
+    path.write_text(json.dumps({"environment": environment(), "rows": found}, indent=1) + "\n")
+    draw(found, PICTURE)
+    print(f"raw results: {path}\npicture: {PICTURE}")
+
+
+if __name__ == "__main__":
+    main()
