@@ -128,7 +128,7 @@ BLOCK = msnn.ConvBlock(3, 4, strided=False, order="norm_act_pool", bias=True)
 RES_BLOCK = msnn.ResBlock(3, 4, activation="relu")
 NETWORK = nn.Linear(3, 2)
 SMALL = msnn.Conv4(3, 6, 2, blocks=2)
-CONV = ("masked_conv2d", "masked_conv")
+CONV = ("MaskedConv2d", "masked_conv2d", "masked_conv")
 PAIR = {"kernel_size": COUNT, "stride": COUNT, "padding": COUNT, "dilation": COUNT}
 OPERATOR = implicit.damped(lambda v: v, lam=1.0)
 HEAD = implicit.softmax_head(**head_arguments())
@@ -174,6 +174,17 @@ CALLS: dict[str, Call] = {
             "bias": ("none",),
             "eps": ("fraction", "huge"),
             "pool": FLAG,
+        },
+    ),
+    "score_gate": Call(
+        "score_gate",
+        ms.ops.score_gate,
+        lambda: {"scores": torch.randn(3, 4)},
+        {
+            "scores": (
+                *("number tensor", "half tensor", "empty tensor", "meta tensor"),
+                *("its half", "its double", "its meta", "its stack"),
+            )
         },
     ),
     "binary_mask": Call(
@@ -366,7 +377,7 @@ CALLS: dict[str, Call] = {
         "Layout.unflatten",
         LAYOUT.unflatten,
         lambda: {"flat": torch.ones(2, 4)},
-        {"flat": TENSOR_OF_TASKS},
+        {"flat": TENSOR_OF_TASKS, "zero": ("none", "number tensor")},
     ),
     "task_outputs": Call(
         "task_outputs",
@@ -447,9 +458,7 @@ CALLS: dict[str, Call] = {
             **PLACE,
         },
     ),
-    "MaskedConv2d.forward": Call(
-        ("MaskedConv2d", *CONV), msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"x": images()}
-    ),
+    "MaskedConv2d.forward": Call(CONV, msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"x": images()}),
     "FixedMask": Call(
         "FixedMask",
         msnn.FixedMask,

@@ -247,5 +247,5 @@ def test_gradients_of_a_lone_process_are_left_alone():
     layer = torch.nn.Linear(2, 2)
     layer(torch.ones(1, 2)).sum().backward()
     layer.bias.grad = None
-    Workers().average_gradients(layer)
+    Workers().average_gradients(layer, tasks=1)
     assert layer.bias.grad is None

@@ -7,7 +7,7 @@ from support.triton_kernels import on_device, runs_kernels
 
 import metasparse_ext as ms
 from metasparse_ext import _library, reference
-from metasparse_ext.ops import add_budget_gradient, score_gate
+from metasparse_ext.ops.score_gate import add_budget_gradient, score_gate
 
 compiled = pytest.mark.skipif(_library.problem is not None, reason="no compiled library")
 DTYPES = pytest.mark.parametrize(

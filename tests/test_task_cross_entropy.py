@@ -11,7 +11,7 @@ from support.grid import (
 from support.triton_kernels import on_device, runs_kernels
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops import task_cross_entropy
+from metasparse_ext.ops.task_cross_entropy import task_cross_entropy
 
 compiled = pytest.mark.skipif(_library.problem is not None, reason="no compiled library")
 

@@ -49,6 +49,7 @@ def cases(root):
         "multi-maml": both,
         # More steps of this rate are so steep that rounding shows.
         "cavia": {"options": {"inner_lr": 0.1, "inner_steps": 1}},
+        "metadock": {"meta_lr": 0.01},
     }
     learners = {
         name: tiny_config(root, name, **{**plain, **special.get(name, {})}) for name in LEARNERS

@@ -24,7 +24,7 @@ from metasparse_ext.implicit import Layout
 from metasparse_ext.implicit.linearize import Curvature
 from metasparse_ext.nn import MaskedConv2d, ScoreMask
 from metasparse_ext.nn.masks import holding_gates
-from metasparse_ext.ops import add_budget_gradient, score_gate
+from metasparse_ext.ops.score_gate import add_budget_gradient, score_gate
 
 BudgetSchedule = Literal["constant", "exponential"]
 

@@ -21,7 +21,7 @@ from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.vmapped import over_tasks, plain_attention
 from metasparse_ext.data import Inputs
 from metasparse_ext.nn import MaskedConv2d
-from metasparse_ext.ops import task_cross_entropy
+from metasparse_ext.ops.task_cross_entropy import task_cross_entropy
 
 
 class AdaptedTasks:

@@ -15,6 +15,8 @@ from metasparse_ext._arguments import (
     refuse,
     require,
     require_count,
+    require_like,
+    require_shape,
     require_tensor,
     require_type,
     typed,
@@ -153,9 +155,14 @@ class Layout:
                 that has none is copied from it, where a launch would make a zero each time.
 
         Raises:
-            ValueError: the buffer's last axis is not P long.
+            TypeError: something is not a dense tensor.
+            ValueError: the buffer's last axis is not P long, or ``zero`` is no zero of its kind.
         """
         require_tensor("Layout.unflatten", "flat", flat)
+        if zero is not None:
+            require_tensor("Layout.unflatten", "zero", zero)
+            require_like("Layout.unflatten", "zero", zero, "flat", flat)
+            require_shape("Layout.unflatten", "zero", zero, ())
         if flat.dim() == 0 or flat.shape[-1] != self.numel:
             expected = f"of shape (*, {self.numel})"
             refuse("Layout.unflatten", "flat", expected, str(tuple(flat.shape)))

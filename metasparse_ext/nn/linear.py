@@ -11,8 +11,8 @@ from metasparse_ext._arguments import (
     require_place,
     require_size,
 )
-from metasparse_ext.ops import task_linear
 from metasparse_ext.ops._operands import autocast_is_on
+from metasparse_ext.ops.task_linear import task_linear
 
 
 class Linear(nn.Linear):

@@ -150,7 +150,8 @@ class MaskedConv2d(nn.Conv2d):
         bias = self.bias if self.bias_matters or weight.dim() == 4 else None
         padding: int | str | tuple[int, int] = self.padding
         if self.padding_mode != "zeros":
-            x, padding = self._extended(x), 0
+            # Copies of pixels of 16 bits would have their gradients added up in 16 bits.
+            x, padding = self._extended(x.float() if cast and x.itemsize == 2 else x), 0
         return masked_conv2d(
             x, weight, mask, bias, self.stride, padding, self.dilation, self.groups
         )

@@ -1,19 +1,16 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
-from metasparse_ext.ops import conv_backward, cuda, flops
+from metasparse_ext.ops import conv_backward, cuda, flops, task_cross_entropy, task_linear
 from metasparse_ext.ops.backends import backend, get_backend, set_backend
 from metasparse_ext.ops.binary_mask import binary_mask
 from metasparse_ext.ops.decompositions import decompositions
 from metasparse_ext.ops.explain import explain
 from metasparse_ext.ops.masked_conv import masked_conv2d
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
-from metasparse_ext.ops.score_gate import add_budget_gradient, score_gate
-from metasparse_ext.ops.task_cross_entropy import task_cross_entropy
-from metasparse_ext.ops.task_linear import task_linear
+from metasparse_ext.ops.score_gate import score_gate
 from metasparse_ext.ops.topk_mask import topk_mask
 
 __all__ = [
-    "add_budget_gradient",
     "backend",
     "binary_mask",
     "conv_backward",
