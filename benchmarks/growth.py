@@ -2,10 +2,9 @@
 
 MAML, second order, on the strided Conv-4 of 64 channels at 28x28, four tasks of five classes, one
 image each, five inner steps; one of inner steps, tasks, channels, image size and density is varied
-at a time. Beside ours: learn2learn's loop over the tasks, and torch.func.vmap over them. Every
-measurement has a process of its own, so that its peak of resident memory is its own; sides take
-turns, and the better of two rounds counts. All sides must give one meta-gradient in float64 first.
-Writes ``results/growth-N-threads.json`` and ``docs/growth.png``.
+at a time. Beside ours: learn2learn's loop over the tasks, and torch.func.vmap over them. Sides are
+timed in turns; for its peak of resident memory each has a process of its own. All sides must give
+one meta-gradient in float64 first. Writes ``results/growth-N-threads.json`` and ``docs/growth.png``.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,17 +25,17 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.gpu.peers import vmap_maml
-from benchmarks.harness import RESULTS, environment, fair_process, verify
+from benchmarks.harness import RESULTS, environment, fair_process, interleave, verify
 from benchmarks.meta_steps import BOUND, MamlStep
 from metasparse_ext.algorithms import MAML
 from metasparse_ext.data import TaskBatch
 
 BASE = MamlStep("strided", 28, 1, 64, 1.0)
 AXES: Mapping[str, tuple[float, ...]] = {
-    "steps": (1, 2, 4, 8, 16, 32),
-    "tasks": (1, 2, 4, 8, 16, 32, 64),
-    "width": (32, 64, 128, 256),
-    "size": (28, 42, 56, 84),
+    "steps": (1, 2, 4, 8, 16),
+    "tasks": (1, 2, 4, 8, 16),
+    "width": (32, 64, 128),
+    "size": (28, 42, 84),
     "density": (1.0, 0.5, 0.2, 0.1, 0.05),
 }
 LABELS = {"steps": "inner steps", "width": "channels", "size": "image size"}
@@ -77,19 +74,13 @@ def check(case: MamlStep) -> None:
         verify(str(case), other, expected, BOUND)
 
 
-def measure(case: MamlStep, side: str, budget: float) -> dict[str, float]:
-    """Median seconds, and how many MB the peak of resident memory is above what was there."""
+def peak_mb(case: MamlStep, side: str) -> float:
+    """How many MB the peak of resident memory in a meta-step is above what was there before."""
     step = sides(case, torch.float32)[side]
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    seconds: list[float] = []
     step()
-    end = time.perf_counter() + budget
-    while len(seconds) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "peak_mb": _status("VmHWM") - before}
+    return _status("VmHWM") - before
 
 
 def _status(name: str) -> float:
@@ -104,31 +95,32 @@ def points(quick: bool) -> Iterator[tuple[str, MamlStep]]:
             yield axis, replace(BASE, **{axis: value})
 
 
-def in_own_process(case: MamlStep, side: str, threads: int, budget: float) -> dict[str, float]:
-    task = json.dumps([asdict(case), side, budget])
+def in_own_process(case: MamlStep, side: str, threads: int) -> float:
+    """:func:`peak_mb` of a process that does nothing else."""
+    task = json.dumps([asdict(case), side])
     command = [sys.executable, "-m", "benchmarks.growth", "--threads", str(threads)]
     done = subprocess.run([*command, "--one", task], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{side}, {case}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return float(done.stdout.splitlines()[-1])
 
 
 def rows(threads: int, quick: bool, budget: float) -> Iterator[dict[str, Any]]:
     """A line a point and side."""
-    known: dict[MamlStep, dict[str, dict[str, float]]] = {}
+    known: dict[MamlStep, list[dict[str, Any]]] = {}
     for axis, case in points(quick):
         if case not in known:
-            names = list(sides(replace(case, tasks=1, size=28, width=8), torch.float32))
-            rounds = [
-                {name: in_own_process(case, name, threads, budget) for name in names}
-                for _ in range(1 if quick else 2)
+            timings = interleave(sides(case, torch.float32), budget=budget, least=3, most=10)
+            known[case] = [
+                {
+                    "side": name,
+                    "seconds": timing.median,
+                    "peak_mb": in_own_process(case, name, threads),
+                }
+                for name, timing in timings.items()
             ]
-            known[case] = {
-                name: {key: min(r[name][key] for r in rounds) for key in rounds[0][name]}
-                for name in names
-            }
-        for name, found in known[case].items():
-            yield {"axis": axis, "value": getattr(case, axis), "side": name, **found}
+        for found in known[case]:
+            yield {"axis": axis, "value": getattr(case, axis), **found}
         print(".", end="", file=sys.stderr, flush=True)
 
 
@@ -158,17 +150,17 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one point an axis, nothing is kept")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     fair_process(options.threads)
     if options.one is not None:
-        case, side, budget = json.loads(options.one)
-        print(json.dumps(measure(MamlStep(**case), side, budget)))
+        case, side = json.loads(options.one)
+        print(peak_mb(MamlStep(**case), side))
         return
     for axis, values in AXES.items():
         check(replace(BASE, tasks=2, **{} if axis == "tasks" else {axis: values[0]}))
-    found = list(rows(options.threads, options.quick, 0.1 if options.quick else 1.0))
+    found = list(rows(options.threads, options.quick, 0.1 if options.quick else 3.0))
     print(file=sys.stderr)
     if options.quick:
         print(json.dumps(found, indent=1))
