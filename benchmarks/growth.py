@@ -4,7 +4,8 @@ MAML, second order, on the strided Conv-4 of 64 channels at 28x28, four tasks of
 image each, five inner steps; one of inner steps, tasks, channels, image size and density is varied
 at a time. Beside ours: learn2learn's loop over the tasks, and torch.func.vmap over them. Sides are
 timed in turns; for its peak of resident memory each has a process of its own. All sides must give
-one meta-gradient in float64 first. Writes ``results/growth-N-threads.json`` and ``docs/growth.png``.
+one meta-gradient in float64 first. Writes ``results/growth-N-threads.json`` and
+``docs/growth.png``.
 """
 
 from __future__ import annotations
