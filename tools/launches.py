@@ -153,6 +153,7 @@ def _as_on_cuda() -> Iterator[Counter[str]]:
         torch.library._scoped_library("metasparse", "IMPL") as library,
         mock.patch.object(JITFunction, "run", launch),
         mock.patch.object(InterpretedFunction, "run", launch),
+        mock.patch.object(cuda, "problem", _problem),
     ):
         for op in cuda.OPS:
             library.impl(op, partial(serve, op, heads.get(op)), "Meta", allow_override=True)
@@ -163,6 +164,11 @@ def _as_on_cuda() -> Iterator[Counter[str]]:
         mask = partial(torch.ops.metasparse.binary_mask.default.redispatch, keys)
         library.impl("binary_mask", mask, "Meta", allow_override=True)
         yield launches
+
+
+def _problem(backend: str, _capability: tuple[int, int] | None = None) -> str | None:
+    """Kernels of CUDA C++, there or emulated, compute: they are not for the meta device."""
+    return "it computes" if backend == "cuda" else None
 
 
 def _head(features, labels, center, lam, tolerance, max_iterations):
