@@ -108,3 +108,22 @@ def test_what_the_op_refuses_is_not_explained(options):
     with pytest.raises(ValueError, match="masked_conv") as explained:
         ms.explain(**operands)
     assert str(explained.value) == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "algorithm"), [(1, 4, "winograd2"), (25, 16, "winograd4")]
+)
+def test_few_images_take_smaller_tiles(images, side, algorithm):
+    """The weights of larger ones would cost more than the products that they save."""
+    x, weight = torch.rand(4, images, 64, side, side), torch.rand(4, 64, 64, 3, 3)
+    found = {e.op: e.algorithm for e in ms.explain(x, weight, padding=1)}
+    assert found == dict.fromkeys(found, algorithm)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_first_layers_are_for_few_channels_whatever_their_mask(stride):
+    x, weight = torch.rand(4, 25, 3, 32, 32), torch.rand(4, 64, 3, 3, 3)
+    for kept in (64, 32, 6):
+        mask = (torch.arange(64) < kept).float()[:, None].expand(64, 3)
+        forward, *_ = ms.explain(x, weight, mask, stride, 1)
+        assert forward.algorithm == "few_channels"
