@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.command import Group, run_benchmark
 from benchmarks.harness import Row, interleave, verify
-from benchmarks.meta_steps import random_tasks
+from benchmarks.meta_steps import MamlStep, random_tasks
 from metasparse_ext.cli.payoff import sides
-from metasparse_ext.nn import Conv4, FixedMask, MaskedConv2d
+from metasparse_ext.nn import Conv4
 
 BOUND = 1e-8
 STEPS = 10
@@ -33,15 +33,7 @@ class OneTask:
     density: float
 
     def network(self) -> Conv4:
-        torch.manual_seed(0)
-        strided = self.backbone == "strided"
-        net = Conv4(self.channels, self.size, self.width, ways=5, strided=strided)
-        for layer in net.modules():
-            if isinstance(layer, MaskedConv2d) and layer.in_channels == self.width:
-                mask = torch.rand(layer.weight.shape[:2]) < self.density
-                mask[:, 0] = True  # no channel without a kernel, see benchmarks/meta_steps.py
-                layer.masker = FixedMask(mask.float())
-        return net
+        return MamlStep(self.backbone, self.size, self.channels, self.width, self.density).network()
 
 
 def run(case: OneTask, budget: float) -> Row:

@@ -23,8 +23,6 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-Tensor over_taps(const Tensor& mask) { return mask.unsqueeze(-1).unsqueeze(-1); }
-
 const auto& backward_op() {
   static const auto op =
       find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&)>(
@@ -37,13 +35,6 @@ const auto& pair_op() {
       find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&)>(
           "metasparse::masked_weight_pair");
   return op;
-}
-
-bool any_tangent(const std::vector<Tensor>& tensors) {
-  for (const auto& t : tensors) {
-    if (tangent_of(t).defined()) return true;
-  }
-  return false;
 }
 
 struct MaskedWeightPairBackward : Node {
@@ -79,9 +70,9 @@ struct MaskedWeightBackwardBackward : Node {
       if (a.defined() && b.defined()) {
         out[0] = pair_op().call(a, m, w, b);
       } else if (a.defined()) {
-        out[0] = a * over_taps(m);
+        out[0] = a * dense::over_taps(m);
       } else if (b.defined()) {
-        out[0] = w * over_taps(b);
+        out[0] = w * dense::over_taps(b);
       }
     }
     const bool to_weight = task_should_compute_output(1) && b.defined();
@@ -89,7 +80,7 @@ struct MaskedWeightBackwardBackward : Node {
     if (to_weight && to_mask) {
       std::tie(out[1], out[2]) = backward_op().call(g, a, b);
     } else if (to_weight) {
-      out[1] = g * over_taps(b);
+      out[1] = g * dense::over_taps(b);
     } else if (to_mask) {
       out[2] = (g * a).sum({-2, -1});
     }

@@ -10,6 +10,8 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 
@@ -63,6 +65,11 @@ inline c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {
 // The forward-mode tangent of a variable, undefined where there is none.
 inline at::Tensor tangent_of(const at::Tensor& t) {
   return t.defined() ? t._fw_grad(/*level=*/0) : at::Tensor();
+}
+
+inline bool any_tangent(std::initializer_list<at::Tensor> tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const at::Tensor& t) { return tangent_of(t).defined(); });
 }
 
 inline at::Tensor primal_of(const at::Tensor& t) {

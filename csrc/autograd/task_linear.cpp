@@ -113,13 +113,6 @@ struct TaskLinearBackwardBackward : Node {
   std::string name() const override { return "TaskLinearBackwardBackward"; }
 };
 
-bool has_tangent(const std::vector<Tensor>& tensors) {
-  for (const auto& t : tensors) {
-    if (tangent_of(t).defined()) return true;
-  }
-  return false;
-}
-
 template <class Redispatch>
 Tensor linear_with_autograd(const std::vector<Tensor>& terms, const Tensor& bias,
                             Redispatch&& redispatch) {
@@ -143,7 +136,7 @@ Tensor linear_with_autograd(const std::vector<Tensor>& terms, const Tensor& bias
 
 Tensor task_linear(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
                    const OptionalTensor& bias) {
-  if (has_tangent({x, weight, or_undefined(bias)})) return dense::task_linear(x, weight, bias);
+  if (any_tangent({x, weight, or_undefined(bias)})) return dense::task_linear(x, weight, bias);
   return linear_with_autograd({x, weight}, or_undefined(bias), [&] {
     return linear_op().redispatch(below_autograd(keys), x, weight, bias);
   });
@@ -151,7 +144,7 @@ Tensor task_linear(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weig
 
 Tensor task_linear_pair(c10::DispatchKeySet keys, const Tensor& x1, const Tensor& weight1,
                         const Tensor& x2, const Tensor& weight2, const OptionalTensor& bias) {
-  if (has_tangent({x1, weight1, x2, weight2, or_undefined(bias)})) {
+  if (any_tangent({x1, weight1, x2, weight2, or_undefined(bias)})) {
     return dense::task_linear_pair(x1, weight1, x2, weight2, bias);
   }
   return linear_with_autograd({x1, weight1, x2, weight2}, or_undefined(bias), [&] {
@@ -161,7 +154,7 @@ Tensor task_linear_pair(c10::DispatchKeySet keys, const Tensor& x1, const Tensor
 
 Triple task_linear_backward(c10::DispatchKeySet keys, const Tensor& grad, const Tensor& x,
                             const Tensor& weight) {
-  if (has_tangent({grad, x, weight})) return dense::task_linear_backward(grad, x, weight);
+  if (any_tangent({grad, x, weight})) return dense::task_linear_backward(grad, x, weight);
   const auto node = node_of<TaskLinearBackwardBackward>(grad, x, weight);
   auto [x_grad, weight_grad, bias_grad] = [&] {
     at::AutoDispatchBelowADInplaceOrView below;

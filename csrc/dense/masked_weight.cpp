@@ -6,13 +6,10 @@
 #include "../checks/masked_weight.h"
 
 namespace metasparse::dense {
-namespace {
 
 using at::Tensor;
 
 Tensor over_taps(const Tensor& mask) { return mask.unsqueeze(-1).unsqueeze(-1); }
-
-}  // namespace
 
 Tensor masked_weight_pair(const Tensor& weight1, const Tensor& mask1, const Tensor& weight2,
                           const Tensor& mask2) {

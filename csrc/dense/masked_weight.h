@@ -7,6 +7,9 @@
 
 namespace metasparse::dense {
 
+// (T,O,I) as (T,O,I,1,1).
+at::Tensor over_taps(const at::Tensor& mask);
+
 at::Tensor masked_weight_pair(const at::Tensor& weight1, const at::Tensor& mask1,
                               const at::Tensor& weight2, const at::Tensor& mask2);
 

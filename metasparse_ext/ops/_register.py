@@ -20,6 +20,12 @@ def register_fake(name: str, fake: Callable[..., object]) -> None:
     torch.library.register_fake(f"metasparse::{name}", checked)
 
 
+def register_autocast(name: str) -> None:
+    """``metasparse::name`` computes in float32 inside of autocast, on the CPU and on CUDA."""
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+
+
 def fold(tensor: Tensor | None, in_dim: int | None, batch: int) -> Tensor | None:
     """(…, B, …) with its mapped axis at ``in_dim``, or an unmapped (T, …) -> (B * T, …)."""
     if tensor is None:

@@ -18,7 +18,7 @@ from metasparse_ext._arguments import (
     require_tensor,
 )
 from metasparse_ext.ops._operands import is_cast, is_widened, without_autocast
-from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
 from metasparse_ext.ops._tasks import with_tasks
 
 _OP = "masked_conv2d"
@@ -260,8 +260,7 @@ def _register() -> None:
         register_vmap(name, getattr(torch.ops.metasparse, name))
         # The kernels compute in float32 and float64: lower precisions of a surrounding autocast
         # region come in as float32.
-        for device in ("cpu", "cuda"):
-            torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+        register_autocast(name)
 
 
 if _library.problem is None:

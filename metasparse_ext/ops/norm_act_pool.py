@@ -15,7 +15,7 @@ from metasparse_ext._arguments import (
     require_tensor,
 )
 from metasparse_ext.ops._operands import autocast_is_on, is_widened
-from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
 from metasparse_ext.ops._tasks import with_tasks
 
 _OP = "norm_act_pool"
@@ -177,8 +177,7 @@ def _register() -> None:
     for name, fake in fakes.items():
         register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
-        for device in ("cpu", "cuda"):  # like masked_conv, and like PyTorch's other norms
-            torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+        register_autocast(name)  # like masked_conv, and like PyTorch's other norms
 
 
 if _library.problem is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from metasparse_ext import _library
-from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
 from metasparse_ext.reference import softmax_head as reference
 
 
@@ -33,8 +33,7 @@ def _register() -> None:
     for name, fake in fakes.items():
         register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
-        for device in ("cpu", "cuda"):
-            torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+        register_autocast(name)
 
 
 if _library.problem is None:

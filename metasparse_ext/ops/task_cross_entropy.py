@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
 
 
 def task_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -39,8 +39,7 @@ def _register() -> None:
         register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
         # As torch's own: a loss is of float32 inside of autocast.
-        for device in ("cpu", "cuda"):
-            torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+        register_autocast(name)
 
 
 if _library.problem is None:
