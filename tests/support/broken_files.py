@@ -171,7 +171,7 @@ class Archive(NamedTuple):
         return packed.getvalue()
 
 
-def edits() -> SearchStrategy[Edit]:
+def _edit() -> SearchStrategy[Edit]:
     """Mostly of the first bytes, where the sizes are."""
     place = st.one_of(st.integers(0, 160), st.integers(-64, -1), st.integers(0, 5000))
     number = st.sampled_from(NUMBERS)
@@ -187,6 +187,10 @@ def some(what: SearchStrategy) -> SearchStrategy[tuple]:
     return st.lists(what, max_size=3).map(tuple)
 
 
+# Made once: building and checking them costs more than a draw.
+EDIT = _edit()
+EDITS = some(EDIT)
+MEMBER_EDITS = some(st.tuples(st.sampled_from(("images", "labels", "class_names", "split")), EDIT))
 SEEDS = st.integers(0, 2**16)
 
 
@@ -199,7 +203,7 @@ def pictures(draw, name: str) -> Picture:
         draw(st.sampled_from(modes)),
         (draw(sides), draw(sides)),
         draw(st.integers(0, len(options) - 1)),
-        draw(some(edits())),
+        draw(EDITS),
         draw(st.sampled_from((None, None, 5))),
         draw(SEEDS),
     )
@@ -209,12 +213,11 @@ def pictures(draw, name: str) -> Picture:
 def archives(draw) -> Archive:
     count, side = draw(st.integers(2, 5)), draw(st.integers(1, 6))
     channels = draw(st.sampled_from(((), (1,), (3,))))
-    names = st.sampled_from(("images", "labels", "class_names", "split"))
     return Archive(
         draw(st.booleans()),
         (count, side, side, *channels),
-        draw(some(edits())),
-        draw(some(st.tuples(names, edits()))),
+        draw(EDITS),
+        draw(MEMBER_EDITS),
         draw(SEEDS),
     )
 

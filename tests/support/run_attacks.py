@@ -91,14 +91,6 @@ def mutilated(seed: int, draws: int) -> Result:
     return Result(draws, failures)
 
 
-def _resident_megabytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
-
-
-def _open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 class Held(NamedTuple):
     """What this process holds of the system."""
 
