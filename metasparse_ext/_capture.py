@@ -120,21 +120,22 @@ class Captured(Generic[Result]):
     def __call__(self, batch: Any) -> Result:
         if self.reason is None and self._inputs is None:
             self._begin(batch)
-        if self.reason is not None or not self._fill(batch):
+        graph = self._graph
+        if graph is None or not self._fill(batch):
             return self._meta_step(batch)
         if self._left > 0:
-            return self._warm_up()
-        if not self._graph.recorded:
+            return self._warm_up(graph)
+        if not graph.recorded:
             try:
                 with unobserved():
-                    self._graph.record(self._step)
+                    graph.record(self._step)
             except RuntimeError as error:
                 self.reason, self._graph, self._inputs = f"CUDA refused: {_line(error)}", None, None
                 raise CaptureError(
                     f"capture: {self.reason}; the meta-step has not run. Without capture it may: "
                     "metasparse train --no-capture, or call the meta-step itself"
                 ) from error
-        return _map(torch.clone, self._graph.replay())
+        return _map(torch.clone, graph.replay())
 
     def _step(self) -> Result:
         return self._meta_step(self._inputs)
@@ -161,11 +162,11 @@ class Captured(Generic[Result]):
             own.copy_(new, non_blocking=True)
         return True
 
-    def _warm_up(self) -> Result:
+    def _warm_up(self, graph: _CudaGraph) -> Result:
         """An eager meta-step as it will be captured; the last one must not stop the host."""
         self._left -= 1
         with unobserved():
-            result, stops = self._graph.rehearse(self._step, watched=self._left == 0)
+            result, stops = graph.rehearse(self._step, watched=self._left == 0)
         if stops:
             self._give_up(f"the host waits for the device: {stops[0]}")
         return result
@@ -251,14 +252,21 @@ def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         parts = [_map(function, part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if dataclasses.is_dataclass(value):
-        parts = {f.name: _map(function, getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return dataclasses.replace(
+            value, **{f.name: _map(function, getattr(value, f.name)) for f in fields}
+        )
     return value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     """The tensors of a structure, in order."""
     found: list[Tensor] = []
-    _map(lambda t: found.append(t) or t, value)
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map(note, value)
     return iter(found)

@@ -85,7 +85,7 @@ def label(value: Any, known: Mapping[str, Any] | None = None) -> str:
         if entry is value:
             return name
     is_named = isinstance(value, type) or inspect.isroutine(value)
-    named = value if is_named else type(value)
+    named: Any = value if is_named else type(value)
     module, name = named.__module__, named.__qualname__
     if is_named and module != "__main__":
         found: Any = sys.modules.get(module)
@@ -120,7 +120,7 @@ def asked(owner: str, function: Callable[..., Any], offered: Mapping[str, Any]) 
         ValueError: If it needs an argument that is not offered.
     """
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = tuple(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         parameters = ()
     several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ def _cuda() -> str:
     return f"yes ({torch.cuda.get_device_name()}; {kernels})"
 
 
-def _kernels(record: dict, capability: tuple[int, int]) -> str:
+def _kernels(record: dict[str, Any], capability: tuple[int, int]) -> str:
     """Whether the library has CUDA C++ kernels for a GPU of this compute capability."""
     if not record.get("cuda"):
         return f"no CUDA kernels: {record.get('cuda_reason', 'no library')}"
@@ -43,7 +44,7 @@ def _cuda_table() -> str:
     return table.status if table.device is None else f"{table.status} on {table.device}"
 
 
-def _threads(record: dict) -> str:
+def _threads(record: dict[str, Any]) -> str:
     threads = torch.get_num_threads()
     if record.get("openmp", True):
         return str(threads)

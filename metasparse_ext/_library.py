@@ -6,6 +6,7 @@ import importlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def _release(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
-def _read_record() -> dict | None:
+def _read_record() -> dict[str, Any] | None:
     try:
         return json.loads(_RECORD.read_text())
     except (OSError, ValueError):
@@ -81,7 +82,7 @@ def loaded() -> bool:
     return False
 
 
-def build_record() -> dict:
+def build_record() -> dict[str, Any]:
     """What the library was built with: the build's record and the library's own account."""
     record = dict(_read_record() or {})
     if problem is None:

@@ -22,7 +22,7 @@ def _require_list(owner: str, name: str, got: object) -> None:
     require_type(owner, name, got, list, "a list")
 
 
-_CHECKS: dict[str, Callable[..., None]] = {
+_CHECKS: dict[str, Callable[..., object]] = {
     "str": require_text,
     "int": require_count,
     "float": require_number,

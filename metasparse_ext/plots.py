@@ -38,7 +38,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # What a learning curve may be drawn against, and how its axis is called.
 _ABSCISSAE = {"iteration": "meta-iteration", "elapsed": "processor seconds"}
 _ALWAYS, _SOMETIMES, _NEVER = "#0072B2", "#E69F00", "#ECECEC"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -69,8 +69,9 @@ class Point:
     measure: str = "accuracy"
 
     def __post_init__(self) -> None:
-        limits = {"macs": {"least": 0}, "interval": {"least": 0}, "measure": {"empty": False}}
-        check_fields(self, limits)
+        check_fields(
+            self, {"macs": {"least": 0}, "interval": {"least": 0}, "measure": {"empty": False}}
+        )
 
 
 def kernel_usage(

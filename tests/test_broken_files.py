@@ -48,6 +48,9 @@ REMEMBERED = {
     "the number of values of a TIFF's tag": Picture(
         "TIFF", "1", (7, 1), edits=(Edit("flip", -19, 1),)
     ),
+    "a tag of a TIFF that comes twice": Picture(
+        "TIFF", "L", (1, 13), options=2, edits=(Edit("flip", 500), Edit("flip", 3517))
+    ),
     "the end of a TIFF's directory": Picture(
         "TIFF", "1", (1, 1), options=1, edits=(Edit("cut", -1),)
     ),

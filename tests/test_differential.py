@@ -82,6 +82,17 @@ REMEMBERED = {
     "heads of two samples and one feature": Head(
         tasks=2, samples=2, features=1, classes=2, lam=0.01, data=1
     ),
+    "a head of one sample in two classes, whose scores cross": Head(
+        tasks=4,
+        samples=2,
+        features=29,
+        classes=5,
+        lam=0.1,
+        spread=3.0,
+        layouts=("expanded", "contiguous", "contiguous"),
+        dtype="float32",
+        data=1,
+    ),
     "heads whose samples are all alike": Head(
         tasks=2, samples=16, features=16, classes=4, spread=3.0, data=987068, **ALIKE
     ),

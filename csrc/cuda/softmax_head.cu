@@ -120,6 +120,16 @@ class Problem {
     return sum(loss) / samples;
   }
 
+  // The objective's derivative along a step with this image.
+  __device__ double slope_along(const double* probabilities, const double* dual,
+                                const double* image) {
+    double own = 0;
+    for_each([&](int k) {
+      own += ((probabilities[k] - hot(k)) / samples + lambda * dual[k]) * image[k];
+    });
+    return sum(own);
+  }
+
   // Conjugate gradients on (S K + lambda) d = rhs, to a relative residual, in the inner product
   // <u, K v>. They leave of rhs what K does not see, and there 1/lambda is the inverse. Overwrites
   // rhs; scratch holds three vectors.
@@ -236,26 +246,41 @@ struct Report {
   int64_t status;
 };
 
-// Moves along the step until the objective falls; false when rounding hides any fall.
+// Moves along the step until the objective falls and is nearly level there; false when rounding
+// hides any fall. See csrc/cpu/kernels/softmax_head.cpp.
 __device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
-  constexpr int kMaxHalvings = 40;
+  constexpr int kMaxTrials = 40;
+  constexpr double kArmijo = 1e-4, kLevel = 0.1;
   // The squared norm is a sum of terms of either sign, of this size.
   const double terms = problem.lambda * problem.squared_terms(at.dual);
   const double slack = kRounding * (1 + fabs(at.objective) + terms);
-  double length = 1, moved = 0;
-  for (int halving = 0; halving < kMaxHalvings; ++halving, length /= 2) {
+  // Gradients in the scores are at most 2 for a sample.
+  const double slopes = 2 / sqrt(static_cast<double>(problem.samples)) +
+                        problem.lambda * sqrt(problem.dot(at.dual, at.dual));
+  const double level =
+      kLevel * fabs(slope) + kRounding * slopes * sqrt(problem.dot(step.image, step.image));
+  const double start = at.objective;
+  double moved = 0;
+  const auto move_to = [&](double length) {
     problem.add_scaled(length - moved, step.value, at.dual);
     problem.add_scaled(length - moved, step.image, at.image);
     problem.add_scaled(length - moved, step.image, at.scores);
     moved = length;
     const double loss = problem.evaluate(at.scores, at.probabilities);
-    const double trial = loss + problem.lambda / 2 * problem.dot(at.dual, at.image);
-    if (trial <= at.objective + 1e-4 * length * slope + slack) {
-      at.objective = trial;
-      return true;
-    }
+    at.objective = loss + problem.lambda / 2 * problem.dot(at.dual, at.image);
+  };
+  // The objective is convex: it is level between a length where it still falls and one beyond.
+  double length = 1, shortest = 0, longest = std::numeric_limits<double>::infinity();
+  for (int trial = 0; trial < kMaxTrials; ++trial) {
+    move_to(length);
+    const bool falls = at.objective <= start + kArmijo * length * slope + slack;
+    const double ahead = problem.slope_along(at.probabilities, at.dual, step.image);
+    if (falls && fabs(ahead) <= level) return true;
+    (falls && ahead < 0 ? shortest : longest) = length;
+    length = isfinite(longest) ? (shortest + longest) / 2 : 2 * length;
   }
-  return false;
+  if (shortest > 0) move_to(shortest);
+  return shortest > 0;
 }
 
 // From the scores of the center (vector 0) to those of the minimiser, and its dual (vector 1).

@@ -32,9 +32,11 @@ class Dataset(Protocol):
 
     def __len__(self) -> int:
         """The number of images."""
+        ...
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """An image and its label."""
+        ...
 
 
 def from_arrays(
@@ -128,6 +130,7 @@ def from_dataset(
 
 def _classes(dataset: Dataset, options: ReadOptions) -> dict[str, list[Picture]]:
     names = getattr(dataset, "classes", None)
+    names = names if isinstance(names, (list, tuple)) else None
     found: dict[str, list[Picture]] = {}
     for index in range(len(dataset)):
         item = dataset[index]
@@ -135,12 +138,13 @@ def _classes(dataset: Dataset, options: ReadOptions) -> dict[str, list[Picture]]
             refuse("from_dataset", f"dataset[{index}]", "an image and a label", shown(item))
         image, label = item
         number = label.item() if isinstance(label, (Tensor, np.generic)) else label
-        named = isinstance(names, (list, tuple)) and isinstance(number, int)
-        if named and not 0 <= number < len(names):
-            expected = f"a class of {len(names)}"
-            refuse("from_dataset", f"the label of dataset[{index}]", expected, shown(label))
+        if names is not None and isinstance(number, int):
+            if not 0 <= number < len(names):
+                expected = f"a class of {len(names)}"
+                refuse("from_dataset", f"the label of dataset[{index}]", expected, shown(label))
+            number = names[number]
         each = _held(one_picture("from_dataset", f"dataset[{index}]", image), options)
-        found.setdefault(str(names[number]) if named else str(number), []).append(each)
+        found.setdefault(str(number), []).append(each)
     return found
 
 

@@ -67,15 +67,14 @@ class Augment:
             batch: images (T, N, C, H, W) floating point in [0, 1], not normalized yet.
             generator: of the device of the images; by default the device's own.
         """
-        _require_batch("Augment", batch)
+        support, query = _require_batch("Augment", batch)
         if generator is not None:
             kind = torch.Generator
             require_type("Augment", "generator", generator, kind, "a torch.Generator or None")
-        support = batch.support._replace(images=self._changed(batch.support.images, generator))
+        changed = batch.support._replace(images=self._changed(support, generator))
         if not self.query:
-            return batch._replace(support=support)
-        query = batch.query._replace(images=self._changed(batch.query.images, generator))
-        return TaskBatch(support, query)
+            return batch._replace(support=changed)
+        return TaskBatch(changed, batch.query._replace(images=self._changed(query, generator)))
 
     def _changed(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         flat = images.flatten(0, 1)
@@ -130,8 +129,9 @@ class Normalize:
 
     def __call__(self, batch: TaskBatch) -> TaskBatch:
         """The batch with images (T, N, C, H, W) normalized, of the same dtype and device."""
-        _require_batch("Normalize", batch)
-        return TaskBatch(*(part._replace(images=self._normalized(part.images)) for part in batch))
+        images = map(self._normalized, _require_batch("Normalize", batch))
+        parts = zip(batch, images, strict=True)
+        return TaskBatch(*(part._replace(images=each) for part, each in parts))
 
     def _normalized(self, images: Tensor) -> Tensor:
         if images.shape[2] != len(self.mean):
@@ -168,20 +168,24 @@ def _augmented(
     batches: Iterable[TaskBatch], augment: Augment, seed: int, start: int
 ) -> Iterator[TaskBatch]:
     for number, batch in enumerate(batches, start):
-        generator = torch.Generator(batch.support.images.device)
+        generator = torch.Generator(batch.support.labels.device)
         # The generator of the CPU takes 32 bits of a seed: both numbers are mixed into them.
         mixed = np.random.SeedSequence([seed, number]).generate_state(1)
         yield augment(batch, generator.manual_seed(int(mixed[0])))
 
 
-def _require_batch(owner: str, batch: object) -> None:
+def _require_batch(owner: str, batch: object) -> list[Tensor]:
+    """The images of both parts."""
     if not isinstance(batch, TaskBatch):
         refuse(owner, "batch", "a TaskBatch", shown(batch), TypeError)
+    images = []
     for part in batch:
         if not isinstance(part.images, Tensor) or part.images.ndim != 5:
             refuse(owner, "batch", "of images (T, N, C, H, W)", shown(part.images))
         if not part.images.is_floating_point():
             refuse(owner, "batch", "of floating-point images", shown(part.images), TypeError)
+        images.append(part.images)
+    return images
 
 
 def _cropped(images: Tensor, padding: int, draw: Callable[[float, float], Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from metasparse_ext._arguments import require_count, require_type
 from metasparse_ext.data.batch import TaskBatch
@@ -75,14 +76,14 @@ def episodes(
         data = load(data, root, split or "train")
     elif split not in (None, data.split):
         raise DataError(f"episodes: expected data to be of split {split!r}, got {data}")
-    kind = MixtureSampler if isinstance(data, Mixture) else EpisodeSampler
-    sampler = kind(
-        data,
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        tasks=tasks,
-        seed=seed,
-        rotations=rotations,
-    )
-    return prefetch(sampler.__getitem__, start, workers)
+    task: dict[str, Any] = {
+        "ways": ways,
+        "shots": shots,
+        "queries": queries,
+        "tasks": tasks,
+        "seed": seed,
+        "rotations": rotations,
+    }
+    if isinstance(data, Mixture):
+        return prefetch(MixtureSampler(data, **task).__getitem__, start, workers)
+    return prefetch(EpisodeSampler(data, **task).__getitem__, start, workers)

@@ -19,6 +19,7 @@ class Taskset(Protocol):
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """The images (n, C, H, W) and labels (n,) of one task."""
+        ...
 
 
 def from_learn2learn(taskset: Taskset, *, shots: int, tasks: int) -> Iterator[TaskBatch]:

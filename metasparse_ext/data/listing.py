@@ -46,6 +46,7 @@ class Source(Protocol):
 
     def read(self, options: ReadOptions) -> ImageClasses:
         """Reads it into memory, or opens what was kept of an earlier time."""
+        ...
 
 
 @dataclass(frozen=True)

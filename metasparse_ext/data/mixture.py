@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ class MixtureSampler:
     """
 
     def __init__(
-        self, data: Mixture, *, tasks: int, length: int | None = None, **task: int | bool
+        self, data: Mixture, *, tasks: int, length: int | None = None, **task: Any
     ) -> None:
         require_type("MixtureSampler", "data", data, Mixture, "a Mixture")
         require_count("MixtureSampler", "tasks", tasks, least=1, most=MOST)

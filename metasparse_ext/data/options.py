@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def _flag(text: str) -> bool:
 
 
 # The options that a name may bring, and how the text of each is read.
-_READERS = {
+_READERS: dict[str, Callable[[str], object]] = {
     "fit": str,
     "ground": str,
     "splits": str,

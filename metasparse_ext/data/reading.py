@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -86,15 +86,14 @@ def _not_kept(listing: Listing, options: ReadOptions, error: Exception) -> Image
 
 def examined(
     listing: Listing, options: ReadOptions
-) -> Iterator[tuple[str, Picture, tuple[int, int, int] | None]]:
+) -> Iterator[tuple[str, Picture, tuple[int, ...] | None]]:
     """Decodes every picture and keeps none: (class, picture, (C, H, W) or None if unreadable)."""
     classes = listing.classes()
     every = [(name, each) for name in sorted(classes) for each in classes[name]]
     reading = _Reading(listing, options)
     with _shown(f"{listing.name}: images", len(every)) as advance:
         for (name, each), array in reading.attempted(every, reading.decoded, advance):
-            failed = isinstance(array, UnreadableError)
-            yield name, each, None if failed else array.shape
+            yield name, each, None if isinstance(array, UnreadableError) else array.shape
 
 
 def _in_memory(listing: Listing, options: ReadOptions) -> ImageClasses:
@@ -156,7 +155,7 @@ class _Reading:
         self._drop_small_classes()
         self.shape = self._one_shape(shapes)
 
-    def write(self, file: BinaryIO) -> dict[str, object]:
+    def write(self, file: BinaryIO) -> dict[str, Any]:
         """Writes the pixels and what they are; returns the latter."""
         names: list[str] = []
         offsets = [0]

@@ -199,7 +199,7 @@ def read_csv(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _column(path: Path, rows: csv.DictReader, *names: str) -> str:
+def _column(path: Path, rows: csv.DictReader[str], *names: str) -> str:
     there = rows.fieldnames or ()
     for name in names:
         if name in there:

@@ -31,7 +31,7 @@ class SplitSurvey:
     split: str
     layout: str = ""
     classes: Mapping[str, int] = field(default_factory=dict)
-    sizes: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    sizes: Mapping[tuple[int, ...], int] = field(default_factory=dict)
     notes: Sequence[str] = ()
     error: str | None = None
 
@@ -95,7 +95,7 @@ def _of_listing(found: Found, listing: Listing, split: str, decode: bool) -> Spl
     counts = {name: len(classes[name]) for name in sorted(classes)}
     if not decode:
         return SplitSurvey(split, found.layout, counts, {}, notes)
-    sizes: Counter[tuple[int, int, int]] = Counter()
+    sizes: Counter[tuple[int, ...]] = Counter()
     unreadable: Counter[str] = Counter()
     names = []
     for name, each, size in examined(listing, replace(found.options, skip_unreadable=True)):

@@ -21,9 +21,12 @@ def damage(file: BinaryIO, read: Mapping[int, Any]) -> str | None:
 
     Source: TIFF revision 6.0, section 2; the BigTIFF design.
     """
-    position = file.tell()
+    position, seen = file.tell(), set()
     try:
         for tag, count in _entries(file):
+            if tag in seen:
+                return f"TIFF tag {tag} comes twice"
+            seen.add(tag)
             if tag < _PRIVATE and tag not in read:
                 return f"TIFF tag {tag} has no data"
             if isinstance(read.get(tag), int) and count != 1:

@@ -35,7 +35,7 @@ def on_device(batches: Iterable[TaskBatch], device: torch.device | str) -> Itera
 
 def _overlapped(batches: Iterable[TaskBatch], device: torch.device) -> Iterator[TaskBatch]:
     copies = torch.cuda.Stream(device)
-    ahead: tuple[TaskBatch, torch.cuda.Event] | None = None
+    ahead: tuple[TaskBatch, torch.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
             sent = batch.pin_memory().to(device, non_blocking=True)
@@ -48,7 +48,7 @@ def _overlapped(batches: Iterable[TaskBatch], device: torch.device) -> Iterator[
         yield _received(*ahead)
 
 
-def _received(batch: TaskBatch, arrival: torch.cuda.Event) -> TaskBatch:
+def _received(batch: TaskBatch, arrival: torch.Event) -> TaskBatch:
     """The batch, for the stream that asks for it, which waits for the copy."""
     torch.cuda.current_stream(batch.query.labels.device).wait_event(arrival)
     return batch

@@ -32,14 +32,15 @@ class _DType:
     __slots__ = ("plain",)
 
     def __init__(self, kind: Any, *_: Any) -> None:
-        self.plain = np.dtype(kind.decode("ascii") if isinstance(kind, bytes) else kind)
+        name = kind.decode("ascii") if isinstance(kind, bytes) else kind
+        self.plain: np.dtype[Any] = np.dtype(name)
         if self.plain.kind not in _PLAIN or self.plain.subdtype is not None:
             raise pickle.UnpicklingError(f"expected an array of numbers, got one of {kind!r:.60}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("expected an array of numbers, got one of records")
-        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        order: Any = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if self.plain.kind not in "SU" or self.plain.itemsize:
             self.plain = self.plain.newbyteorder(order)
         else:  # The length of texts comes here alone.
@@ -58,10 +59,10 @@ class _Array:
 
 
 def _filled(data: Any, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
-    raw = data.encode("latin1") if isinstance(data, str) else data
+    raw: Any = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(raw, (bytes, bytearray, memoryview, pickle.PickleBuffer)):
         raise pickle.UnpicklingError(f"expected the bytes of an array, got {type(raw).__name__}")
-    return np.frombuffer(raw, dtype.plain).reshape(shape, order=order)  # type: ignore[call-overload]
+    return np.frombuffer(raw, dtype.plain).reshape(shape, order=order)  # type: ignore[arg-type, call-overload]
 
 
 def _reconstruct(kind: Any, shape: Any, dtype: Any) -> _Array:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 from torch.autograd import forward_ad
 
 from metasparse_ext._arguments import (
@@ -151,7 +152,7 @@ def cg(
 
 def _transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work."""
-    return torch._C._functorch.maybe_current_level() is not None
+    return maybe_current_level() is not None
 
 
 def _guard_of_maps(operator: Operator, b: Tensor) -> Callable[[], None]:

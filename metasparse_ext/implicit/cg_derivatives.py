@@ -13,9 +13,11 @@ first order and x2 to second.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import Function
 
 Solve = Callable[[Tensor], Tensor]
@@ -38,7 +40,7 @@ def attach(
 
 def _inverse(vector: Tensor, solve: Solve) -> Tensor:
     """S v."""
-    if torch._C._functorch.is_legacy_batchedtensor(vector):
+    if is_legacy_batchedtensor(vector):
         raise NotImplementedError(
             "cg: expected torch.func.vmap over the backward pass, got torch.autograd.grad with "
             "is_grads_batched=True (or gradcheck's check_batched_grad), whose batches cannot be "
@@ -55,15 +57,15 @@ class _Inverse(Function):
         return result.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.solve = inputs[2]
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return _inverse(grad, ctx.solve), None, None
 
     @staticmethod
-    def jvp(ctx, vector_dot: Tensor, *_) -> Tensor:
+    def jvp(ctx: Any, vector_dot: Tensor, *_: object) -> Tensor:
         return _inverse(vector_dot, ctx.solve)
 
 
@@ -77,13 +79,13 @@ class _Step(Function):
         return x.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, residual, ctx.solve, ctx.last = inputs
         ctx.save_for_backward(residual)
         ctx.save_for_forward(residual)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         if not ctx.last:
             return grad, _inverse(grad, ctx.solve), None, None
         if not torch.is_grad_enabled():
@@ -92,7 +94,7 @@ class _Step(Function):
         return grad, _Order.apply(_inverse(grad, ctx.solve), residual, 1), None, None
 
     @staticmethod
-    def jvp(ctx, x_dot: Tensor | None, residual_dot: Tensor | None, *_) -> Tensor:
+    def jvp(ctx: Any, x_dot: Tensor | None, residual_dot: Tensor | None, *_: object) -> Tensor:
         (residual,) = ctx.saved_tensors
         x_dot = torch.zeros_like(residual) if x_dot is None else x_dot
         if residual_dot is None:
@@ -115,23 +117,23 @@ class _Order(Function):
         return vector.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, residual, ctx.order = inputs
         ctx.save_for_backward(residual)
         ctx.save_for_forward(residual)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         following = _following(ctx)
         return grad, following if torch.is_grad_enabled() else None, None
 
     @staticmethod
-    def jvp(ctx, vector_dot: Tensor | None, *_) -> Tensor:
+    def jvp(ctx: Any, vector_dot: Tensor | None, *_: object) -> Tensor:
         following = _following(ctx)
         return following if vector_dot is None else vector_dot + following
 
 
-def _following(ctx) -> Tensor:
+def _following(ctx: Any) -> Tensor:
     """Zero, marked as the next derivative."""
     if ctx.order == 2:
         raise NotImplementedError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from metasparse_ext.implicit.head_problem import HeadProblem
 from metasparse_ext.implicit.head_solvers import SOLVERS, Solver
 from metasparse_ext.implicit.transforms import derivative_levels
 from metasparse_ext.ops._operands import autocast_is_on, require_strength, without_autocast
-from metasparse_ext.ops._register import fold_into_tasks
+from metasparse_ext.ops._register import VmapInfo, fold_into_tasks
 from metasparse_ext.reference.softmax_head import CONVERGED, ITERATIONS, NOT_FINITE
 
 _OP = "softmax_head"
@@ -178,15 +179,15 @@ class _Search(torch.autograd.Function):
         return weight.clone(), *report
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
-    def backward(ctx, *_) -> tuple[None, ...]:
+    def backward(ctx: Any, *_: object) -> tuple[None, ...]:
         return (None,) * 7
 
     @staticmethod
-    def vmap(info, in_dims, *args) -> tuple:
+    def vmap(info: VmapInfo, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
         return fold_into_tasks(_Search.apply)(info, in_dims, *args)
 
 

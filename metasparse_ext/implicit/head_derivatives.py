@@ -9,6 +9,7 @@ each derivative has the next.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +24,23 @@ def attach(weight: Tensor, problem: HeadProblem) -> Tensor:
     return _Attach.apply(weight, problem.features, problem.labels, problem.center, problem.lam)
 
 
-def _push(function: Callable[..., Tensor], point: tuple, direction: tuple) -> Tensor:
+def _vjp(
+    function: Callable[..., Any], *point: Any
+) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
+    """Of a function without auxiliary results, which the types of ``torch.func.vjp`` leave open."""
+    value, pull = torch.func.vjp(function, *point)[:2]
+    return value, pull
+
+
+def _push(
+    function: Callable[..., Tensor], point: tuple[Any, ...], direction: tuple[Any, ...]
+) -> Tensor:
     """The derivative of ``function`` at a point, by transposing its transpose.
 
     That is reverse mode twice, which also works inside forward mode; that does not nest.
     """
-    value, pull = torch.func.vjp(function, *point)
-    _, push = torch.func.vjp(pull, torch.zeros_like(value))
+    value, pull = _vjp(function, *point)
+    _, push = _vjp(pull, torch.zeros_like(value))
     filled = (
         torch.zeros_like(at) if along is None else along
         for at, along in zip(point, direction, strict=True)
@@ -47,25 +58,32 @@ class _Attach(Function):
         return weight.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, *point = inputs
         ctx.save_for_backward(output, *point)
         ctx.save_for_forward(output, *point)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         weight, features, labels, center, lam = ctx.saved_tensors
         if not torch.is_grad_enabled():
             by_features, by_center, by_lam = choose("softmax_head_grad")(
                 grad, weight, features, labels, center, lam
             )
             return None, by_features, None, by_center, by_lam
-        _, pull = torch.func.vjp(_slope(weight, labels), features, center, lam)
+        _, pull = _vjp(_slope(weight, labels), features, center, lam)
         by_features, by_center, by_lam = pull(-_Solve.apply(grad, weight, features, labels, lam))
         return None, by_features, None, by_center, by_lam
 
     @staticmethod
-    def jvp(ctx, _, features_dot, __, center_dot, lam_dot) -> Tensor:
+    def jvp(
+        ctx: Any,
+        _: object,
+        features_dot: Tensor | None,
+        __: object,
+        center_dot: Tensor | None,
+        lam_dot: Tensor | None,
+    ) -> Tensor:
         weight, features, labels, center, lam = ctx.saved_tensors
         slope_dot = _push(
             _slope(weight, labels), (features, center, lam), (features_dot, center_dot, lam_dot)
@@ -87,21 +105,28 @@ class _Solve(Function):
         return by_center / lam[:, None, None]
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, *point = inputs
         ctx.save_for_backward(output, *point)
         ctx.save_for_forward(output, *point)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         solution, weight, features, labels, lam = ctx.saved_tensors
         moved = _Solve.apply(grad, weight, features, labels, lam)
-        _, pull = torch.func.vjp(_curvature(solution, labels), weight, features, lam)
+        _, pull = _vjp(_curvature(solution, labels), weight, features, lam)
         by_weight, by_features, by_lam = pull(-moved)
         return moved, by_weight, by_features, None, by_lam
 
     @staticmethod
-    def jvp(ctx, grad_dot, weight_dot, features_dot, _, lam_dot) -> Tensor:
+    def jvp(
+        ctx: Any,
+        grad_dot: Tensor | None,
+        weight_dot: Tensor | None,
+        features_dot: Tensor | None,
+        _: object,
+        lam_dot: Tensor | None,
+    ) -> Tensor:
         solution, weight, features, labels, lam = ctx.saved_tensors
         curvature_dot = _push(
             _curvature(solution, labels),

@@ -68,6 +68,7 @@ class Layout:
             ValueError: ``source`` holds no tensor.
         """
         owner, expected = "Layout.of", "a module or named tensors"
+        named: dict[str, Tensor]
         if isinstance(source, nn.Module):
             named = dict(source.named_parameters())
         else:

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -51,7 +52,7 @@ def is_readable(tensor: Tensor) -> bool:
         torch.compiler.is_compiling()
         or tensor.is_meta
         or isinstance(tensor, FakeTensor)
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or is_functorch_wrapped_tensor(tensor)
         or get_proxy_mode() is not None
         or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
     )

@@ -4,16 +4,23 @@ A mapped axis of vmap folds into the task axis.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class VmapInfo(Protocol):
+    """What torch tells a vmap rule."""
+
+    batch_size: int
 
 
 def register_fake(name: str, fake: Callable[..., object]) -> None:
     """Registers how ``metasparse::name`` infers shapes, after the checks that its kernels make."""
     check = getattr(torch.ops.metasparse_check, name)
 
-    def checked(*args):
+    def checked(*args: object) -> object:
         check(*args)
         return fake(*args)
 
@@ -37,10 +44,12 @@ def fold(tensor: Tensor | None, in_dim: int | None, batch: int) -> Tensor | None
     return tensor.flatten(0, 1)
 
 
-def fold_into_tasks(op: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., tuple]:
+def fold_into_tasks(
+    op: Callable[..., Tensor | tuple[Tensor, ...]],
+) -> Callable[..., tuple[Any, Any]]:
     """The vmap rule of an op whose tensor arguments and results all lead with the task axis."""
 
-    def rule(info, in_dims: Sequence[int | None], *args) -> tuple:
+    def rule(info: VmapInfo, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
         batch = info.batch_size
         folded = [
             fold(arg, dim, batch) if arg is None or isinstance(arg, Tensor) else arg

@@ -1,5 +1,7 @@
 """A mask of the scores above a threshold."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,11 +38,13 @@ def binary_mask(scores: Tensor, threshold: float = 0.0) -> Tensor:
     return run(scores, threshold)
 
 
-def _fake(scores, threshold):
+def _fake(scores: Tensor, threshold: float) -> Tensor:
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
-def _vmap(info, in_dims, scores, threshold):
+def _vmap(
+    info: object, in_dims: Sequence[int | None], scores: Tensor, threshold: float
+) -> tuple[Tensor, int | None]:
     return torch.ops.metasparse.binary_mask(scores, threshold), in_dims[0]
 
 

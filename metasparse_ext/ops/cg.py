@@ -27,9 +27,5 @@ def cg_step(
     run(x, r, p, q, preconditioner, rz, rr, limit, status, iterations)
 
 
-def _fake_step(x, r, p, q, preconditioner, rz, rr, limit, status, iterations) -> None:
-    return None
-
-
 if _library.problem is None:
-    register_fake("cg_step", _fake_step)
+    register_fake("cg_step", lambda *_: None)

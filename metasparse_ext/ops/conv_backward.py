@@ -42,11 +42,15 @@ def masked_conv_backward(
 
         tiles = [masked_conv.Tile(**choice.options) for choice in choices]
         if tiles[0][3:] == tiles[1][3:]:
-            options = {"tile": tiles[0], "weight_tile": tiles[1]}
-            options["precision"] = cuda_features.triton_precision(grad)
             args = (grad, x, weight, mask, dense, stride, padding)
             with cuda.device_of(grad):
-                return *masked_conv.masked_conv_backward(*args, **options), bias_grad
+                x_grad, weight_grad = masked_conv.masked_conv_backward(
+                    *args,
+                    tile=tiles[0],
+                    weight_tile=tiles[1],
+                    precision=cuda_features.triton_precision(grad),
+                )
+            return x_grad, weight_grad, bias_grad
     x_grad = cuda.run_choice(_INPUT, choices[0], of_input)
     return x_grad, cuda.run_choice(_WEIGHT, choices[1], of_weight), bias_grad
 

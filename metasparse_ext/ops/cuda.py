@@ -18,7 +18,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class Op(NamedTuple):
     module: str | None
     features: Callable[..., dict[str, int | str]]
     grid: Mapping[str, Sequence[int]]
-    dense: Callable | None = None
+    dense: Callable[..., Any] | None = None
 
 
 # ---- the ops -------------------------------------------------------------------------------------
@@ -144,7 +144,8 @@ _OLDEST = (8, 0)
 @functools.cache
 def _card(index: int) -> Card:
     found = torch.cuda.get_device_properties(index)
-    return Card((found.major, found.minor), found.shared_memory_per_block_optin)
+    # torch's stub lacks the attribute.
+    return Card((found.major, found.minor), found.shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
 def card_of(tensor: Tensor) -> Card | None:
@@ -198,13 +199,13 @@ def runs_on(arch: str, capability: tuple[int, int]) -> bool:
     return major == capability[0] and minor <= capability[1]
 
 
-def _launcher(op: str) -> tuple[Callable, object]:
+def _launcher(op: str) -> tuple[Callable[..., Any], Any]:
     module = importlib.import_module(f"metasparse_ext.triton.{OPS[op].module}")
     return getattr(module, op), module
 
 
 def refusal(
-    op: str, name: str, args: tuple, options: Mapping[str, int] | None = None
+    op: str, name: str, args: tuple[Any, ...], options: Mapping[str, int] | None = None
 ) -> str | None:
     """Why a backend cannot serve a call, told these options, or None."""
     if name == "dense":
@@ -219,7 +220,7 @@ def refusal(
 
 
 def _launch_refusal(
-    op: str, args: tuple, card: Card | None, options: Mapping[str, int]
+    op: str, args: tuple[Any, ...], card: Card | None, options: Mapping[str, int]
 ) -> str | None:
     """Why no launch of a Triton kernel can serve a call, or None."""
     module = OPS[op].module
@@ -244,14 +245,14 @@ def _launch_refusal(
     return None
 
 
-def _beyond_reach(args: tuple) -> int | None:
+def _beyond_reach(args: tuple[Any, ...]) -> int | None:
     """The largest count of a call that 32-bit indices do not reach, if any."""
     images = [a for a in args if isinstance(a, Tensor) and a.dim() == 5]
     counts = [t[0, 0].numel() for t in images] + [t[0, :, 0].numel() for t in images]
     return max(counts) if max(counts) >= 2**31 - 2**16 else None
 
 
-def candidates(op: str, args: tuple) -> list[Choice]:
+def candidates(op: str, args: tuple[Any, ...]) -> list[Choice]:
     """Every way to serve a call that is worth measuring: backends, Triton in several cuts."""
     grid = OPS[op].grid
     cuts = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -259,7 +260,7 @@ def candidates(op: str, args: tuple) -> list[Choice]:
     return [c for c in choices if refusal(op, c.backend, args, c.options) is None]
 
 
-def choose(op: str, args: tuple) -> Choice:
+def choose(op: str, args: tuple[Any, ...]) -> Choice:
     """The backend for a call: the one that is forced where it can serve it, or else by the table.
 
     Raises:
@@ -281,7 +282,7 @@ def choose(op: str, args: tuple) -> Choice:
     return Choice("dense" if forced == AUTOMATIC else forced)
 
 
-def run_choice(op: str, choice: Choice, args: tuple):
+def run_choice(op: str, choice: Choice, args: tuple[Any, ...]) -> Any:
     """Runs a call on a given backend."""
     if choice.backend == "dense":
         dense = OPS[op].dense or getattr(torch.ops.metasparse_dense, op)
@@ -289,7 +290,7 @@ def run_choice(op: str, choice: Choice, args: tuple):
     if choice.backend == "cuda":
         return getattr(torch.ops.metasparse_cuda, op)(*args)
     launch, module = _launcher(op)
-    options = dict(choice.options)
+    options: dict[str, Any] = dict(choice.options)
     if OPS[op].module == "masked_conv":
         options = {
             "tile": module.Tile(**options),
@@ -299,7 +300,7 @@ def run_choice(op: str, choice: Choice, args: tuple):
         return launch(*args, **options)
 
 
-def run(op: str, *args):
+def run(op: str, *args: Any) -> Any:
     """What the CUDA key does: checks the arguments, chooses a backend and runs it."""
     check = getattr(torch.ops.metasparse_check, op, None)
     if check is not None:
@@ -307,7 +308,7 @@ def run(op: str, *args):
     return run_choice(op, choose(op, args), args)
 
 
-def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current device, which need not be that of the tensors."""
     return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
 
@@ -321,7 +322,7 @@ def _warn_elsewhere(device: str) -> None:
     )
 
 
-def run_elsewhere(op: str, *args):
+def run_elsewhere(op: str, *args: Any) -> Any:
     """What serves devices without kernels, ROCm's and MPS among them: PyTorch's own operators."""
     hip = torch.version.hip is not None and args[0].is_cuda
     _warn_elsewhere("ROCm" if hip else args[0].device.type)

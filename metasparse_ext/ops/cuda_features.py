@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+#: Sizes by their names, and words for a dtype or the precision of products.
+Features = dict[str, int | str]
 
 
 def _kind(tensor: Tensor) -> str:
@@ -16,7 +20,7 @@ def precision(tensor: Tensor) -> str:
     """How convolutions multiply: float32 as "tf32" or "float32", by PyTorch's own switch."""
     if tensor.dtype != torch.float32:
         return _kind(tensor)
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "float32"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "float32"  # type: ignore[attr-defined]
 
 
 def triton_precision(tensor: Tensor) -> str:
@@ -26,7 +30,7 @@ def triton_precision(tensor: Tensor) -> str:
 
 def _product(
     tensor: Tensor, rows: int, columns: int, depth: int, weights: Sequence[Tensor | None]
-) -> dict[str, int | str]:
+) -> Features:
     """Of an implicit matrix product: its sizes over all tasks, and how many there are.
 
     ``calls`` is the number of library calls it takes: one where the tasks share their weights.
@@ -43,45 +47,63 @@ def _product(
     }
 
 
-def forward(x, weight, mask, bias, stride, padding):
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Features:
     sizes = zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
     height, width = ((size + 2 * p - k) // s + 1 for size, k, s, p in sizes)
     columns = x.shape[0] * x.shape[1] * height * width
     return _product(x, weight.shape[1], columns, weight[0, 0].numel(), (weight, mask, bias))
 
 
-def input_grad(grad, weight, mask, input_size, stride, padding):
+def input_grad(
+    grad: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: object = None,
+) -> Features:
     columns = grad.shape[0] * grad.shape[1] * input_size[0] * input_size[1]
     depth = weight[0, :, 0].numel() // (stride[0] * stride[1])
     return _product(grad, weight.shape[2], columns, depth, (weight, mask))
 
 
-def weight_grad(grad, x, mask, kernel_size, stride, padding):
+def weight_grad(
+    grad: Tensor, x: Tensor, mask: Tensor | None, kernel_size: Sequence[int], *_: object
+) -> Features:
     columns = x.shape[0] * x.shape[2] * kernel_size[0] * kernel_size[1]
     depth = grad[0, :, 0].numel()
     return _product(grad, grad.shape[2], columns, depth, (grad,))
 
 
-def mask_grad(grad, x, weight, stride, padding):
-    return weight_grad(grad, x, None, weight.shape[3:], stride, padding)
+def mask_grad(grad: Tensor, x: Tensor, weight: Tensor, *_: object) -> Features:
+    return weight_grad(grad, x, None, weight.shape[3:])
 
 
-def pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding):
-    features = forward(x1, weight1, mask1, bias, stride, padding)
-    return features | {"depth": 2 * features["depth"]}
+def pair(x: Tensor, weight: Tensor, mask: Tensor | None, *rest: Any) -> Features:
+    """Of two convolutions: ``rest`` is the other's operands, the bias, stride and padding."""
+    return _twice_as_deep(forward(x, weight, mask, *rest[-3:]))
 
 
-def input_grad_pair(grad1, weight1, mask1, grad2, weight2, mask2, input_size, stride, padding):
-    features = input_grad(grad1, weight1, mask1, input_size, stride, padding)
-    return features | {"depth": 2 * features["depth"]}
+def input_grad_pair(grad: Tensor, weight: Tensor, mask: Tensor | None, *rest: Any) -> Features:
+    return _twice_as_deep(input_grad(grad, weight, mask, *rest[-3:]))
 
 
-def weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride, padding):
-    features = weight_grad(grad1, x1, mask, kernel_size, stride, padding)
-    return features | {"depth": 2 * features["depth"]}
+def weight_grad_pair(grad: Tensor, x: Tensor, *rest: Any) -> Features:
+    return _twice_as_deep(weight_grad(grad, x, *rest[2:4]))
 
 
-def norm(x: Tensor) -> dict[str, int | str]:
+def _twice_as_deep(features: Features) -> Features:
+    return features | {"depth": 2 * int(features["depth"])}
+
+
+def norm(x: Tensor) -> Features:
     return {
         "channels": x.shape[0] * x.shape[2],
         "elements": x.shape[1] * x.shape[3] * x.shape[4],
@@ -89,32 +111,32 @@ def norm(x: Tensor) -> dict[str, int | str]:
     }
 
 
-def weight(weight, *_):
+def weight(weight: Tensor, *_: object) -> Features:
     return {"tasks": weight.shape[0], "size": weight[0].numel(), "dtype": _kind(weight)}
 
 
-def scores(*args):
+def scores(*args: Tensor) -> Features:
     scores = args[2] if len(args) == 4 else args[-1]
     return weight(scores)
 
 
-def loss(*args):
+def loss(*args: Tensor) -> Features:
     *_, logits, _ = args
     tasks, samples, classes = logits.shape
     return {"tasks": tasks, "samples": samples, "classes": classes, "dtype": _kind(logits)}
 
 
-def linear(x, weight, *_):
+def linear(x: Tensor, weight: Tensor, *_: object) -> Features:
     tasks, samples, size = x.shape
     sizes = {"tasks": tasks, "samples": samples, "size": size, "outputs": weight.shape[1]}
     return sizes | {"dtype": _kind(x)}
 
 
-def rows(rows, *_):
+def rows(rows: Tensor, *_: object) -> Features:
     return {"rows": rows.shape[0], "size": rows.shape[1], "dtype": _kind(rows)}
 
 
-def head(features: Tensor, center: Tensor) -> dict[str, int | str]:
+def head(features: Tensor, center: Tensor) -> Features:
     return {
         "tasks": features.shape[0],
         "samples": features.shape[1],

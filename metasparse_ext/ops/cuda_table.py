@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     """
 
     ops: tuple[str, ...]
-    when: Mapping[str, object]
+    when: Mapping[str, str | Sequence[int | None]]
     backend: str
     options: Mapping[str, int]
 
@@ -53,8 +53,8 @@ class Table(NamedTuple):
     rows: tuple[Row, ...]
 
 
-def _meets(value: int | str, wanted: object) -> bool:
-    if isinstance(wanted, str):
+def _meets(value: int | str, wanted: str | Sequence[int | None]) -> bool:
+    if isinstance(wanted, str) or isinstance(value, str):
         return value == wanted
     least, most = wanted
     return (least is None or value >= least) and (most is None or value <= most)
@@ -84,7 +84,7 @@ def rows_for(op: str, features: tuple[tuple[str, int | str], ...]) -> tuple[Row,
 
 def measured(op: str, features: Features, backend: str, options: Mapping[str, int]) -> Row:
     """The row that a measurement becomes: this backend won for a call with these features."""
-    when = {
+    when: dict[str, str | list[int | None]] = {
         name: value
         if isinstance(value, str)
         else [math.ceil(value / REACH), math.floor(value * REACH)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table, meta_table
 
 from metasparse_ext import _library, reference
 
@@ -51,8 +52,8 @@ def _register() -> None:
     ops were not among those with a function for the meta device.
     """
     for op, function in decompositions().items():
-        torch._decomp.decomposition_table.setdefault(op, function)
-        torch._decomp.meta_table.setdefault(op, op)
+        decomposition_table.setdefault(op, function)
+        meta_table.setdefault(op, op)
 
 
 def _norm_act_pool(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library
-from metasparse_ext._arguments import require_like
+from metasparse_ext._arguments import require_like, require_pair
 from metasparse_ext.ops._operands import is_widened
+from metasparse_ext.ops._tasks import with_tasks
 from metasparse_ext.ops.backends import get_backend
 from metasparse_ext.ops.masked_conv import masked_conv2d, padded
 
@@ -18,6 +19,9 @@ _DERIVATIVES = {
     "input gradient": "masked_conv_input_grad",
     "weight gradient": "masked_conv_weight_grad",
 }
+
+
+_WINDOW = ("stride", "padding", "dilation", "groups")
 
 
 class Candidate(NamedTuple):
@@ -90,8 +94,9 @@ def explain(
         return _all("library", "the kernels have neither groups nor dilation")
     if x.dim() == 3:
         x = x[None]
-    stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
-    x, padding = padded(x, weight.shape[-2:], stride, padding)
+    stride = require_pair("explain", "stride", stride, least=1)
+    height, width = weight.shape[-2:]
+    x, padding = padded(x, (height, width), stride, padding)
     if x.device.type == "cuda":
         return _on_cuda(x, weight, mask, stride, padding)
     if x.device.type != "cpu":
@@ -135,8 +140,8 @@ def _require_operands(
     for name, tensor in tensors.items():
         require_like("explain", name, tensor, "x", tensors.get("x", tensor), dtype=False)
     on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-    x, weight, mask = {**operands, **on_meta}.values()
-    masked_conv2d(x, weight, mask, None, *window)
+    checked: dict[str, Any] = {**operands, **on_meta}
+    masked_conv2d(**checked, **dict(zip(_WINDOW, window, strict=True)))
 
 
 def _sizes(
@@ -163,11 +168,8 @@ def _on_cuda(
 ) -> Explanations:
     from metasparse_ext.ops import cuda, cuda_table
 
-    def with_tasks(tensor: Tensor | None, rank: int) -> Tensor | None:
-        return tensor[None] if tensor is not None and tensor.dim() == rank else tensor
-
-    x, weight, mask = with_tasks(x, 4), with_tasks(weight, 4), with_tasks(mask, 2)
     tasks, samples, _, out_channels, _, _, *out = _sizes(x, weight, stride, padding)[:8]
+    x, weight, mask = with_tasks(x, 4, 1), with_tasks(weight, 4, 1), with_tasks(mask, 2, 1)
     grad = x.new_empty(tasks, samples, out_channels, *out)
     arguments = {
         "masked_conv": (x, weight, mask, None, stride, padding),

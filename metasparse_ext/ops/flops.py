@@ -33,48 +33,64 @@ def _convolution(outputs: Shape, weight: Shape) -> int:
     return 2 * kernels * taps * math.prod(outputs[3:])
 
 
-def _forward(x, weight, *_, out_shape, **__) -> int:
+def _forward(x: Shape, weight: Shape, *_: object, out_shape: Shape, **__: object) -> int:
     return _convolution(out_shape, weight)
 
 
-def _input_grad(grad, weight, *_, **__) -> int:
+def _input_grad(grad: Shape, weight: Shape, *_: object, **__: object) -> int:
     return _convolution(grad, weight)
 
 
-def _weight_grad(grad, *_, out_shape, **__) -> int:
+def _weight_grad(grad: Shape, *_: object, out_shape: Shape, **__: object) -> int:
     return _convolution(grad, out_shape)
 
 
-def _mask_grad(grad, x, weight, *_, **__) -> int:
+def _mask_grad(grad: Shape, x: Shape, weight: Shape, *_: object, **__: object) -> int:
     return _convolution(grad, weight)
 
 
-def _pair(x1, weight1, mask1, x2, *_, out_shape, **__) -> int:
+def _pair(
+    x1: Shape,
+    weight1: Shape,
+    mask1: Shape | None,
+    x2: Shape,
+    *_: object,
+    out_shape: Shape,
+    **__: object,
+) -> int:
     return 2 * _convolution(out_shape, weight1)
 
 
-def _input_grad_pair(grad1, weight1, *_, **__) -> int:
+def _input_grad_pair(grad1: Shape, weight1: Shape, *_: object, **__: object) -> int:
     return 2 * _convolution(grad1, weight1)
 
 
-def _weight_grad_pair(grad1, *_, out_shape, **__) -> int:
+def _weight_grad_pair(grad1: Shape, *_: object, out_shape: Shape, **__: object) -> int:
     return 2 * _convolution(grad1, out_shape)
 
 
-def _backward(grad, x, weight, mask, input_wanted, *_, **__) -> int:
+def _backward(
+    grad: Shape,
+    x: Shape,
+    weight: Shape,
+    mask: Shape | None,
+    input_wanted: bool,
+    *_: object,
+    **__: object,
+) -> int:
     return (1 + bool(input_wanted)) * _convolution(grad, weight)
 
 
-def _linear(x, weight, *_, **__) -> int:
+def _linear(x: Shape, weight: Shape, *_: object, **__: object) -> int:
     """Of inputs (T, N, F), or those of the first of two products, and weights (T, O, F)."""
     return 2 * math.prod(x) * weight[1]
 
 
-def _linear_pair(x1, weight1, *_, **__) -> int:
+def _linear_pair(x1: Shape, weight1: Shape, *_: object, **__: object) -> int:
     return 2 * _linear(x1, weight1)
 
 
-def _linear_backward(grad, x, weight, *_, **__) -> int:
+def _linear_backward(grad: Shape, x: Shape, weight: Shape, *_: object, **__: object) -> int:
     return 2 * _linear(x, weight)
 
 
@@ -109,11 +125,13 @@ class _RegisteringLoader(SourceFileLoader):
 class _AtImport(MetaPathFinder):
     """Finds torch's counter where it is, and registers the formulas once it is loaded."""
 
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != _COUNTER:
             return None
         spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+        if spec is not None and isinstance(spec.loader, SourceFileLoader) and spec.origin:
             spec.loader = _RegisteringLoader(name, spec.origin)
         return spec
 

@@ -1,6 +1,7 @@
 """Masked 2-D convolution, batched over tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from metasparse_ext.ops._register import register_autocast, register_fake, regis
 from metasparse_ext.ops._tasks import with_tasks
 
 _OP = "masked_conv2d"
+
+# By name: what was passed, a tensor or None once it is checked, and its rank without tasks.
+_Operands = dict[str, tuple[Any, int]]
 
 
 def masked_conv2d(
@@ -73,7 +77,7 @@ def masked_conv2d(
     single = isinstance(x, Tensor) and x.dim() == 3
     if single:
         x = x.unsqueeze(0)
-    args = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
+    args: _Operands = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
     tasks = _task_count(args)
     dtype, widened = x.dtype, is_widened(x)
     if widened or is_cast(x, x):
@@ -81,7 +85,7 @@ def masked_conv2d(
     elif mask is not None and mask.dtype == torch.bool:
         args["mask"] = (mask.to(dtype), 2)
     args = {name: (_grown(tensor, rank), rank) for name, (tensor, rank) in args.items()}
-    x, weight, mask, bias = (with_tasks(tensor, rank, tasks or 1) for tensor, rank in args.values())
+    x, weight, mask, bias = _leading(args, tasks or 1)
     sizes = (weight.shape[1], *weight.shape[3:])
     require(0 not in sizes, _OP, "weight", "of kernels, with no empty axis but I", weight)
     stride = require_pair(_OP, "stride", stride, least=1)
@@ -144,6 +148,10 @@ def _grown(tensor: Tensor | None, rank: int) -> Tensor | None:
     return F.pad(tensor, (0, 0) * rank + (0, 1))
 
 
+def _leading(args: _Operands, tasks: int) -> list[Any]:
+    return [with_tasks(tensor, rank, tasks) for tensor, rank in args.values()]
+
+
 def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
@@ -168,14 +176,14 @@ def padded(
     return F.pad(x, (left, width - left, top, height - top)), (0, 0)
 
 
-def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
+def _task_count(args: _Operands) -> int | None:
     """T, or None when no argument has a task axis; types, devices, ranks and T are checked."""
     tasks, leader = None, None
     for name, (tensor, rank) in args.items():
         if tensor is None and name in ("mask", "bias"):
             continue
         x = args["x"][0]
-        require_tensor(_OP, name, tensor)
+        tensor = require_tensor(_OP, name, tensor)
         if tensor.dim() not in (rank, rank + 1):
             image = ", or 3 for one image," if name == "x" else ""
             expected = f"of {rank} dimensions{image} or {rank + 1} with a leading task axis"
@@ -194,68 +202,49 @@ def _task_count(args: dict[str, tuple[Tensor | None, int]]) -> int | None:
     return tasks
 
 
-def _out_size(size, kernel, stride: int, padding: int):
-    return (size + 2 * padding - kernel) // stride + 1
-
-
-def _fake_conv(x, weight, mask, bias, stride, padding):
+def _outputs(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
     sizes = zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
-    return x.new_empty(*x.shape[:2], weight.shape[1], *(_out_size(*size) for size in sizes))
+    out = ((size + 2 * p - kernel) // s + 1 for size, kernel, s, p in sizes)
+    return x.new_empty(*x.shape[:2], weight.shape[1], *out)
 
 
-def _fake_input_grad(grad, weight, mask, input_size, stride, padding):
-    return grad.new_empty(*grad.shape[:2], weight.shape[2], *input_size)
+def _inputs(grad: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+    return grad.new_empty(*grad.shape[:2], weight.shape[2], *size)
 
 
-def _fake_weight_grad(grad, x, mask, kernel_size, stride, padding):
-    return grad.new_empty(grad.shape[0], grad.shape[2], x.shape[2], *kernel_size)
+def _kernels(grad: Tensor, x: Tensor, size: Sequence[int] = ()) -> Tensor:
+    return grad.new_empty(grad.shape[0], grad.shape[2], x.shape[2], *size)
 
 
-def _fake_mask_grad(grad, x, weight, stride, padding):
-    return grad.new_empty(grad.shape[0], grad.shape[2], x.shape[2])
+def _gradients(x: Tensor, weight: Tensor, rest: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    of_input, _, of_bias = rest[:3]
+    tasks, outs = weight.shape[:2]
+    x_grad = x.new_empty(x.shape if of_input else (tasks, 0))
+    return x_grad, x.new_empty(weight.shape), x.new_empty(tasks, outs if of_bias else 0)
 
 
-def _fake_pair(x1, weight1, mask1, x2, weight2, mask2, bias, stride, padding):
-    return _fake_conv(x1, weight1, mask1, bias, stride, padding)
-
-
-def _fake_input_grad_pair(
-    grad1, weight1, mask1, grad2, weight2, mask2, input_size, stride, padding
-):
-    return _fake_input_grad(grad1, weight1, mask1, input_size, stride, padding)
-
-
-def _fake_weight_grad_pair(grad1, x1, grad2, x2, mask, kernel_size, stride, padding):
-    return _fake_weight_grad(grad1, x1, mask, kernel_size, stride, padding)
-
-
-def _fake_backward(grad, x, weight, mask, input_wanted, dense, bias_wanted, stride, padding):
-    tasks = x.shape[0]
-    return (
-        x.new_empty(x.shape if input_wanted else (tasks, 0)),
-        x.new_empty(weight.shape),
-        x.new_empty(tasks, weight.shape[1] if bias_wanted else 0),
-    )
-
-
-def _fake_weight_backward(grad, weight, mask):
-    return grad.new_empty(grad.shape), grad.new_empty(grad.shape[:3])
+# The results' shapes, from the arguments of csrc/library.cpp.
+_FAKES: dict[str, Callable[..., object]] = {
+    "masked_conv": lambda x, weight, _mask, _bias, *window: _outputs(x, weight, *window),
+    "masked_conv_input_grad": lambda grad, weight, _mask, size, *_: _inputs(grad, weight, size),
+    "masked_conv_weight_grad": lambda grad, x, _mask, size, *_: _kernels(grad, x, size),
+    "masked_conv_mask_grad": lambda grad, x, *_: _kernels(grad, x),
+    "masked_conv_pair": lambda x, weight, *rest: _outputs(x, weight, *rest[-2:]),
+    "masked_conv_input_grad_pair": lambda grad, weight, *rest: _inputs(grad, weight, rest[-3]),
+    "masked_conv_weight_grad_pair": lambda grad, x, *rest: _kernels(grad, x, rest[-3]),
+    "masked_conv_backward": lambda grad, x, weight, _mask, *rest: _gradients(x, weight, rest),
+    "masked_weight_pair": lambda weight, *_: weight.new_empty(weight.shape),
+    "masked_weight_backward": lambda grad, *_: (
+        grad.new_empty(grad.shape),
+        grad.new_empty(grad.shape[:3]),
+    ),
+}
 
 
 def _register() -> None:
-    fakes = {
-        "masked_conv": _fake_conv,
-        "masked_conv_input_grad": _fake_input_grad,
-        "masked_conv_weight_grad": _fake_weight_grad,
-        "masked_conv_mask_grad": _fake_mask_grad,
-        "masked_conv_pair": _fake_pair,
-        "masked_conv_input_grad_pair": _fake_input_grad_pair,
-        "masked_conv_weight_grad_pair": _fake_weight_grad_pair,
-        "masked_conv_backward": _fake_backward,
-        "masked_weight_pair": lambda weight1, *_: weight1.new_empty(weight1.shape),
-        "masked_weight_backward": _fake_weight_backward,
-    }
-    for name, fake in fakes.items():
+    for name, fake in _FAKES.items():
         register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
         # The kernels compute in float32 and float64: lower precisions of a surrounding autocast

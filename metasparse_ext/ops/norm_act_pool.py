@@ -1,5 +1,7 @@
 """Batch norm, activation and max-pool as one differentiable op over a batch of tasks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -72,9 +74,11 @@ def norm_act_pool(
     """
     tasks = _check(x, weight, bias, eps, activation, pool, order)
     if is_widened(x):
-        wide = (None if t is None else t.float() for t in (x, weight, bias))
-        options = {"eps": eps, "activation": activation, "pool": pool, "order": order}
-        return norm_act_pool(*wide, **options).to(x.dtype)
+        weight, bias = (None if t is None else t.float() for t in (weight, bias))
+        y = norm_act_pool(
+            x.float(), weight, bias, eps=eps, activation=activation, pool=pool, order=order
+        )
+        return y.to(x.dtype)
     if not _library.loaded():
         return reference.norm_act_pool(
             x, weight, bias, eps=eps, activation=activation, pool=pool, order=order
@@ -144,37 +148,36 @@ def _new_per_channel(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[2]))
 
 
-def _fake_forward(x, weight, bias, eps, relu, pool, norm_first):
-    gate = (
-        _new_output(x, pool, torch.uint8)
-        if relu or pool
-        else x.new_empty((x.shape[0], 0), dtype=torch.uint8)
-    )
-    return _new_output(x, pool), _new_per_channel(x), _new_per_channel(x), gate
+def _gate(x: Tensor, relu: bool, pool: bool) -> Tensor:
+    if relu or pool:
+        return _new_output(x, pool, torch.uint8)
+    return x.new_empty((x.shape[0], 0), dtype=torch.uint8)
 
 
-def _fake_backward(grad, x, weight, mean, rstd, gate, eps, pool, norm_first):
-    return x.new_empty(x.shape), _new_per_channel(x), _new_per_channel(x)
-
-
-def _fake_tangent(x_dot, weight_dot, bias_dot, x, weight, mean, rstd, gate, eps, pool, norm_first):
-    return _new_output(x, pool)
-
-
-def _fake_double_backward(
-    x_dot, weight_dot, bias_dot, grad, x, weight, mean, rstd, gate, eps, pool, norm_first
-):
-    return _new_output(x, pool), x.new_empty(x.shape), _new_per_channel(x)
+# The results' shapes, from the arguments of csrc/library.cpp.
+_FAKES: dict[str, Callable[..., object]] = {
+    "norm_act_pool": lambda x, _weight, _bias, _eps, relu, pool, _: (
+        _new_output(x, pool),
+        _new_per_channel(x),
+        _new_per_channel(x),
+        _gate(x, relu, pool),
+    ),
+    "norm_act_pool_backward": lambda grad, x, *_: (
+        x.new_empty(x.shape),
+        _new_per_channel(x),
+        _new_per_channel(x),
+    ),
+    "norm_act_pool_tangent": lambda x_dot, *rest: _new_output(x_dot, rest[-2]),
+    "norm_act_pool_double_backward": lambda x_dot, _weight_dot, _bias_dot, grad, x, *rest: (
+        _new_output(x, rest[-2]),
+        x.new_empty(x.shape),
+        _new_per_channel(x),
+    ),
+}
 
 
 def _register() -> None:
-    fakes = {
-        "norm_act_pool": _fake_forward,
-        "norm_act_pool_backward": _fake_backward,
-        "norm_act_pool_tangent": _fake_tangent,
-        "norm_act_pool_double_backward": _fake_double_backward,
-    }
-    for name, fake in fakes.items():
+    for name, fake in _FAKES.items():
         register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
         register_autocast(name)  # like masked_conv, and like PyTorch's other norms

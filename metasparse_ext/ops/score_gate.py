@@ -1,11 +1,13 @@
 """The gate that opens by a score, and the gradient of a budget on such gates."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
 from metasparse_ext._arguments import refuse, require_floating
-from metasparse_ext.ops._register import register_fake
+from metasparse_ext.ops._register import VmapInfo, register_fake
 
 
 def score_gate(scores: Tensor) -> Tensor:
@@ -42,23 +44,22 @@ def add_budget_gradient(
     ops.add_budget_gradient(gradient, scores, offset, share, l1)
 
 
-def _fake_gate(scores):
+def _like(scores: Tensor) -> Tensor:
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
-def _fake_grad(grad, factor, scores, order):
-    return torch.empty_like(scores, memory_format=torch.contiguous_format)
-
-
-def _fake_budget(gradient, scores, offset, share, l1) -> None:
-    return None
-
-
-def _vmap_gate(info, in_dims, scores):
+def _vmap_gate(info: VmapInfo, in_dims: tuple[int], scores: Tensor) -> tuple[Tensor, int]:
     return torch.ops.metasparse.score_gate(scores.movedim(in_dims[0], 0)), 0
 
 
-def _vmap_grad(info, in_dims, grad, factor, scores, order):
+def _vmap_grad(
+    info: VmapInfo,
+    in_dims: Sequence[int | None],
+    grad: Tensor,
+    factor: Tensor | None,
+    scores: Tensor,
+    order: int,
+) -> tuple[Tensor, int]:
     operands = [
         t
         if t is None
@@ -71,8 +72,8 @@ def _vmap_grad(info, in_dims, grad, factor, scores, order):
 
 
 if _library.problem is None:
-    register_fake("score_gate", _fake_gate)
-    register_fake("score_gate_grad", _fake_grad)
-    register_fake("add_budget_gradient", _fake_budget)
+    register_fake("score_gate", _like)
+    register_fake("score_gate_grad", lambda grad, factor, scores, order: _like(scores))
+    register_fake("add_budget_gradient", lambda *_: None)
     torch.library.register_vmap("metasparse::score_gate", _vmap_gate)
     torch.library.register_vmap("metasparse::score_gate_grad", _vmap_grad)

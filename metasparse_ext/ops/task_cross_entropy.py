@@ -1,5 +1,7 @@
 """The cross-entropy of tasks as one op."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,25 +19,19 @@ def task_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return ops.task_cross_entropy(logits, labels)
 
 
-def _fake_loss(logits, labels):
-    return logits.new_empty(logits.shape[0])
-
-
-def _fake_backward(grad, logits, labels):
-    return logits.new_empty(logits.shape)
-
-
-def _fake_double_backward(direction, grad, logits, labels):
-    return logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape)
+# The results' shapes, from the arguments of csrc/library.cpp.
+_FAKES: dict[str, Callable[..., object]] = {
+    "task_cross_entropy": lambda logits, labels: logits.new_empty(logits.shape[0]),
+    "task_cross_entropy_backward": lambda grad, logits, labels: logits.new_empty(logits.shape),
+    "task_cross_entropy_double_backward": lambda direction, grad, logits, labels: (
+        logits.new_empty(logits.shape[0]),
+        logits.new_empty(logits.shape),
+    ),
+}
 
 
 def _register() -> None:
-    fakes = {
-        "task_cross_entropy": _fake_loss,
-        "task_cross_entropy_backward": _fake_backward,
-        "task_cross_entropy_double_backward": _fake_double_backward,
-    }
-    for name, fake in fakes.items():
+    for name, fake in _FAKES.items():
         register_fake(name, fake)
         register_vmap(name, getattr(torch.ops.metasparse, name))
         # As torch's own: a loss is of float32 inside of autocast.

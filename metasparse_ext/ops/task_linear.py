@@ -1,5 +1,7 @@
 """The linear layer of tasks as one op, with one for its gradients."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,23 +15,22 @@ def task_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return ops.task_linear(x, weight, bias)
 
 
-def _fake_linear(x, weight, bias):
+def _outputs(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(*x.shape[:2], weight.shape[1])
 
 
-def _fake_pair(x1, weight1, x2, weight2, bias):
-    return _fake_linear(x1, weight1, bias)
-
-
-def _fake_backward(grad, x, weight):
-    return x.new_empty(x.shape), x.new_empty(weight.shape), x.new_empty(weight.shape[:2])
-
+# The results' shapes, from the arguments of csrc/library.cpp.
+_FAKES: dict[str, Callable[..., object]] = {
+    "task_linear": _outputs,
+    "task_linear_pair": _outputs,
+    "task_linear_backward": lambda grad, x, weight: (
+        x.new_empty(x.shape),
+        x.new_empty(weight.shape),
+        x.new_empty(weight.shape[:2]),
+    ),
+}
 
 if _library.problem is None:
-    for _name, _fake in {
-        "task_linear": _fake_linear,
-        "task_linear_pair": _fake_pair,
-        "task_linear_backward": _fake_backward,
-    }.items():
+    for _name, _fake in _FAKES.items():
         register_fake(_name, _fake)
         register_vmap(_name, getattr(torch.ops.metasparse, _name))

@@ -1,7 +1,7 @@
 """A mask of exactly the k best scores, per layer, per task or over a whole network."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -117,15 +117,15 @@ def _shared_budgets(
     units: list[Tensor],
     density: float | Tensor,
     scope: str,
-) -> Sequence[Tensor]:
+) -> list[Tensor]:
     """The masks (T, n) of layers that share the budgets of each task, or the one of a network."""
     if scope == "task":
         _check_same_tasks(names, layers, stacked)
         sizes = [unit.shape[1] for unit in units]
-        return _topk(_joined(units, dim=1), density).split(sizes, dim=1)
+        return list(_topk(_joined(units, dim=1), density).split(sizes, dim=1))
     flat = [unit.flatten() for unit in units]
     sizes = [unit.shape[0] for unit in flat]
-    return _topk(_joined(flat, dim=0).unsqueeze(0), density).squeeze(0).split(sizes)
+    return list(_topk(_joined(flat, dim=0).unsqueeze(0), density).squeeze(0).split(sizes))
 
 
 def _check_density(density: float | Tensor) -> None:
@@ -151,7 +151,7 @@ def _layers(scores: Scores) -> tuple[list[str], list[Tensor]]:
     refuse(_OP, "scores", "a tensor, or a sequence or mapping of tensors", typed(scores), TypeError)
 
 
-def _like(scores: Scores, masks: list[Tensor]) -> Scores:
+def _like(scores: Any, masks: list[Tensor]) -> Any:
     """``masks`` in the structure of ``scores``."""
     if isinstance(scores, Tensor):
         return masks[0]
@@ -206,7 +206,7 @@ def _from_units(mask: Tensor, layer: Tensor, granularity: str) -> Tensor:
     return mask.reshape(shape).to(layer.dtype)
 
 
-def _joined(rows: Sequence[Tensor], dim: int) -> Tensor:
+def _joined(rows: list[Tensor], dim: int) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim)
 
 
@@ -229,7 +229,7 @@ def _counts(density: float | Tensor, rows: Tensor) -> Tensor:
     return exact.round().to(torch.int64).flatten().expand(count)
 
 
-def _fake(scores, k):
+def _fake(scores: Tensor, k: Tensor) -> Tensor:
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 # Task states; `metasparse_ext.implicit.HeadStatus` gives them to users.
 CONVERGED, ITERATIONS, NOT_FINITE = 0, 1, 3
 
-_HALVINGS = 30
 _ROUNDING = 2.0**-50
+# Of the line search: how many lengths are tried, the part of the predicted fall that counts as one,
+# and the part of the slope that counts as none.
+_TRIALS, _ARMIJO, _LEVEL = 40, 1e-4, 0.1
 
 
 def _curvature(probabilities: Tensor, gram: Tensor, lam: Tensor) -> Tensor:
@@ -43,9 +47,9 @@ def softmax_head(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Minimises (1/N) sum_i CE(W x_i, y_i) + lambda/2 |W - center|^2 for each task.
 
-    Newton steps with a halving line search on the dual coefficients A of W = center + A'X, in
-    float64. features (T, N, D), labels (T, N), center (T, C, D), lam (T,) -> weight (T, C, D),
-    iterations (T,), residual (T,), status (T,). Nothing is read on the host.
+    Newton steps on the dual coefficients A of W = center + A'X, in float64; each goes as far as the
+    objective falls steeply. features (T, N, D), labels (T, N), center (T, C, D), lam (T,) -> weight
+    (T, C, D), iterations (T,), residual (T,), status (T,). Nothing is read on the host.
     """
     x, lam = features.double(), lam.double()
     classes = center.shape[1]
@@ -56,18 +60,18 @@ def softmax_head(
     trace = squares.sum(-1)
     scale = squares.mean(-1).sqrt()
 
-    def objective(dual: Tensor, image: Tensor) -> Tensor:
+    def objective(dual: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(T,), and the gradient (T, N, C) in W's products with the features."""
         scores = start + image
         loss = (scores.logsumexp(-1) - (hot * scores).sum(-1)).mean(-1)
-        return loss + lam / 2 * (dual * image).sum((-2, -1))
+        gradient = (scores.softmax(-1) - hot) / x.shape[1] + lam[:, None, None] * dual
+        return loss + lam / 2 * (dual * image).sum((-2, -1)), gradient
 
     dual = torch.zeros_like(start)
     image = torch.zeros_like(start)
     iterations = torch.zeros_like(labels[:, 0])
-    lengths = [0.5**k for k in range(_HALVINGS)]
     for step in range(max_iterations + 1):
-        probabilities = (start + image).softmax(-1)
-        gradient = (probabilities - hot) / x.shape[1] + lam[:, None, None] * dual
+        now, gradient = objective(dual, image)
         norm = (gradient * (gram @ gradient)).sum((-2, -1))
         # Where samples repeat or outnumber the features, rounding hides a norm behind this.
         hidden = _ROUNDING * trace * gradient.square().sum((-2, -1))
@@ -80,12 +84,12 @@ def softmax_head(
         running = residual > rounding.clamp(min=tolerance)
         if step == max_iterations:
             break
+        probabilities = (start + image).softmax(-1)
         direction = _solve(_curvature(probabilities, gram, lam), -gradient)
         moved = gram @ direction
-        values = torch.stack([objective(dual + t * direction, image + t * moved) for t in lengths])
-        now = objective(dual, image)
-        falls = values <= now + _ROUNDING * (1 + now.abs() + lam * squared)
-        length = torch.where(running, 0.5 ** falls.int().argmax(0).to(x.dtype), 0)[:, None, None]
+        slack = _ROUNDING * (1 + now.abs() + lam * squared)
+        length = _length(objective, dual, image, direction, moved, slack)
+        length = torch.where(running, length, 0)[:, None, None]
         dual, image = dual + length * direction, image + length * moved
         iterations = iterations + running
 
@@ -93,6 +97,38 @@ def softmax_head(
     status = torch.where(running, ITERATIONS, CONVERGED)
     status = torch.where(residual.isfinite(), status, NOT_FINITE)
     return weight, iterations, residual, status
+
+
+def _length(
+    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    dual: Tensor,
+    image: Tensor,
+    direction: Tensor,
+    moved: Tensor,
+    slack: Tensor,
+) -> Tensor:
+    """(T,): where the objective, which is convex, has fallen along the direction and is level.
+
+    A fall alone is not enough: where the scores of two classes cross, a step that ends beyond sees
+    no curvature, and Newton's iteration crosses there again and again. 0 where nothing falls.
+    """
+    before, gradient = objective(dual, image)
+    slope = (gradient * moved).sum((-2, -1))
+    shortest, longest = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
+    length = torch.ones_like(slope)
+    level = torch.zeros_like(slope, dtype=torch.bool)
+    for _ in range(_TRIALS):
+        t = length[:, None, None]
+        value, gradient = objective(dual + t * direction, image + t * moved)
+        ahead = (gradient * moved).sum((-2, -1))
+        falls = value <= before + _ARMIJO * length * slope + slack
+        level = level | falls & (ahead.abs() <= _LEVEL * slope.abs())
+        short = falls & (ahead < 0)
+        shortest = torch.where(short & ~level, length, shortest)
+        longest = torch.where(short | level, longest, length)
+        middle = torch.where(longest.isinf(), 2 * length, (shortest + longest) / 2)
+        length = torch.where(level, length, middle)
+    return torch.where(level, length, shortest)
 
 
 def softmax_head_grad(

@@ -1,5 +1,7 @@
 """The gradient of the reference masks."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,15 +14,15 @@ class _StraightThrough(torch.autograd.Function):
         return mask.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
     @staticmethod
-    def jvp(ctx, scores_tangent: Tensor, mask_tangent: None) -> Tensor:
+    def jvp(ctx: Any, scores_tangent: Tensor, mask_tangent: None) -> Tensor:
         return scores_tangent.clone()
 
 

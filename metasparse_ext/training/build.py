@@ -164,7 +164,7 @@ def require_loss(config: RunConfig, classes: Tasks) -> None:
     Raises:
         ValueError: If there are targets in place of classes, and no loss.
     """
-    if outputs(classes) is not None and config.loss is None:
+    if isinstance(classes, OwnTasks) and outputs(classes) is not None and config.loss is None:
         wanted = f"a function for the targets of {classes}, which are {classes.labels}, not classes"
         refuse("RunConfig", "loss", wanted, "None")
 
@@ -265,7 +265,7 @@ def learner(
         ValueError: If the device cannot be used, or an option is refused.
     """
     _require_device(config.device)
-    if given.has_learner:
+    if isinstance(given.learner, MetaLearner):
         torch.manual_seed(config.seed)
         if config.init_from is not None:
             _copy_weights(given.learner.model, config.init_from)

@@ -201,7 +201,8 @@ def _by_task(evaluations: Sequence[RunEvaluation]) -> list[float | None]:
 
 def _difference(first: Sequence[float | None], second: Sequence[float | None]) -> Difference:
     """The paired test on the tasks on which both have a value."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if None not in (a, b)]
+    both = zip(first, second, strict=True)
+    pairs = [(a, b) for a, b in both if a is not None and b is not None]
     return paired_test([a for a, _ in pairs], [b for _, b in pairs])
 
 

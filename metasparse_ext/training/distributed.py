@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -161,8 +161,10 @@ def _join(backend: str) -> None:
     if not one_machine or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend)
         return
-    store, rank, size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start-{environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"start-{environment['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
@@ -202,7 +204,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.stop = False
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -149,7 +149,8 @@ def _peak(work: Callable[[], None], device: torch.device) -> int:
     except OSError as error:
         wanted = "None where the system does not tell a process its peak (Linux does)"
         raise ValueError(f"RunConfig: expected memory to be {wanted}: {error}") from error
-    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])
+    (peak,) = re.findall(r"VmHWM:\s*(\d+)", status)
+    return 1024 * int(peak)
 
 
 def _shown(size: int) -> str:

@@ -5,7 +5,7 @@ And what keeps numbers that are not finite out of a run: norms, undoing, countin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,8 @@ class MetaStep:
 
     def undo(self) -> None:
         """Puts learner and optimizer back to where they were before the step."""
+        if self._last_state is None:
+            raise RuntimeError("a meta-step can be undone where on_nonfinite is not 'stop'")
         self._last_state.undo(self.optimizer)
         self.whole = True
 
@@ -101,7 +103,7 @@ class MetaStep:
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Restores the optimizer's state; its rates stay on their device, and are set each step."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(dict(state))
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
@@ -129,7 +131,8 @@ class MetaStep:
         nonfinite = self._learner.nonfinite
         nonfinite |= ~norm.isfinite()
         if outer.on_gpu(self._config) and outer.capturable(self._config):
-            self.optimizer.found_inf = nonfinite.float()
+            # What a fused or capturable step asks for, as torch.amp.GradScaler sets it.
+            self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         elif bool(nonfinite):
             return {}
         self.optimizer.step()
@@ -176,7 +179,7 @@ class MetaStep:
         config = self._config
         stepped = {p for group in self.optimizer.param_groups for p in group["params"]}
         parameters = [p for p in self._learner.parameters() if p.grad is not None and p in stepped]
-        norm = total_norm([p.grad for p in parameters])
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
         if config.clip_value is not None:
             clip_grad_value_(parameters, config.clip_value)
         if config.clip_norm is not None:
@@ -184,7 +187,7 @@ class MetaStep:
         return norm
 
 
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+def total_norm(gradients: list[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients together, () float64.
 
     Squares of finite float32 numbers can overflow in float32, but not in float64: the norm is
@@ -195,7 +198,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     )
 
 
-def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+def all_finite(tensors: list[Tensor]) -> Tensor:
     """() bool, on the device: whether no element of any of the tensors is NaN or infinite."""
     norms = torch._foreach_norm(tensors, torch.inf, dtype=torch.float64)
     return torch.stack(norms).isfinite().all()
@@ -208,7 +211,7 @@ def state_of(
 
     Parameters, the learner's persistent buffers, and the optimizer's state.
     """
-    names = {parameter: name for name, parameter in learner.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in learner.named_parameters()}
     for name, value in learner.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor):
             yield name, value

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metasparse_ext import _entries
 from metasparse_ext._arguments import refuse, require, require_type, shown
@@ -43,13 +44,14 @@ def optimizer(
     """
     if isinstance(given, torch.optim.Optimizer):
         return _require_own(given, parameters_of)
-    scores, weights = [], []
+    scores: list[Tensor] = []
+    weights: list[Tensor] = []
     for name, parameter in parameters_of.named_parameters():
         (scores if name.endswith("scores") else weights).append(parameter)
     if config.mask_lr is not None and not scores:
         wanted = f"None, {config.learner} has no mask scores to learn"
         refuse("RunConfig", "mask_lr", wanted, shown(config.mask_lr))
-    groups = [{"params": weights, "lr": config.meta_lr}]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr": config.meta_lr}]
     if scores:
         groups.append({"params": scores, "lr": config.mask_lr or config.meta_lr})
     if given is not None or not capturable(config):

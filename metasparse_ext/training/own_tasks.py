@@ -260,7 +260,7 @@ def _of_value(given: Any, config: RunConfig, split: str) -> Any:
         if config.image_size is None or isinstance(given, Mixture):
             return given
         return given.resized(config.image_size)
-    batches = [given] if isinstance(given, TaskBatch) else given
+    batches: Any = [given] if isinstance(given, TaskBatch) else given
     _require_batches(batches)
     if not _is_sampler(batches) and iter(batches) is batches:
         if split != "train":

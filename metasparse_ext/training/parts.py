@@ -117,8 +117,9 @@ class Parts:
         return config.replace(**labels)
 
     def options(self) -> dict[str, Any]:
-        """Those that the learner that is built was made with, as JSON values."""
-        return {name: _json(value) for name, value in self.learner.made_with.items()}
+        """Those that the learner that is built, if any, was made with, as JSON values."""
+        made_with = self.learner.made_with if isinstance(self.learner, MetaLearner) else {}
+        return {name: _json(value) for name, value in made_with.items()}
 
     def given(self) -> dict[str, Any]:
         """The objects by name."""

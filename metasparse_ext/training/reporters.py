@@ -51,7 +51,7 @@ class Reporters:
             ValueError: If there is no reporter of a name.
         """
         several = reporter if isinstance(reporter, (list, tuple)) else [reporter]
-        told: list[Reporter] = []
+        told: list[Any] = []
         for each in [] if reporter is None else several:
             if isinstance(each, str):
                 require_choice(owner, "reporter", each, REPORTERS)

@@ -23,7 +23,7 @@ from metasparse_ext.training.memory import Chunk
 try:
     import fcntl
 except ImportError:  # pragma: no cover
-    fcntl = None  # Windows: there is no such lock
+    fcntl = None  # type: ignore[assignment]  # Windows: there is no such lock
 
 
 # What reads the files that a run is exported to, by their endings.

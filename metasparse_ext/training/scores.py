@@ -34,7 +34,7 @@ from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.algorithms.tasks import chunks
 from metasparse_ext.data import Inputs, Samples, TaskBatch
 from metasparse_ext.data.batch import input_shape
-from metasparse_ext.nn import Cost, cost
+from metasparse_ext.nn import cost
 from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.training.measure import measure_of
 
@@ -257,7 +257,7 @@ class _Totals:
         self._active: list[Tensor] = []
         self._macs: list[Tensor] = []
         self._used: dict[str, Tensor] = {}
-        self._cost: Cost | None = None
+        self._kernels, self._dense_macs = 0, 0
         self._episodes = hashlib.sha256()
 
     def note(self, batch: TaskBatch) -> None:
@@ -295,8 +295,9 @@ class _Totals:
         dtypes = tree_map_only(
             Tensor, lambda each: None if each.is_floating_point() else each.dtype, query.images
         )
-        self._cost = cost(learner.model, input_shape(query.images), masks, dtype=dtypes)
-        self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
+        found = cost(learner.model, input_shape(query.images), masks, dtype=dtypes)
+        self._macs.append(torch.as_tensor(found.active_macs).double().expand(tasks))
+        self._kernels, self._dense_macs = found.kernels, found.macs
 
     def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:
         """The means over all tasks added."""
@@ -308,9 +309,9 @@ class _Totals:
             loss=float(torch.cat(self._loss).mean()),
             transductive=transductive,
             active=float(torch.cat(self._active).mean()),
-            kernels=self._cost.kernels,
+            kernels=self._kernels,
             macs=float(torch.cat(self._macs).mean()),
-            dense_macs=self._cost.macs,
+            dense_macs=self._dense_macs,
             distributions=self._by_distribution(accuracy, distributions),
             accuracies=accuracy.tolist(),
             episodes=self._episodes.hexdigest(),
@@ -338,7 +339,7 @@ class _Totals:
         }
 
 
-def _score(accuracy: Tensor, scored: Tensor, name: str = "accuracy") -> dict[str, float]:
+def _score(accuracy: Tensor, scored: Tensor, name: str = "accuracy") -> dict[str, Any]:
     """How many tasks (T,), the mean accuracy by its name of those that count, and its interval."""
     tasks, accuracy = len(accuracy), accuracy[scored]
     if not len(accuracy):

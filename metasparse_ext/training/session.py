@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Session:
         self.iteration = self.records = 0
         self._spent: list[float] = []  # seconds of the meta-iterations since the last record
         self.elapsed = 0.0
-        self.best: Mapping[str, Any] | None = None
+        self.best: dict[str, Any] | None = None
         self.skipped = Skipped()
         self.log: metrics.MetricsFile | None = None
         self.chunk: Chunk | None = None
@@ -146,22 +146,28 @@ class Session:
         """
         learner, workers = self.learner, self.workers
         check_chunks(learner, budget)
-        self.chunk = self.run.chunk(budget) if resuming else None
-        if workers.any(self.chunk is None):
-            first = next(self.batches)
-            self.batches = itertools.chain([first], self.batches)
-            failure = None
-            try:
-                self.chunk = chunk_of(learner, first, budget)
-            except ValueError as error:
-                failure = error
-            if workers.any(failure is not None):
-                raise failure or ValueError("another process cannot keep to its budget of memory")
-            fewest = (n for n in itertools.count(1) if workers.any(self.chunk.tasks <= n))
-            self.chunk = dataclasses.replace(self.chunk, tasks=next(fewest))
+        chunk = self.run.chunk(budget) if resuming else None
+        if workers.any(chunk is None) or chunk is None:
+            chunk = self._measured_chunk(budget)
+        self.chunk = chunk
         # A run that goes on with fewer processes has more tasks in each.
-        if self.chunk.tasks < workers.tasks(self.config.tasks):
-            learner.task_chunk = self.chunk.tasks
+        if chunk.tasks < workers.tasks(self.config.tasks):
+            learner.task_chunk = chunk.tasks
+
+    def _measured_chunk(self, budget: str) -> Chunk:
+        """What fits into every process, by measurement of the first batch."""
+        first = next(self.batches)
+        self.batches = itertools.chain([first], self.batches)
+        chunk, failure = None, None
+        try:
+            chunk = chunk_of(self.learner, first, budget)
+        except ValueError as error:
+            failure = error
+        if self.workers.any(chunk is None) or chunk is None:
+            raise failure or ValueError("another process cannot keep to its budget of memory")
+        own = chunk.tasks
+        fewest = next(n for n in itertools.count(1) if self.workers.any(own <= n))
+        return dataclasses.replace(chunk, tasks=fewest)
 
     def _load(self) -> None:
         """Loads the data, and tells the learner's options of them."""

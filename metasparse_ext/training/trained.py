@@ -92,7 +92,7 @@ class AdaptedTask:
             FloatingPointError: If one is not finite.
             TypeError, ValueError: As :func:`~metasparse_ext.training.predict`.
         """
-        query = images.unsqueeze(0).to(self.support.images.device)
+        query = images.unsqueeze(0).to(self.support.labels.device)
         found = predict(self.networks, self.support, query, transductive=transductive)
         logits = found[0, :, : len(self.classes)].cpu()
         if not bool(logits.isfinite().all()):

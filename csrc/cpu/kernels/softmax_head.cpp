@@ -123,7 +123,9 @@ struct Pair {
 };
 
 constexpr int64_t kScratchVectors = 11;
-constexpr int kMaxHalvings = 40;
+constexpr int kMaxTrials = 40;
+constexpr double kArmijo = 1e-4;  // the part of the predicted fall that counts as one
+constexpr double kLevel = 0.1;    // the part of the slope that counts as none
 constexpr double kRounding = 0x1p-50;
 
 // The sum of K's diagonal.
@@ -209,25 +211,56 @@ double term_size(const HeadTask& task, const Iterate& at) {
   return sqrt((squares + trace(task) * squared_terms(task, at.dual)) / task.samples);
 }
 
-// Moves along the step until the objective falls; false when rounding hides any fall.
+// The objective's derivative along a step with this image. Lambda multiplies the dual first: an
+// enormous one has duals and images whose products are too small for a double.
+double slope_along(const HeadTask& task, const Iterate& at, const double* image) {
+  const int64_t size = task.stride * task.classes;
+  const double share = 1.0 / task.samples;
+  Vec sums = {};
+  for (int64_t k = 0; k < size; k += kHeadLanes) {
+    const Vec gradient = share * vec(at.probabilities + k) + task.lambda * vec(at.dual + k);
+    sums += gradient * vec(image + k);
+  }
+  double slope = sum(sums);
+  for (int64_t i = 0; i < task.samples; ++i) {
+    slope -= share * image[task.labels[i] * task.stride + i];
+  }
+  return slope;
+}
+
+// Moves along the step until the objective falls and is nearly level there; false when rounding
+// hides any fall. A fall is not enough: where the scores of two classes cross, a step that ends
+// beyond sees no curvature, and Newton's iteration crosses there again and again.
 bool search(const HeadTask& task, Pair step, double slope, Iterate& at) {
   const int64_t size = task.stride * task.classes;
   // The squared norm is a sum of terms of either sign, of this size.
   const double terms = task.lambda * squared_terms(task, at.dual);
   const double slack = kRounding * (1 + fabs(at.objective) + terms);
-  double length = 1, moved = 0;
-  for (int halving = 0; halving < kMaxHalvings; ++halving, length /= 2) {
+  // Gradients in the scores are at most 2 for a sample.
+  const double slopes = 2 / sqrt(task.samples) + task.lambda * sqrt(dot(at.dual, at.dual, size));
+  const double level =
+      kLevel * fabs(slope) + kRounding * slopes * sqrt(dot(step.image, step.image, size));
+  const double start = at.objective;
+  double moved = 0;
+  const auto move_to = [&](double length) {
     add_scaled(length - moved, step.value, at.dual, size);
     add_scaled(length - moved, step.image, at.image, size);
     add_scaled(length - moved, step.image, at.scores, size);
     moved = length;
-    const double trial = objective(task, at, evaluate(task, at.scores, at.probabilities));
-    if (trial <= at.objective + 1e-4 * length * slope + slack) {
-      at.objective = trial;
-      return true;
-    }
+    at.objective = objective(task, at, evaluate(task, at.scores, at.probabilities));
+  };
+  // The objective is convex: it is level between a length where it still falls and one beyond.
+  double length = 1, shortest = 0, longest = INFINITY;
+  for (int trial = 0; trial < kMaxTrials; ++trial) {
+    move_to(length);
+    const bool falls = at.objective <= start + kArmijo * length * slope + slack;
+    const double ahead = slope_along(task, at, step.image);
+    if (falls && fabs(ahead) <= level) return true;
+    (falls && ahead < 0 ? shortest : longest) = length;
+    length = isfinite(longest) ? (shortest + longest) / 2 : 2 * length;
   }
-  return false;
+  if (shortest > 0) move_to(shortest);
+  return shortest > 0;
 }
 
 HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations, double* scores,

@@ -48,7 +48,7 @@ def shape_vectors(bitmaps: Sequence[Image.Image]) -> np.ndarray:
         fitted = bitmap.resize((width, height), Image.Resampling.BOX)
         square[top : top + height, left : left + width] = fitted
     for axis in (1, 2):
-        squares = np.roll(squares, 1, axis) + 2 * squares + np.roll(squares, -1, axis)
+        squares = np.roll(squares, 1, axis) + 2 * squares + np.roll(squares, -1, axis)  # type: ignore[assignment]
     vectors = squares.reshape(len(bitmaps), _SIDE * _SIDE)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from fontTools.ttLib import TTFont
@@ -44,7 +45,7 @@ class Face:
             raise DataNotFoundError(f"glyphs: matplotlib's font is missing: {path}")
         self.path = path
         with TTFont(path, lazy=True) as font:
-            self.characters = frozenset(map(chr, font.getBestCmap()))
+            self.characters = frozenset(map(chr, font.getBestCmap() or ()))
         # The basic layout draws the glyph of the character alone, whether or not libraqm is there.
         self._font = ImageFont.truetype(
             os.fspath(path), _EM_PIXELS, layout_engine=ImageFont.Layout.BASIC
@@ -52,7 +53,7 @@ class Face:
 
     def draw(self, character: str) -> Image.Image | None:
         """The character's grey bitmap cropped to its ink (bright on dark); None if it is blank."""
-        core = self._font.getmask(character, mode="L")
+        core: Any = self._font.getmask(character, mode="L")
         bitmap = Image.frombytes("L", core.size, bytes(core))
         ink = bitmap.getbbox()
         return bitmap.crop(ink) if ink else None

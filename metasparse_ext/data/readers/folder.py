@@ -41,7 +41,7 @@ def find(request: Request) -> Listing:
             f"{', '.join(there) or 'none'}; where they are the classes, splits names a list of "
             "those of each split"
         )
-    return in_split_folders(request, request.root, check_files=True)
+    return _in_folder(request, request.root, found, check_files=True)
 
 
 def in_split_folders(request: Request, root: Path, *, check_files: bool = False) -> Listing | None:
@@ -53,8 +53,10 @@ def in_split_folders(request: Request, root: Path, *, check_files: bool = False)
         check_files: whether to compare the files of the splits byte for byte, not by class alone.
     """
     folder = split_folder(root, request.split)
-    if folder is None:
-        return None
+    return None if folder is None else _in_folder(request, root, folder, check_files)
+
+
+def _in_folder(request: Request, root: Path, folder: Path, check_files: bool) -> Listing:
     every = {
         place: image_files(place, request.name)
         for split in SPLIT_NAMES
