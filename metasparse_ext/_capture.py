@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
@@ -36,7 +36,7 @@ def observed() -> bool:
 
 
 @contextmanager
-def unobserved() -> Iterator[None]:
+def unobserved() -> Generator[None]:
     """Makes :func:`observed` false for the code inside."""
     token = _unobserved.set(True)
     try:
@@ -222,7 +222,7 @@ class _CudaGraph:
 
 
 @contextmanager
-def _synchronisations(watched: bool) -> Iterator[list[str]]:
+def _synchronisations(watched: bool) -> Generator[list[str]]:
     """Gathers the places where PyTorch makes the host wait for the device, by its own account."""
     stops: list[str] = []
     if not watched:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +237,7 @@ def _picture(owner: str, path: str | Path, title: str | None) -> Path:
 
 
 @contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+def _figure(path: Path, size: tuple[float, float]) -> Generator[Figure]:
     """A figure in the package's style, written to ``path`` at the end."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size)

@@ -57,6 +57,6 @@ def test_no_kernels_are_refused(shape, groups):
 def test_layers_name_images_of_another_dtype(dtype, groups):
     layer = MaskedConv2d(4, 6, 3, groups=groups)
     got = str(dtype).removeprefix("torch.")
-    expected = f"MaskedConv2d: expected x to be of float32 like its weight, got {got}"
+    expected = f"MaskedConv2d: expected input to be of float32 like its weight, got {got}"
     with pytest.raises(TypeError, match=expected):
         layer(torch.zeros(2, 4, 8, 8, dtype=dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Generator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,7 +99,7 @@ def named_inputs(name: str, images: Inputs) -> list[tuple[str, Any]]:
 @contextmanager
 def dtypes_explained(
     owner: str, inputs: list[tuple[str, Any]], dtype: torch.dtype
-) -> Iterator[None]:
+) -> Generator[None]:
     """Says which input has another dtype than the model where an operator complains of dtypes.
 
     Nothing is refused before that: a model may convert what it is given, or look it up.

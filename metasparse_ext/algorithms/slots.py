@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ class Slots:
             return self._model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
     @contextmanager
-    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    def holding(self, tensors: Mapping[str, Tensor]) -> Generator[None]:
         """Has the model hold these tensors, by name, in place of its own."""
         own: list[tuple[Slot, Tensor | None]] = []
         try:

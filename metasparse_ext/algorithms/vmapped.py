@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -63,7 +63,7 @@ def over_tasks(owner: str, model: nn.Module, function: Callable[..., Any], *inpu
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
+def plain_attention() -> Generator[None]:
     """Has attention computed as its definition says.
 
     Fused kernels have no second derivative and no rule for tasks side by side; the fast path of

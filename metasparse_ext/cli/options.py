@@ -173,7 +173,7 @@ def configure(learner: str | None, given: Mapping[str, Any], base: Mapping[str, 
     options = {**base.get("options", {}), **_chosen_options(learner, kind, given)}
     names = {entry.name for entry in dataclasses.fields(RunConfig)}
     fields = {name: value for name, value in given.items() if name in names}
-    values = {**base, **fields, "learner": learner, "options": options}
+    values: dict[str, Any] = {**base, **fields, "learner": learner, "options": options}
     # A run is looked at from other folders than the one it was trained in.
     if isinstance(values.get("data"), str):
         values["data"] = absolute(values["data"])

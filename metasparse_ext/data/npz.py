@@ -12,7 +12,7 @@ import sys
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +145,7 @@ def classes_from_arrays(arrays: Mapping[str, np.ndarray], name: str, split: str)
 @contextmanager
 def _opened(
     path: Path, name: str, needed: frozenset[str] = _ARRAYS
-) -> Iterator[Mapping[str, np.ndarray]]:
+) -> Generator[Mapping[str, np.ndarray]]:
     """Reads a file; whatever a damaged one makes numpy or zipfile raise becomes a DataError."""
     if not path.is_file():  # To open a pipe would wait for its other end.
         raise DataError(f"{name}: {path} is not a regular file")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -75,7 +75,7 @@ def array_picture(name: str, pixels: np.ndarray) -> Picture:
 
 
 @contextmanager
-def _open_file(path: Path) -> Iterator[Image.Image]:
+def _open_file(path: Path) -> Generator[Image.Image]:
     if not path.is_file():  # To open a pipe would wait for its other end.
         raise UnreadableError("not a regular file")
     # Of a path Pillow maps plain TIFF files into memory, and mixes up their rows if they lie.

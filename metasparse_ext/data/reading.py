@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -293,7 +293,7 @@ class _Reading:
 
 
 @contextmanager
-def _shown(text: str, total: int) -> Iterator[Callable[[], None]]:
+def _shown(text: str, total: int) -> Generator[Callable[[], None]]:
     """A progress bar on a terminal's standard error, for what takes long; yields its step."""
     if total < _MANY or not sys.stderr.isatty():
         yield lambda: None

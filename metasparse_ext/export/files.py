@@ -9,7 +9,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,7 +134,7 @@ def program(network: nn.Module, shape: Shape) -> torch.export.ExportedProgram:
 
 
 @contextmanager
-def _refusing(exporter: str) -> Iterator[None]:
+def _refusing(exporter: str) -> Generator[None]:
     """Refuses a network that an exporter of PyTorch cannot take, whatever that raises."""
     try:
         yield

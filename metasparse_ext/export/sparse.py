@@ -178,6 +178,7 @@ def _pack(name: str, value: Tensor, tensors: dict[str, Tensor]) -> bool:
     value = value.detach().cpu().contiguous()
     entries = value != 0
     sizes = {"whole": value.numel() * value.element_size()}
+    kernels = entries
     if value.dim() == 4:
         kernels = entries.flatten(2).any(2)
         used = int(kernels.sum()) * value[0, 0].numel() if value.numel() else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import cast
 
@@ -72,7 +72,7 @@ def _unused(network: fx.GraphModule, name: str) -> str:
 
 
 @contextmanager
-def _measured(network: nn.Module) -> Iterator[dict[_BatchNorm, list[tuple[Tensor, Tensor]]]]:
+def _measured(network: nn.Module) -> Generator[dict[_BatchNorm, list[tuple[Tensor, Tensor]]]]:
     """Collects mean and variance (C,) of each call of the norms meanwhile."""
     found: dict[_BatchNorm, list[tuple[Tensor, Tensor]]] = {}
 

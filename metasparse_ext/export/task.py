@@ -89,7 +89,8 @@ class ExportedTask:
 def _reader(said: Any) -> ImageReader:
     """The reader whose fields a file names."""
     require_mapping("ExportedTask", "images", said)
-    reader = ImageReader(**{**said, "shape": tuple(said["shape"])})
+    fields: dict[str, Any] = {**said, "shape": tuple(said["shape"])}
+    reader = ImageReader(**fields)
     channels, height, width = reader.shape
     require_size("ExportedTask", "channels", channels)
     for size in (height, width):

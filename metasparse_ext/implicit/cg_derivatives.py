@@ -10,6 +10,9 @@ is (I - S A) times that of x*, the factor is of first order in any change, and s
 first order and x2 to second.
 """
 
+# Functions have arguments of their own, which their base class cannot name.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

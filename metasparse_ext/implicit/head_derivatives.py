@@ -6,6 +6,9 @@ has ds = H^-1 (dg - dH s). Both rules are written in differentiable operations a
 each derivative has the next.
 """
 
+# Functions have arguments of their own, which their base class cannot name.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -121,7 +121,7 @@ def _search(problem: HeadProblem, weight: Tensor, gradient: Tensor, direction: T
     start = problem.value(weight)
     slope = _dot(gradient, direction).flatten()
     slack = 4 * torch.finfo(start.dtype).eps * (1 + start.abs())
-    length = torch.ones_like(start)
+    length, trial = torch.ones_like(start), weight
     for _ in range(_HALVINGS):
         trial = weight + length[:, None, None] * direction
         value = problem.value(trial)

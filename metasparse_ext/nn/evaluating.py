@@ -1,13 +1,13 @@
 """A network in evaluation mode for a while."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
     """Puts a network into evaluation mode, and each of its modules back into the mode it was in.
 
     Dropout is off meanwhile. Batch norm that tracks no statistics takes those of the

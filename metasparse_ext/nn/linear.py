@@ -41,12 +41,13 @@ class Linear(nn.Linear):
         require_place("Linear", device, dtype)
         super().__init__(in_features, out_features, bias, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        require_floating("Linear", "x", x)
+    def forward(self, input: Tensor) -> Tensor:
+        require_floating("Linear", "input", input)
+        x = input
         casts = autocast_is_on(x)
-        require_like("Linear", "x", x, "its weight", self.weight, dtype=not casts)
+        require_like("Linear", "input", x, "its weight", self.weight, dtype=not casts)
         size = self.weight.shape[-1]
-        require(x.shape[-1:] == (size,), "Linear", "x", f"of shape (..., {size})", x)
+        require(x.shape[-1:] == (size,), "Linear", "input", f"of shape (..., {size})", x)
         if self.weight.dim() == 2 and (self.bias is None or self.bias.dim() == 1):
             return super().forward(x)
         if x.dim() == self.weight.dim() == 3 and len(x) == len(self.weight) and not casts:

@@ -139,10 +139,10 @@ class MaskedConv2d(nn.Conv2d):
         if reset is not None:
             reset()
 
-    def forward(self, x: Tensor) -> Tensor:
-        require_tensor(_OWNER, "x", x)
+    def forward(self, input: Tensor) -> Tensor:
+        x = require_tensor(_OWNER, "input", input)
         cast = is_cast(x, self.weight)
-        require_like(_OWNER, "x", x, "its weight", self.weight, dtype=not cast)
+        require_like(_OWNER, "input", x, "its weight", self.weight, dtype=not cast)
         weight, mask = self.weight, self.masker(self.weight)
         require_tensor(_OWNER, "the masker's result", mask)
         if mask.dim() >= 4:

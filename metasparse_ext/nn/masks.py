@@ -6,7 +6,7 @@ weight's shape. What a maker learns is an ordinary parameter, so learners adapt 
 other. A maker whose masks pass no gradient back has ``learned = False``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -199,7 +199,7 @@ class ScoreMask(nn.Module):
 
 
 @contextmanager
-def holding_gates(maskers: Sequence[ScoreMask], gates: Sequence[Tensor]) -> Iterator[None]:
+def holding_gates(maskers: Sequence[ScoreMask], gates: Sequence[Tensor]) -> Generator[None]:
     """Has maskers return these masks, (O, I) or (T, O, I), in place of those of their scores."""
     try:
         for masker, mask in zip(maskers, gates, strict=True):

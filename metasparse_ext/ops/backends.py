@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -66,7 +66,7 @@ def set_backend(name: str, device: str = "cpu") -> None:
 
 
 @contextlib.contextmanager
-def backend(name: str, device: str = "cpu") -> Iterator[None]:
+def backend(name: str, device: str = "cpu") -> Generator[None]:
     """:func:`set_backend` for the duration of a ``with`` block::
 
     with ms.backend("direct"):

@@ -93,7 +93,13 @@ def _read(text: str) -> Iterator[tuple[str, Preset]]:
             learner, _, size = name.split("/")
             ways, shots = (int(number) for number in re.findall(r"\d+", size))
             task = {"learner": learner, "ways": ways, "shots": shots}
-            fields = {"queries": shots, **common, **group, **task, "options": options}
+            fields: dict[str, Any] = {
+                "queries": shots,
+                **common,
+                **group,
+                **task,
+                "options": options,
+            }
             yield name, Preset(**fields)
 
 

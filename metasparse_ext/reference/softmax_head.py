@@ -70,6 +70,7 @@ def softmax_head(
     dual = torch.zeros_like(start)
     image = torch.zeros_like(start)
     iterations = torch.zeros_like(labels[:, 0])
+    residual, running = torch.full_like(lam, torch.inf), torch.ones_like(lam, dtype=torch.bool)
     for step in range(max_iterations + 1):
         now, gradient = objective(dual, image)
         norm = (gradient * (gram @ gradient)).sum((-2, -1))

@@ -1,5 +1,8 @@
 """The gradient of the reference masks."""
 
+# Functions have arguments of their own, which their base class cannot name.
+# pyright: reportIncompatibleMethodOverride=false
+
 from typing import Any
 
 import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -133,7 +133,7 @@ ALONE = Workers()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Workers]:
+def joined(device: str) -> Generator[Workers]:
     """The processes that ``torchrun`` started, or this one alone.
 
     Each takes the GPU of its LOCAL_RANK: "cuda" means that one from here on.

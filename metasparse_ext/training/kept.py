@@ -9,7 +9,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,8 @@ def kept(run: Run, name: str = "test") -> RunEvaluation | None:
         return None
     with _reading(path, "evaluation"):
         # Files of earlier versions do not say their name.
-        return RunEvaluation(**{"name": name, **json.loads(path.read_text(encoding="utf-8"))})
+        fields: dict[str, Any] = {"name": name, **json.loads(path.read_text(encoding="utf-8"))}
+        return RunEvaluation(**fields)
 
 
 def find(run: Run, *, adapt_steps: int | None = None, **setting: Any) -> RunEvaluation | None:
@@ -161,7 +162,7 @@ def _in_a_line(numbers: re.Match[str]) -> str:
 
 
 @contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
+def _reading(path: Path, what: str) -> Generator[None]:
     try:
         yield
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

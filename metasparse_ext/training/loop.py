@@ -6,7 +6,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +132,7 @@ class Trainer(Session):
         return (last["kind"], last["iteration"]) != ("validation", self.iteration)
 
     @contextmanager
-    def _saved_first(self) -> Iterator[None]:
+    def _saved_first(self) -> Generator[None]:
         """Saves the run before an error goes on that code of one's own raised, if it is whole."""
         random_state = torch.get_rng_state()
         try:
@@ -301,7 +301,7 @@ class Trainer(Session):
                 self.iteration,
                 found.loss,
             )
-        better = record["eligible"] and (
+        better = bool(record["eligible"]) and (
             self.best is None or self.measure.better(record, self.best)
         )
         self._write(record)

@@ -18,9 +18,12 @@ from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.data import TaskBatch
 
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", 1):
-    _UNITS |= {f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
+_POWERS = dict(enumerate("KMGT", 1))
+_UNITS = {
+    **{"": 1, "B": 1},
+    **{f"{letter}IB": 1024**power for power, letter in _POWERS.items()},
+    **{f"{letter}B": 1000**power for power, letter in _POWERS.items()},
+}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)")
 _PROC = Path("/proc/self")
 # What falls between blocks where a heap or a cache is used again and again: up to a seventh.

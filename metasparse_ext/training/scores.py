@@ -116,13 +116,16 @@ class Evaluation:
             TypeError, ValueError: If a number is missing, unknown or out of range.
         """
         measure = numbers.get("measure", "accuracy")
-        named = {"accuracy" if key == measure else key: value for key, value in numbers.items()}
+        named: dict[str, Any] = {
+            "accuracy" if key == measure else key: value for key, value in numbers.items()
+        }
         for key in ("accuracy", "interval"):
             named[key] = math.nan if named.get(key, 0) is None else named[key]
         accuracies = named.get("accuracies", [])
         if isinstance(accuracies, list):
             named["accuracies"] = [math.nan if value is None else value for value in accuracies]
-        return cls(**{**LATER, **named, "usage": {}})
+        fields: dict[str, Any] = {**LATER, **named, "usage": {}}
+        return cls(**fields)
 
     def summary(self) -> dict[str, Any]:
         """Returns those of them that are of all tasks together."""

@@ -57,7 +57,7 @@ class Setting:
         if given.get("ways") is not None:
             expected = f"at most {config.ways}, the outputs of the network"
             require(given["ways"] <= config.ways, "evaluate_run", "ways", expected, given["ways"])
-        own = {
+        own: dict[str, Any] = {
             **{name: getattr(config, name) for name in ("data", "ways", "shots", "transductive")},
             "queries": config.evaluation_queries or config.queries,
             "tasks": config.evaluation_tasks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ def _images(rows: Any, labels: Any, classes: int, place: Path, owner: str) -> np
 
 
 @contextmanager
-def _members(place: Path, owner: str) -> Iterator[Callable[..., list[Any]]]:
+def _members(place: Path, owner: str) -> Generator[Callable[..., list[Any]]]:
     """Gives values of the pickles in the folder, or in the packed one, without unpacking it."""
     if place.is_dir():
         yield lambda name, *keys: read_dict(place / name, owner, *keys)
