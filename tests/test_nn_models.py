@@ -271,6 +271,14 @@ def test_sparsify_gives_each_layer_its_masker():
     assert torch.equal(again.first.masker.mask, masked.first.masker.mask)
 
 
+def test_sparsify_names_the_convolutions_that_it_does_not_mask():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 2), nn.Conv1d(4, 4, 3))
+    with pytest.warns(UserWarning, match=r"left as they are: 1 \(ConvTranspose2d\), 2 \(Conv1d\)"):
+        masked = sparsify(model)
+    assert isinstance(masked[0], MaskedConv2d)
+    assert type(masked[1]) is nn.ConvTranspose2d
+
+
 def test_sparsify_refuses_or_reports():
     model = Branches()
     nn.utils.parametrizations.orthogonal(model.last)

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize, prune
 
 from metasparse_ext._arguments import refuse, require_callable, require_flag, require_type, shown
@@ -50,7 +51,8 @@ def sparsify(
             and warn, naming them, instead of raising.
 
     Returns:
-        The masked model.
+        The masked model. A warning names the convolutions of other kinds, transposed ones and those
+        of one or three dimensions, which stay as they are.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
@@ -81,6 +83,14 @@ def sparsify(
                 "(keep_unsupported=True leaves them dense)"
             )
         warnings.warn(f"sparsify left these convolutions dense: {listed}", stacklevel=2)
+    others = [
+        f"{name or 'the model'} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d)
+    ]
+    if others:
+        left = f"sparsify masks nn.Conv2d alone, and left as they are: {', '.join(others)}"
+        warnings.warn(left, stacklevel=2)
     if not inplace:
         model = copy.deepcopy(model, _computed(model))
     return _replace(model, masker, {})
