@@ -12,6 +12,7 @@ from metasparse_ext.data import (
     TaskBatch,
     augmented,
 )
+from metasparse_ext.data.augment import augment_of
 
 
 def batch_of(images):
@@ -117,6 +118,26 @@ def test_changes_depend_on_the_seed_and_the_number_alone(batch):
         assert torch.equal(one.query.images, two.query.images)
     assert not torch.equal(whole[0].query.images, whole[1].query.images)
     assert not torch.equal(whole[0].query.images, other[0].query.images)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flip", Augment(flip=True)),
+        ("padding=4, brightness=0.4,query=false", Augment(padding=4, brightness=0.4, query=False)),
+        ("rotate=true,saturation=1", Augment(rotate=True, saturation=1.0)),
+    ],
+)
+def test_changes_are_read_from_a_text(text, expected):
+    assert augment_of("here", "augment", text) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "flip,", "flip,flip", "flip=1", "padding", "padding=x", "contrast=2", "turn", 3]
+)
+def test_another_text_is_refused(wrong):
+    with pytest.raises((TypeError, ValueError), match=r"here: expected augment to be .*padding="):
+        augment_of("here", "augment", wrong)
 
 
 def test_normalize(batch):

@@ -63,6 +63,7 @@ def cases(root):
         # In one iteration, the tasks of the second process alone are not finite.
         "skipped": maml.replace(on_nonfinite="skip"),
         "memory": maml.replace(memory="100GiB"),
+        "augmented": maml.replace(augment="padding=2,flip"),
         # Two processes begin it, three go on.
         "resumed": own.replace(iterations=4),
         "own": own,
@@ -72,7 +73,7 @@ def cases(root):
 # Three have every learner; two what is special, and those that differ most.
 NAMES = {
     2: ["maml", "memory", "meta-ticket", "own", "reptile", "resumed", "skipped"],
-    3: sorted({*LEARNERS, "mixture", "resumed"}),
+    3: sorted({*LEARNERS, "augmented", "mixture", "resumed"}),
 }
 
 

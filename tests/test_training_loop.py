@@ -132,6 +132,18 @@ def test_the_same_seed_gives_the_same_run(tmp_path, tiny_root):
     assert [r["loss"] for r in first] == [r["loss"] for r in second]
 
 
+def test_training_images_are_changed_and_a_run_goes_on_exactly(tmp_path, tiny_root):
+    config = tiny_config(tiny_root, iterations=4, augment="padding=2,flip,brightness=0.3")
+    runs = {name: Run(tmp_path / name) for name in ("plain", "whole", "stopped")}
+    Trainer(config.replace(augment=None), runs["plain"]).fit()
+    Trainer(config, runs["whole"]).fit()
+    Trainer(config.replace(iterations=2), runs["stopped"]).fit()
+    Trainer(config, runs["stopped"]).fit()
+    plain, whole, stopped = ([r["loss"] for r in records(run, "train")] for run in runs.values())
+    assert whole == stopped
+    assert all(a != b for a, b in zip(plain, whole, strict=True))
+
+
 def test_metrics_are_strict_json(tmp_path, tiny_root):
     run = Run(tmp_path)
     options = {"inner_lr": 0.1, "inner_steps": 0}

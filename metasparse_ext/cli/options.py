@@ -61,6 +61,8 @@ run_options = _options(
     _field("--root", str, "Folder of the data set's files."),
     _field("--image-size", int, "Resize images to this side."),
     _field("--rotations/--no-rotations", bool, "Rotate training classes by multiples of 90°."),
+    _field("--augment", str, "Change training images at random: some of padding=N, flip, "
+           "brightness=X, contrast=X, saturation=X, rotate, query=false, joined by commas."),
     _field("--ways", int, "Classes per task."),
     _field("--shots", int, "Support images per class."),
     _field("--queries", int, "Query images per class."),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from metasparse_ext.data.batch import TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.options import MOST
 
+_WORDS = {"true": True, "false": False}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
@@ -104,6 +107,39 @@ class Augment:
                 zero = origin(images)
                 images = (zero + factor * (images - zero)).clamp(0, 1)
         return images
+
+
+def augment_of(owner: str, name: str, got: object) -> Augment:
+    """Reads changes from a text such as "padding=4,flip,brightness=0.4,query=false".
+
+    Raises:
+        TypeError: If it is no text.
+        ValueError: If it names no change, one that there is not, or one twice, or a value of
+            another kind or out of range.
+    """
+    kinds = {field.name: field.default for field in dataclasses.fields(Augment)}
+    flags = [each for each, default in kinds.items() if isinstance(default, bool)]
+    wanted = (
+        f"some of {', '.join(f'{e}=true|false' if e in flags else f'{e}=NUMBER' for e in kinds)}"
+    )
+    require_type(owner, name, got, str, f"a text, {wanted}")
+    values: dict[str, Any] = {}
+    for part in str(got).split(","):
+        key, equals, text = (each.strip() for each in part.partition("="))
+        if key in flags and not equals:
+            text = "true"
+        if key not in kinds or key in values or (key in flags and text not in _WORDS):
+            refuse(owner, name, wanted, shown(got))
+        try:
+            values[key] = _WORDS[text] if key in flags else type(kinds[key])(text)
+        except ValueError:
+            refuse(owner, name, wanted, shown(got))
+    try:
+        return Augment(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{owner}: expected {name} to be {wanted}, got {got!r}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
 from metasparse_ext._entries import is_label
 from metasparse_ext._records import check_fields
+from metasparse_ext.data.augment import augment_of
 from metasparse_ext.nn.backbone import HeadInput
 from metasparse_ext.nn.initial import INITIALIZATIONS
 from metasparse_ext.nn.norm import Order
@@ -63,6 +64,8 @@ class RunConfig:
         init_from: Run folder whose best network is the starting point (a dense pre-training).
         data, root, image_size, rotations: The data set and how its images are read; or
             ``sinusoid``; or a function that returns the data of a split.
+        augment: Random changes of the training images, those of ``data.Augment`` as a text, such as
+            "padding=4,flip,brightness=0.4".
         ways, shots, queries, tasks: Classes per task, support and query images per class, tasks
             per meta-batch.
         model: ``conv4``, ``resnet12``, ``mlp``, or a function that returns a network; by default
@@ -118,6 +121,7 @@ class RunConfig:
     root: str | None = None
     image_size: int | None = None
     rotations: bool = False
+    augment: str | None = None
     ways: int = 5
     shots: int = 1
     queries: int = 15
@@ -159,6 +163,8 @@ class RunConfig:
         parts.check_names(self)
         if self.memory is not None:
             budget_of("RunConfig", "memory", self.memory)
+        if self.augment is not None:
+            augment_of("RunConfig", "augment", self.augment)
         require_choice("RunConfig", "block_order", self.block_order, Order)
         require_choice("RunConfig", "head", self.head, HeadInput)
         if self.initialization is not None:

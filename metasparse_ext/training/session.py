@@ -15,7 +15,8 @@ import torch
 from metasparse_ext import _atomic as atomic
 from metasparse_ext._arguments import refuse, require_type
 from metasparse_ext.algorithms.tasks import TaskFunction
-from metasparse_ext.data import TaskBatch, on_device
+from metasparse_ext.data import TaskBatch, augmented, on_device
+from metasparse_ext.data.augment import augment_of
 from metasparse_ext.training import build, checkpoint, metrics
 from metasparse_ext.training.checkpoint import Checkpoint, CheckpointError
 from metasparse_ext.training.config import RunConfig
@@ -112,16 +113,31 @@ class Session:
         self._validation_batches()
         if resuming:
             self._restore()
-        drawn = build.episodes(
-            config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
-        )
-        self.batches = on_device(map(workers.share, drawn), config.device)
+        self.batches = self._training_batches()
         if config.memory is not None:
             self._fit_into(config.memory, resuming)
         if not resuming:
             self._begin()
         if self.chunk is not None and workers.first:
             atomic.replace_text(run.memory_path, json.dumps(self.chunk.to_dict()) + "\n")
+
+    def _training_batches(self) -> Iterator[TaskBatch]:
+        """This process's share of the meta-batches from where the run stands, on its device."""
+        config, alone = self.config, self.workers.size == 1
+        drawn = build.episodes(
+            config, self.classes, seed=config.seed, tasks=config.tasks, start=self.iteration
+        )
+
+        def changed(batches: Iterator[TaskBatch]) -> Iterator[TaskBatch]:
+            if config.augment is None:
+                return batches
+            augment = augment_of("RunConfig", "augment", config.augment)
+            return augmented(batches, augment, seed=config.seed, start=self.iteration)
+
+        # Whole meta-batches are changed, whatever the number of processes that share them.
+        drawn = drawn if alone else changed(drawn)
+        batches = on_device(map(self.workers.share, drawn), config.device)
+        return changed(batches) if alone else batches
 
     def _begins_anew(self) -> bool:
         """Whether a run that did no iteration, such as one that failed at once, asks for another.
