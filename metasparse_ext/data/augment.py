@@ -117,7 +117,7 @@ def augment_of(owner: str, name: str, got: object) -> Augment:
         ValueError: If it names no change, one that there is not, or one twice, or a value of
             another kind or out of range.
     """
-    kinds = {field.name: field.default for field in dataclasses.fields(Augment)}
+    kinds: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(Augment)}
     flags = [each for each, default in kinds.items() if isinstance(default, bool)]
     wanted = (
         f"some of {', '.join(f'{e}=true|false' if e in flags else f'{e}=NUMBER' for e in kinds)}"
