@@ -32,8 +32,10 @@ def checked_batch(
 ) -> TaskBatch:
     """:func:`checked_samples` of both sets of a meta-batch; they must hold as many tasks.
 
+    And inputs and targets of the same dtypes.
+
     Raises:
-        TypeError: as there, or if it is no meta-batch.
+        TypeError: as there, or if it is no meta-batch, or its sets are of different dtypes.
         ValueError: as there, or for another number of tasks.
     """
     require_type(owner, name, batch, TaskBatch, "a TaskBatch of support and query samples")
@@ -42,6 +44,9 @@ def checked_batch(
     tasks, got = len(support.labels), len(query.labels)
     wanted = f"of T = {tasks} tasks like the support set"
     require(got == tasks, owner, f"{name}.query", wanted, got)
+    for part in ("images", "labels"):
+        like, given = (getattr(samples, part) for samples in (support, query))
+        check_one_dtype(owner, f"{name}.query.{part}", given, f"{name}.support.{part}", like)
     return TaskBatch(support, query)
 
 
@@ -94,6 +99,21 @@ def named_inputs(name: str, images: Inputs) -> list[tuple[str, Any]]:
     if isinstance(images, dict):
         return [(f"{name}[{key!r}]", each) for key, each in images.items()]
     return [(name, images)]
+
+
+def check_one_dtype(owner: str, name: str, given: Inputs, like_name: str, like: Inputs) -> None:
+    """Refuses inputs of another dtype than those of the same names beside them.
+
+    What a model makes of uint8 it makes of no float32, nor of what both are promoted to together.
+
+    Raises:
+        TypeError: naming the input.
+    """
+    others = dict(named_inputs("", like))
+    for part, got in named_inputs("", given):
+        if part in others and got.dtype != others[part].dtype:
+            wanted = f"of {shown(others[part].dtype)} like {like_name}{part}"
+            refuse(owner, f"{name}{part}", wanted, shown(got.dtype), TypeError)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
-from metasparse_ext.algorithms.samples import named_inputs
+from metasparse_ext.algorithms.samples import check_one_dtype, named_inputs
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.algorithms.tasks import chunks
 from metasparse_ext.data import Inputs, Samples, TaskBatch
@@ -194,7 +194,7 @@ def predict(
     statistics) made of the task's support images and itself.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has another type, or the images another dtype than the support's.
         ValueError: If images or support set are not those of as many tasks as were adapted to.
     """
     require_type("predict", "adapted", adapted, AdaptedTasks, "AdaptedTasks")
@@ -206,6 +206,7 @@ def predict(
         {name for name, _ in named_inputs("", inputs)} for inputs in (images, support.images)
     )
     require(names == of_support, "predict", "images", "inputs like support.images", images)
+    check_one_dtype("predict", "images", images, "support.images", support.images)
     if transductive:
         return adapted(images)
     chunk = max(1, _FOLDED_TASKS // adapted.tasks)
