@@ -77,7 +77,8 @@ def checked_samples(
     lead = tuple(inputs[0][1].shape[:2])
     for input_name, got in inputs:
         shape = tuple(got.shape[:2])
-        require(len(shape) == 2 and min(shape) > 0, owner, input_name, "(T, N, ...)", shape)
+        fits = len(shape) == 2 and min(shape) > 0
+        require(fits, owner, input_name, "(T, N, ...), at least one each", tuple(got.shape))
         require(shape == lead, owner, input_name, f"(T, N, ...) = {lead} like the first", shape)
     wanted = f"(T, N{'' if classes else ', ...'}) = {lead} like the images"
     fits = (labels.shape if classes else labels.shape[:2]) == lead
