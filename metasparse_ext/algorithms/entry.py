@@ -1,4 +1,4 @@
-"""What happens around every learner's ``adapt`` and ``meta_backward``, whatever they compute."""
+"""What happens around the methods of learners that take samples, whatever they compute."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from metasparse_ext.algorithms.tasks import adapted_in_chunks, in_chunks
 from metasparse_ext.algorithms.vmapped import plain_attention
 from metasparse_ext.data import Samples, TaskBatch
 
-# Each with its argument, and the check of that.
-METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "adapt": ("support", checked_samples),
-    "meta_backward": ("batch", checked_batch),
+# Each with its argument, the check of that, and how it takes its tasks in chunks, if it does.
+METHODS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any] | None]] = {
+    "adapt": ("support", checked_samples, adapted_in_chunks),
+    "meta_backward": ("batch", checked_batch, in_chunks),
+    "moved_layers": ("support", checked_samples, None),
 }
 
 
@@ -41,7 +42,7 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
     - It takes its tasks in chunks, if the learner was told so.
     - Attention is computed as its definition says.
     """
-    argument, check = METHODS[method.__name__]
+    argument, check, divided = METHODS[method.__name__]
 
     @functools.wraps(method)
     def entered(self: Any, *args: Any, **keywords: Any) -> Any:
@@ -68,8 +69,7 @@ def entry(method: Callable[..., Any]) -> Callable[..., Any]:
         before, self.slots = self.slots, Slots(self.model)
         try:
             with plain_attention(), dtypes_explained(self.name, _inputs(argument, given), dtype):
-                if self.task_chunk is not None and self.collecting is None:
-                    divided = in_chunks if argument == "batch" else adapted_in_chunks
+                if divided and self.task_chunk is not None and self.collecting is None:
                     return divided(self, method, given, self.task_chunk)
                 return method(self, *args, **keywords)
         finally:
