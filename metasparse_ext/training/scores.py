@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 from metasparse_ext._arguments import (
     LARGEST,
@@ -33,7 +33,7 @@ from metasparse_ext.algorithms.samples import check_one_dtype, named_inputs
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.algorithms.tasks import chunks
 from metasparse_ext.data import Inputs, Samples, TaskBatch
-from metasparse_ext.data.batch import input_shape
+from metasparse_ext.data.batch import input_dtype, input_shape
 from metasparse_ext.nn import Cost, cost
 from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.training.measure import measure_of
@@ -293,10 +293,8 @@ class _Totals:
             self._used[name] = self._used[name] + used if name in self._used else used
         if query.distribution is not None:
             self._distribution.append(query.distribution)
-        dtypes = tree_map_only(
-            Tensor, lambda each: None if each.is_floating_point() else each.dtype, query.images
-        )
-        self._cost = cost(learner.model, input_shape(query.images), masks, dtype=dtypes)
+        shape, dtype = input_shape(query.images), input_dtype(query.images)
+        self._cost = cost(learner.model, shape, masks, dtype=dtype)
         self._macs.append(torch.as_tensor(self._cost.active_macs).double().expand(tasks))
 
     def evaluation(self, transductive: bool, distributions: Sequence[str]) -> Evaluation:
