@@ -62,7 +62,8 @@ def require_number(
         number = float(got)
     except OverflowError:
         number = math.inf
-    require(not finite or math.isfinite(number), owner, name, "finite", got)
+    # Not by math.isfinite, which takes no symbol.
+    require(not finite or -math.inf < number < math.inf, owner, name, "finite", got)
     if above is not None and not number > above:
         refuse(owner, name, f"above {above}", shown(got))
     if below is not None and not number < below:
