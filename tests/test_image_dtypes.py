@@ -59,6 +59,15 @@ def test_task_call_names_the_images(model):
         task_call(network, parameters, samples(torch.uint8).images)
 
 
+def test_images_on_another_device_are_named():
+    """vmap would compute something of a tensor without values."""
+    network = MODELS["linear"]()
+    parameters = {name: p.expand(2, *p.shape) for name, p in network.named_parameters()}
+    wanted = "expected images to be on cpu like the parameters, got meta"
+    with pytest.raises(ValueError, match=wanted):
+        task_call(network, parameters, samples(torch.float32).images.to("meta"))
+
+
 def test_a_model_may_convert_its_images():
     class Converting(nn.Sequential):
         def forward(self, x):
