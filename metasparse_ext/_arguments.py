@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 FLOATS = (torch.float32, torch.float64)
 NARROW_FLOATS = (torch.bfloat16, torch.float16)
@@ -61,7 +62,8 @@ def require_number(
         number = float(got)
     except OverflowError:
         number = math.inf
-    require(not finite or math.isfinite(number), owner, name, "finite", got)
+    # Not by math.isfinite, which takes no symbol.
+    require(not finite or -math.inf < number < math.inf, owner, name, "finite", got)
     if above is not None and not number > above:
         refuse(owner, name, f"above {above}", shown(got))
     if below is not None and not number < below:
@@ -205,13 +207,21 @@ def require_shape(owner: str, name: str, got: Tensor, *shapes: tuple[Any, ...]) 
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: a tensor by its dtype and shape, long text cut short."""
+    """A value as messages show it, in one line: tensors by dtype and shape, long text cut short."""
     if isinstance(value, Tensor):
         return f"a tensor of {shown(value.dtype)} and shape {tuple(value.shape)}"
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    text = repr(value)
+    text = repr(tree_map_only(Tensor, lambda tensor: _Words(shown(tensor)), value))
+    text = " ".join(text.split()) if "\n" in text else text
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+class _Words(str):
+    """Text that stands in a representation as it is."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def typed(value: object) -> str:

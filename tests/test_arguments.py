@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import metasparse_ext as ms
 from metasparse_ext import _library, implicit
 from metasparse_ext import nn as msnn
+from metasparse_ext._arguments import typed
 
 PACKAGES = {"ops": ms.ops, "implicit": implicit, "nn": msnn}
 
@@ -659,3 +660,10 @@ def public_names(package: ModuleType) -> Iterator[str]:
 def test_every_public_name_is_in_the_registry(package):
     missing = set(public_names(PACKAGES[package])) - CALLS.keys() - NO_ARGUMENTS.keys()
     assert missing == set()
+
+
+def test_containers_of_tensors_are_shown_in_one_line():
+    pair = {"image": torch.ones(2, 3), "words": [torch.zeros(4, 5, dtype=torch.int64), 1]}
+    expected = "dict {'image': a tensor of float32 and shape (2, 3), 'words': [a tensor of int64 "
+    assert typed(pair) == expected + "and shape (4, 5), 1]}"
+    assert "\n" not in typed(nn.Sequential(nn.ReLU()))

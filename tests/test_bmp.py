@@ -156,6 +156,19 @@ def test_layers_that_are_off_stay_and_the_head_moves():
             assert stays is (name in moved and not moved[name][0, t]), name
 
 
+def test_moved_layers_are_asked_for_as_adaptation_is():
+    """In inference mode, of no steps, and not of what are no samples."""
+    learner, support = bmp(), batch(tasks=2).support
+    expected = learner.moved_layers(support)
+    with torch.inference_mode():
+        found = learner.moved_layers(support)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    learner.adapt_steps = 0
+    assert {tuple(moved.shape) for moved in learner.moved_layers(support).values()} == {(0, 2)}
+    with pytest.raises(TypeError, match=r"^BMP: expected support to be Samples"):
+        learner.moved_layers(support.images)
+
+
 @pytest.mark.parametrize("emphasis", ["vector", "batch"])
 def test_training_starts_as_maml(emphasis):
     tasks = batch()

@@ -1,5 +1,6 @@
 """What ``ms.explain`` says must be what happens."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,16 @@ def test_other_dtypes_and_bad_shapes():
         ms.explain(x, weight[0])
     with pytest.raises(ValueError, match="expected weight to be on cpu like x, got meta"):
         ms.explain(x, weight.to("meta"))
+
+
+def test_what_the_op_takes_is_explained():
+    """Numbers of NumPy, and operands that autocast makes float32."""
+    x, weight = layer(64, 28)
+    assert chosen(x, weight, stride=np.int64(2)) == chosen(x, weight, stride=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chosen(x.bfloat16(), weight) == chosen(x, weight)
+    with pytest.raises(TypeError, match="expected x to be a tensor, got str 'x'"):
+        ms.explain("x", weight)
 
 
 def test_padding_in_words_and_one_image():

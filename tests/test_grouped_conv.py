@@ -140,8 +140,13 @@ def test_explained():
             r"expected mask to be \(O, I / groups\)",
         ),
         ({"dilation": 0}, "expected dilation to be at least 1"),
+        (
+            {"groups": 2, "dilation": (1, 9)},
+            r"^masked_conv2d: expected weight to be of kernels that fit .* padded by \(0, 0\), got "
+            "kernels over 3 x 10 pixels$",
+        ),
     ],
-    ids=["divisor", "weight", "mask", "dilation"],
+    ids=["divisor", "weight", "mask", "dilation", "kernel too large"],
 )
 def test_refusals(changes, message):
     x, weight, mask, bias = operands({"groups": 2})

@@ -7,6 +7,7 @@ from support.training_helpers import tiny_config
 
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.algorithms.samples import INTEGERS
+from metasparse_ext.algorithms.task_networks import cross_entropy
 from metasparse_ext.data import DataError, ImageClasses, Samples, TaskBatch
 from metasparse_ext.training import build
 
@@ -61,6 +62,14 @@ def test_labels_that_are_not_integers_are_refused(tiny_root):
     soft = batch.query._replace(labels=batch.query.labels.float())
     with pytest.raises(TypeError, match=r"query\.labels to be integers, got float32"):
         learner.meta_backward(batch._replace(query=soft))
+
+
+def test_labels_without_values_are_not_looked_at():
+    """On meta, and under a transform; one that is no class makes the loss of its task NaN."""
+    logits, labels = torch.randn(2, 3, WAYS), torch.zeros(2, 3, dtype=torch.int64)
+    assert cross_entropy(logits.to("meta"), labels.to("meta")).shape == (2,)
+    each = torch.func.vmap(cross_entropy)(logits.expand(2, -1, -1, -1), labels.expand(2, -1, -1))
+    torch.testing.assert_close(each[1], cross_entropy(logits, labels))
 
 
 def test_query_sets_of_other_tasks_are_refused(tiny_root):

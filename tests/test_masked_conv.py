@@ -420,7 +420,7 @@ BAD = {
     "channels": (ValueError, "weight.*to be I = 4", (X, W[:, :, :3], None)),
     "mask shape": (ValueError, "mask of shape", (X, W, M.mT)),
     "bias shape": (ValueError, "bias.*to be O = 6", (X, W, M, B[:, :5])),
-    "kernel too large": (ValueError, "does not fit", (X[..., :2, :2], W, M)),
+    "kernel too large": (ValueError, "kernels that fit 2 x 2 pixels", (X[..., :2, :2], W, M)),
     "stride": (ValueError, "stride to be at least 1, got 0", (X, W, M, None, 0)),
     "padding": (ValueError, "padding to be at least 0, got -1", (X, W, M, None, 1, -1)),
     "weight dtype": (TypeError, "weight to be of float32 like x, got float64", (X, W.double(), M)),

@@ -255,6 +255,34 @@ def test_bad_arguments(options, message):
         MetaDOCK(**{"model": network(), **options})
 
 
+@pytest.mark.parametrize("lambda2", [None, 7.0])
+def test_weights_frozen_later_leave_the_budget_at_the_scores(lambda2):
+    """The budget and the proximal weights lie where the scores are after the freezing."""
+    before, later = network(), metadock(lambda2=lambda2)
+    before.blocks[1].conv.weight.requires_grad_(False)
+    expected = MetaDOCK(before, **OPTIONS, lambda2=lambda2)
+    expected.load_state_dict(later.state_dict())
+    later.model.blocks[1].conv.weight.requires_grad_(False)
+    adapted = expected.adapt(batch().support).parameters
+    assert_equal_tensors(later.adapt(batch().support).parameters, adapted)
+    later = metadock(lambda2=lambda2)
+    later.load_state_dict(expected.state_dict())
+    later.model.blocks[1].conv.weight.requires_grad_(False)
+    for learner in (expected, later):
+        learner.meta_backward(batch())
+    gradients = [
+        {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+        for learner in (later, expected)
+    ]
+    assert_equal_tensors(*gradients)
+
+
+def assert_equal_tensors(ours, expected):
+    assert ours.keys() == expected.keys()
+    for name in ours:
+        assert torch.equal(ours[name], expected[name]), name
+
+
 def test_frozen_scores_are_refused():
     net = network()
     for block in net.blocks:

@@ -277,3 +277,16 @@ def test_the_layer_takes_one_image(padding):
     image = torch.randn(3, 6, 6)
     expected = F.conv2d(image, conv.weight, conv.bias, padding=padding)
     torch.testing.assert_close(conv(image), expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", [TopKMask, LearnedTopKMask])
+def test_chosen_masks_compile_whole(kind, dynamic):
+    """A density may be a symbol, and its values are not asked for while a program is traced."""
+    torch._dynamo.reset()
+    layer = MaskedConv2d(4, 6, 3, mask=kind(0.5))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=dynamic)
+    images = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(compiled(images), layer(images))
+    layer.masker.density = 0.25
+    torch.testing.assert_close(compiled(images), layer(images))

@@ -125,6 +125,15 @@ def test_the_query_set_may_be_kept_apart():
     assert_same_updates(learner.model, expected)
 
 
+def test_images_of_two_sizes_cannot_be_pooled():
+    learner = Reptile(network(), inner_steps=1)
+    tasks = batch()
+    query = tasks.query._replace(images=tasks.query.images[..., 1:])
+    wanted = r"^Reptile: expected batch\.query to be samples of the shapes .* pooled False, got .*7"
+    with pytest.raises(ValueError, match=wanted):
+        learner.meta_backward(TaskBatch(tasks.support, query))
+
+
 def test_a_refused_step_leaves_the_moments():
     learner, tasks = Reptile(network()), batch()
     tasks.query.images[1] = torch.nan

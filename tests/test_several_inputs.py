@@ -9,8 +9,8 @@ from test_own_parts import MINE, config, invoke, small_flags
 from test_own_training import resumed_exactly
 from torch.utils.data import DataLoader
 
-from metasparse_ext.algorithms import MAML
-from metasparse_ext.data import Samples
+from metasparse_ext.algorithms import MAML, MetaTicket
+from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import cost
 from metasparse_ext.training import Run, Trainer, evaluate_run, load, metrics, predict
 
@@ -74,6 +74,18 @@ def test_several_outputs(tmp_path, transductive):
     assert found.numbers["transductive"] == transductive
     one, other = (evaluate_run(Run(tmp_path / "whole"), transductive=way) for way in (True, False))
     assert one.score == pytest.approx(other.score)  # nothing looks at a batch
+
+
+@pytest.mark.parametrize("data", SHAPES)
+def test_tickets_count_what_they_pass_forward(data):
+    support, query = (
+        Samples(*part) for part in next(getattr(own_parts, data)(split="val", seed=3, tasks=2))
+    )
+    learner = MetaTicket(own_parts.Pair(), inner_steps=2, density=0.5, rounds=1, skip=["bias"])
+    learner.meta_backward(TaskBatch(support, query))
+    learner.stepped(1, 0.0)
+    passed = 2 * support.labels.shape[1] + query.labels.shape[1]
+    assert learner.macs == (passed * 3 * 68, 0)
 
 
 def test_each_query_beside_the_support_set():

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from metasparse_ext import _library
-from metasparse_ext.implicit import SOLVERS, HeadProblem, HeadStatus, softmax_head
+from metasparse_ext.implicit import SOLVERS, HeadProblem, HeadStatus, ridge_head, softmax_head
 from metasparse_ext.reference import softmax_head as reference
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -145,6 +145,19 @@ def test_the_bias_is_the_weight_of_a_constant_feature():
     gradients = torch.autograd.grad((loss + lam / 2 * pull).sum(), (w, b))
     for gradient in gradients:
         close(gradient, torch.zeros_like(gradient), 1e-12)
+
+
+def test_without_features_the_bias_alone_is_fitted():
+    """To the classes' shares, which ridge regression shrinks."""
+    labels = torch.tensor([[0, 0, 1, 2], [2, 2, 2, 1]])
+    features = torch.zeros(2, 4, 0, dtype=torch.float64)
+    weight, bias = (torch.zeros(*shape, dtype=torch.float64) for shape in ((3, 0), (3,)))
+    shares = F.one_hot(labels, 3).double().mean(1)
+    fitted = softmax_head(features, labels, weight, bias, lam=1e-9)
+    close(fitted(features)[:, 0].softmax(-1), shares, 1e-6)
+    found, offset = ridge_head(features, labels, 3, lam=0.25)
+    close(offset, shares / 1.25)
+    assert found.shape == fitted.weight.shape == (2, 3, 0)
 
 
 def test_closed_form_curvature():

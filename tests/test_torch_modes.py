@@ -115,6 +115,18 @@ def test_averaged_model_averages(learner):
     averaged.module.adapt(episodes().support)
 
 
+def test_learners_made_in_inference_mode_learn():
+    """Of a model from outside; parameters that were made there never get gradients."""
+    net = network()
+    with torch.inference_mode():
+        learner, made_there = Reptile(net, inner_steps=1), network()
+    learner.meta_backward(batch())
+    assert int(learner.iteration) == 1
+    expected = r"outside of torch\.inference_mode, .* got blocks\.0\.conv\.weight"
+    with pytest.raises(ValueError, match=expected):
+        MAML(made_there)
+
+
 def test_compile_leaves_a_meta_step_as_it_is():
     learner, tasks = MAML(network(), inner_lr=0.1, inner_steps=2), batch()
     other = copy.deepcopy(learner)

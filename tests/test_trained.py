@@ -88,6 +88,14 @@ def test_an_image_is_found_the_same_whatever_comes_with_it(classes, trained):
     assert not torch.allclose(together, transductive, atol=1e-4)
 
 
+def test_what_is_loaded_in_inference_mode_classifies_there_and_outside(run, classes, trained):
+    support, query = task(classes)
+    with torch.inference_mode():
+        loaded = ms.load(run.folder)
+        inside = loaded.classify(support, query)
+    assert loaded.classify(support, query) == inside == trained.classify(support, query)
+
+
 def test_every_form_of_an_image_is_read_alike(tmp_path, classes, run):
     support, query = task(classes)
     paths = []

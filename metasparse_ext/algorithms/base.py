@@ -210,10 +210,9 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
     def start(self, tasks: int) -> Tensor:
         """(T, P): the meta-parameters as the starting point of every task; one row in memory."""
-        parameters = self._adapted_parameters()
-        self._follow_frozen(parameters)
+        self.follow_frozen()
         with torch.no_grad():
-            return self.layout.flatten(parameters).expand(tasks, -1)
+            return self.layout.flatten(self._adapted_parameters()).expand(tasks, -1)
 
     def logits(self, phi: Tensor, images: Inputs) -> Any:
         """(T, N, ways): each task's network, at row t of phi (T, P), on its own images.
@@ -310,8 +309,9 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
         self._accumulate(gradient)
         self.iteration += ~self.nonfinite
 
-    def _follow_frozen(self, parameters: Mapping[str, Tensor]) -> None:
+    def follow_frozen(self) -> None:
         """Lays the buffer out anew if parameters were frozen, or thawed, since it was laid out."""
+        parameters = self._adapted_parameters()
         if tuple(parameters) == self.layout.names:
             return
         layout = self._layout_of(parameters)

@@ -154,13 +154,18 @@ class BMP(MAML):
 
     @torch.no_grad()
     def moved_layers(self, support: Samples) -> dict[str, Tensor]:
-        """Which layers adaptation moves: by name, zeros and ones (steps, T)."""
-        phi, gates = self.theta(support), []
+        """Which layers adaptation moves: by name, zeros and ones (steps, T).
+
+        Raises:
+            TypeError, ValueError: as :meth:`adapt`.
+        """
+        phi = self.theta(support)
+        gates = [phi.new_empty(0, len(phi), len(self.units))]
         for k in range(self.adapt_steps):
             gradient = self.gradient(phi, support)[1]
-            gates.append(self.gates(phi, gradient, support))
+            gates.append(self.gates(phi, gradient, support).unsqueeze(0))
             phi = phi - self.rates(k, phi, gradient, support) * gradient
-        return dict(zip(self.units, torch.stack(gates).unbind(-1), strict=True))
+        return dict(zip(self.units, torch.cat(gates).unbind(-1), strict=True))
 
     def _image_channels(self) -> int:
         """Of the images: what the first convolution takes."""

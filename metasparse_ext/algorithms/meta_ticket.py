@@ -18,7 +18,6 @@ from metasparse_ext._arguments import (
     require_count,
     require_number,
     require_size,
-    require_tensor,
     require_type,
 )
 from metasparse_ext.algorithms import pruning
@@ -26,6 +25,7 @@ from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.pruning import Kind, Scope, Signal
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.data import Inputs, TaskBatch
+from metasparse_ext.data.batch import InputShape, input_dtype, input_shape
 from metasparse_ext.implicit import Layout
 from metasparse_ext.nn import FixedMask, MaskedConv2d, cost
 
@@ -174,9 +174,9 @@ class MetaTicket(MAML):
         # Iterations that are not the present training's.
         self.elsewhere = 0
         self.macs = (0, 0)
-        self._costs: dict[torch.Size, int] = {}
-        # Images that the last meta-step passed forward, and their shape.
-        self._passed: tuple[int, torch.Size] = (0, torch.Size())
+        self._costs: dict[str, int] = {}
+        # How many inputs the last meta-step passed forward, and the shape and dtype of one.
+        self._passed: tuple[int, InputShape, Any] = (0, (), None)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, search={self.search!r}, density={self.densities[-1]:g}"
@@ -193,8 +193,8 @@ class MetaTicket(MAML):
     def meta_backward(self, batch: TaskBatch) -> Metrics:
         found = super().meta_backward(batch)
         passes = batch.support.labels.shape[1] * self.inner_steps + batch.query.labels.shape[1]
-        images = require_tensor(self.name, "batch.query.images", batch.query.images)
-        self._passed = passes, images.shape[2:]
+        images = batch.query.images
+        self._passed = passes, input_shape(images), input_dtype(images)
         return found
 
     def age(self) -> int:
@@ -222,8 +222,8 @@ class MetaTicket(MAML):
 
     def stepped(self, iteration: int, position: float) -> None:
         search, training = self.macs
-        images, shape = self._passed
-        spent = images * self._cost(shape) if images else 0
+        count, shape, dtype = self._passed
+        spent = count * self._cost(shape, dtype) if count else 0
         self.macs = (search + spent, training) if self.searching else (search, training + spent)
         if self.stage == 0 and iteration == self.rewind:
             self._mark_start()
@@ -321,16 +321,16 @@ class MetaTicket(MAML):
         parts = self.layout.unflatten(flat)
         return {name: parts[name] for name in self.prunable}
 
-    def _cost(self, image: torch.Size) -> int:
-        """Multiply-accumulates of one image, with the masks in force."""
-        if image not in self._costs:
-            heads = {
-                name.removesuffix(".weight"): mask
-                for name, mask in self._named(self.kept).items()
-                if name.endswith("weight") and mask.dim() == 2
-            }
-            self._costs[image] = int(cost(self.model, image, heads).active_macs)
-        return self._costs[image]
+    def _cost(self, shape: InputShape, dtype: Any) -> int:
+        """Multiply-accumulates of one input, with the masks in force."""
+        key = repr((shape, dtype))
+        if key not in self._costs:
+            kept = self._named(self.kept)
+            named = self.model.named_modules()
+            linear = {n: f"{n}.weight".lstrip(".") for n, m in named if isinstance(m, nn.Linear)}
+            heads = {name: kept[weight] for name, weight in linear.items() if weight in kept}
+            self._costs[key] = int(cost(self.model, shape, heads, dtype=dtype).active_macs)
+        return self._costs[key]
 
 
 def _convolutions(model: nn.Module) -> dict[str, MaskedConv2d]:

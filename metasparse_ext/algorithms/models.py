@@ -19,8 +19,9 @@ def check_model(owner: str, model: nn.Module, dtypes: tuple[torch.dtype, ...]) -
 
     Raises:
         TypeError: if it is no module, or its parameters have another dtype.
-        ValueError: if they have no shapes yet, are of several dtypes or devices, or a module
-            tracks statistics in its forward: tasks would share them, and vmap cannot update them.
+        ValueError: if they have no shapes yet, were made in inference mode, are of several dtypes
+            or devices, or a module tracks statistics in its forward: tasks would share them, and
+            vmap cannot update them.
     """
     require_type(owner, "model", model, nn.Module, "an nn.Module")
     named = dict(model.named_parameters())
@@ -28,6 +29,9 @@ def check_model(owner: str, model: nn.Module, dtypes: tuple[torch.dtype, ...]) -
     if lazy:
         got = f"{', '.join(lazy)} without shapes; call the model once before it is handed over"
         refuse(owner, "model", "one whose parameters have their shapes", got)
+    if stuck := [name for name, parameter in named.items() if parameter.is_inference()]:
+        wanted = "one that was made outside of torch.inference_mode, where nothing gets gradients"
+        refuse(owner, "model", wanted, f"{', '.join(stuck)} of inference mode")
     adapted = [parameter for parameter in named.values() if parameter.requires_grad]
     for kind in ("dtype", "device"):
         found = sorted({shown(getattr(parameter, kind)) for parameter in adapted})

@@ -95,6 +95,9 @@ class MultiMAML(MAML):
                 net.get_parameter(name).requires_grad_().copy_(value)
         return net
 
+    def follow_frozen(self) -> None:
+        """Nothing: the template's parameters are all frozen, and the initializations are not."""
+
     def theta(self, support: Samples) -> Tensor:
         return self.initializations.detach()[self._which(support)]
 

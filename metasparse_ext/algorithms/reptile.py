@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.utils._pytree import tree_map
 
-from metasparse_ext._arguments import require_choice, require_flag, require_size
+from metasparse_ext._arguments import require, require_choice, require_flag, require_size
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.records import Metrics, Source
+from metasparse_ext.algorithms.samples import named_inputs
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout
@@ -94,7 +95,7 @@ class Reptile(MetaLearner):
         return self.adapted(phi)
 
     def meta_backward(self, batch: TaskBatch) -> Metrics:
-        images = _pooled(batch) if self.pooled else batch.support
+        images = self._pooled(batch) if self.pooled else batch.support
         phi, square, trace = self._train(images, self.inner_steps, self.inner_batch, self.iteration)
         with torch.no_grad():
             logits = self.logits(phi, batch.query.images)
@@ -112,6 +113,21 @@ class Reptile(MetaLearner):
             n: self.square.new_zeros(s) for n, s in zip(layout.names, layout.shapes, strict=True)
         }
         self.square = layout.flatten(zeros | self.layout.unflatten(self.square))
+
+    def _pooled(self, batch: TaskBatch) -> Samples:
+        """All images of each task."""
+        support, query = batch.support, batch.query
+        parts = [
+            {**dict(named_inputs("images", images)), "labels": labels}
+            for images, labels, _ in batch
+        ]
+        first, second = ({n: tuple(t.shape[2:]) for n, t in part.items()} for part in parts)
+        wanted = f"samples of the shapes {first} like the support set, or pooled False"
+        require(first == second, self.name, "batch.query", wanted, second)
+        return support._replace(
+            images=tree_map(lambda *parts: torch.cat(parts, 1), support.images, query.images),
+            labels=torch.cat([support.labels, query.labels], 1),
+        )
 
     def _train(
         self, samples: Samples, steps: int, size: int, seed: Tensor
@@ -148,15 +164,6 @@ def _adam_(
         fused=True, amsgrad=False, beta1=0.0, beta2=_DECAY, lr=rate, weight_decay=0.0,
         eps=_EPSILON, maximize=False,
     )  # fmt: skip
-
-
-def _pooled(batch: TaskBatch) -> Samples:
-    """All images of each task."""
-    support, query = batch.support, batch.query
-    return support._replace(
-        images=tree_map(lambda *parts: torch.cat(parts, 1), support.images, query.images),
-        labels=torch.cat([support.labels, query.labels], 1),
-    )
 
 
 def minibatches(count: int, size: int, steps: int, seed: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
-from metasparse_ext._capture import observed
 from metasparse_ext.data import Inputs, Samples, TaskBatch
+from metasparse_ext.ops._operands import is_readable
 
 # Labels that were found to be classes, with their version and the number of classes then.
 _passed: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
@@ -32,8 +32,10 @@ def checked_batch(
 ) -> TaskBatch:
     """:func:`checked_samples` of both sets of a meta-batch; they must hold as many tasks.
 
+    And inputs and targets of the same dtypes.
+
     Raises:
-        TypeError: as there, or if it is no meta-batch.
+        TypeError: as there, or if it is no meta-batch, or its sets are of different dtypes.
         ValueError: as there, or for another number of tasks.
     """
     require_type(owner, name, batch, TaskBatch, "a TaskBatch of support and query samples")
@@ -42,6 +44,9 @@ def checked_batch(
     tasks, got = len(support.labels), len(query.labels)
     wanted = f"of T = {tasks} tasks like the support set"
     require(got == tasks, owner, f"{name}.query", wanted, got)
+    for part in ("images", "labels"):
+        like, given = (getattr(samples, part) for samples in (support, query))
+        check_one_dtype(owner, f"{name}.query.{part}", given, f"{name}.support.{part}", like)
     return TaskBatch(support, query)
 
 
@@ -52,8 +57,9 @@ def checked_samples(
 
     Without ``classes`` the labels are targets (T, N, ...) of any dtype, and stay as they are.
 
-    Values are looked at where the host may (:func:`observed`). That none is below 0 is seen here,
-    before the network has said how many classes there are; :func:`check_classes` sees the rest.
+    Values are looked at where the host may (:func:`is_readable`). That none is below 0 is seen
+    here, before the network has said how many classes there are; :func:`check_classes` sees the
+    rest.
 
     Raises:
         TypeError: if a part is no tensor, or the labels or the distribution are no integers.
@@ -72,7 +78,8 @@ def checked_samples(
     lead = tuple(inputs[0][1].shape[:2])
     for input_name, got in inputs:
         shape = tuple(got.shape[:2])
-        require(len(shape) == 2 and min(shape) > 0, owner, input_name, "(T, N, ...)", shape)
+        fits = len(shape) == 2 and min(shape) > 0
+        require(fits, owner, input_name, "(T, N, ...), at least one each", tuple(got.shape))
         require(shape == lead, owner, input_name, f"(T, N, ...) = {lead} like the first", shape)
     wanted = f"(T, N{'' if classes else ', ...'}) = {lead} like the images"
     fits = (labels.shape if classes else labels.shape[:2]) == lead
@@ -94,6 +101,21 @@ def named_inputs(name: str, images: Inputs) -> list[tuple[str, Any]]:
     if isinstance(images, dict):
         return [(f"{name}[{key!r}]", each) for key, each in images.items()]
     return [(name, images)]
+
+
+def check_one_dtype(owner: str, name: str, given: Inputs, like_name: str, like: Inputs) -> None:
+    """Refuses inputs of another dtype than those of the same names beside them.
+
+    What a model makes of uint8 it makes of no float32, nor of what both are promoted to together.
+
+    Raises:
+        TypeError: naming the input.
+    """
+    others = dict(named_inputs("", like))
+    for part, got in named_inputs("", given):
+        if part in others and got.dtype != others[part].dtype:
+            wanted = f"of {shown(others[part].dtype)} like {like_name}{part}"
+            refuse(owner, f"{name}{part}", wanted, shown(got.dtype), TypeError)
 
 
 @contextmanager
@@ -135,7 +157,7 @@ def check_classes(owner: str, labels: Tensor, ways: int) -> None:
     Raises:
         ValueError: if one is outside 0 to ways - 1.
     """
-    if not observed():
+    if not is_readable(labels):
         return
     state = None if labels.is_inference() else (labels._version, ways)
     if state is not None and _passed.get(labels) == state:
@@ -148,6 +170,6 @@ def check_classes(owner: str, labels: Tensor, ways: int) -> None:
 
 
 def _refuse_where(wrong: Tensor, labels: Tensor, owner: str, name: str, expected: str) -> None:
-    if observed() and bool(wrong.any()):
+    if is_readable(wrong) and bool(wrong.any()):
         task, image = wrong.nonzero()[0].tolist()
         refuse(owner, name, expected, f"{labels[task, image].item()} in task {task}")

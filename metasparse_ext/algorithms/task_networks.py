@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
+from metasparse_ext._arguments import (
+    refuse,
+    require,
+    require_like,
+    require_tensor,
+    require_type,
+    shown,
+)
 from metasparse_ext.algorithms.samples import (
     INTEGERS,
     check_classes,
@@ -46,7 +53,7 @@ class AdaptedTasks:
         self.parameters = dict(parameters)
 
     def __call__(self, images: Inputs) -> Any:
-        _check_images("AdaptedTasks", images, self.tasks)
+        _check_images("AdaptedTasks", images, self.parameters)
         with plain_attention(), _explained("AdaptedTasks", images, self.parameters):
             return run_tasks("AdaptedTasks", self.model, self.parameters, images)
 
@@ -91,7 +98,7 @@ def task_call(model: nn.Module, parameters: Mapping[str, Tensor], images: Inputs
         NotImplementedError: if the model cannot run through ``torch.func.vmap``.
     """
     _check_parameters("task_call", model, parameters)
-    _check_images("task_call", images, next(iter(parameters.values())).shape[0])
+    _check_images("task_call", images, parameters)
     with _explained("task_call", images, parameters):
         return run_tasks("task_call", model, parameters, images)
 
@@ -206,9 +213,12 @@ def _explained(
     return dtypes_explained(owner, named_inputs("images", images), dtype)
 
 
-def _check_images(owner: str, images: Inputs, tasks: int) -> None:
+def _check_images(owner: str, images: Inputs, parameters: Mapping[str, Tensor]) -> None:
+    first = next(iter(parameters.values()))
+    tasks = len(first)
     for name, each in named_inputs("images", images):
         require_tensor(owner, name, each)
+        require_like(owner, name, each, "the parameters", first, dtype=False)
         wanted = f"(T, N, ...) with T = {tasks} like the parameters"
         fits = each.dim() > 1 and each.shape[0] == tasks
         require(fits, owner, name, wanted, tuple(each.shape))

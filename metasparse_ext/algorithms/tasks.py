@@ -61,7 +61,9 @@ class TakesTaskOptions(type):
         task_chunk: int | None = None,
         **options: Any,
     ) -> Learner:
-        learner: Any = type.__call__(cls, *args, **options)
+        # Its buffers are written to in meta-steps, which inference mode would rule out for good.
+        with torch.inference_mode(False):
+            learner: Any = type.__call__(cls, *args, **options)
         learner.set_task_options(loss, metric, task_chunk)
         vars(learner)["made_with"] = made_with(cls, args, options)
         return learner

@@ -76,6 +76,13 @@ def input_shape(images: Inputs) -> InputShape:
     return tree_map_only(Tensor, lambda each: tuple(each.shape[2:]), images)
 
 
+def input_dtype(images: Inputs) -> Any:
+    """Of what a model is given, each input's dtype, or None of real numbers: those of the model."""
+    return tree_map_only(
+        Tensor, lambda each: None if each.is_floating_point() else each.dtype, images
+    )
+
+
 def is_one_input(shape: InputShape) -> TypeGuard[tuple[int, ...]]:
     """Whether a shape is that of one input."""
     return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)

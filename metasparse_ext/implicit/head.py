@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metasparse_ext._arguments import (
@@ -200,7 +201,7 @@ def _problem(
     if bias is not None:
         column = bias.expand(tasks, bias.shape[-1])
         center = torch.cat([center, column[..., None]], dim=-1)
-        features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+        features = F.pad(features, (0, 1), value=1.0)
     if isinstance(lam, Tensor):
         lam = lam.to(features).expand(tasks)
     else:

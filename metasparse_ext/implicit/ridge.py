@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metasparse_ext._arguments import (
@@ -70,7 +71,7 @@ def ridge_head(
 def _fit(x: Tensor, labels: Tensor, classes: int, lam: float | Tensor, bias: bool) -> Tensor:
     """(T, C, D), or with a bias as the last column (T, C, D + 1)."""
     if bias:
-        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        x = F.pad(x, (0, 1), value=1.0)
     x = x / x.shape[1] ** 0.5
     y = one_hot(labels, classes, x.dtype) / x.shape[1] ** 0.5
     if x.shape[1] <= x.shape[2]:

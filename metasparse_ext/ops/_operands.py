@@ -48,13 +48,17 @@ def is_readable(tensor: Tensor) -> bool:
     Not where there are none, nor under a transform of ``torch.func`` or while a program is traced,
     nor in a meta-step or a CUDA graph that is captured.
     """
-    return observed() and not (
-        torch.compiler.is_compiling()
-        or tensor.is_meta
-        or isinstance(tensor, FakeTensor)
-        or is_functorch_wrapped_tensor(tensor)
-        or get_proxy_mode() is not None
-        or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    # Compiling first: it cannot trace what observed() asks.
+    return (
+        not torch.compiler.is_compiling()
+        and observed()
+        and not (
+            tensor.is_meta
+            or isinstance(tensor, FakeTensor)
+            or is_functorch_wrapped_tensor(tensor)
+            or get_proxy_mode() is not None
+            or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+        )
     )
 
 

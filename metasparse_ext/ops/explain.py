@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metasparse_ext import _library
 from metasparse_ext._arguments import require_like, require_pair
-from metasparse_ext.ops._operands import is_widened
+from metasparse_ext.ops._operands import is_cast, is_widened
 from metasparse_ext.ops._tasks import with_tasks
 from metasparse_ext.ops.backends import get_backend
 from metasparse_ext.ops.masked_conv import masked_conv2d, padded
@@ -90,7 +90,7 @@ def explain(
     _require_operands(x, weight, mask, (stride, padding, dilation, groups))
     if _library.problem is not None:
         return _all("reference", _library.problem)
-    if groups > 1 or dilation not in (1, (1, 1), [1, 1]):
+    if groups > 1 or require_pair("explain", "dilation", dilation) != (1, 1):
         return _all("library", "the kernels have neither groups nor dilation")
     if x.dim() == 3:
         x = x[None]
@@ -137,9 +137,13 @@ def _require_operands(
     """Raises what the op itself would raise, which on the meta device computes nothing."""
     operands = {"x": x, "weight": weight, "mask": mask}
     tensors = {name: t for name, t in operands.items() if isinstance(t, Tensor)}
+    on_meta = {}
     for name, tensor in tensors.items():
-        require_like("explain", name, tensor, "x", tensors.get("x", tensor), dtype=False)
-    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+        like = tensors.get("x", tensor)
+        require_like("explain", name, tensor, "x", like, dtype=False)
+        # There is no autocast on meta: what it would cast is cast here.
+        dtype = torch.float32 if is_cast(tensor, like) else tensor.dtype
+        on_meta[name] = tensor.detach().to("meta", dtype)
     checked: dict[str, Any] = {**operands, **on_meta}
     masked_conv2d(**checked, **dict(zip(_WINDOW, window, strict=True)))
 

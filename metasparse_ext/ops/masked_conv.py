@@ -91,7 +91,9 @@ def masked_conv2d(
     stride = require_pair(_OP, "stride", stride, least=1)
     dilation = require_pair(_OP, "dilation", dilation, least=1)
     require_count(_OP, "groups", groups, least=1)
-    x, padding = padded(x, reach(weight.shape[-2:], dilation), stride, padding)
+    extent = reach(weight.shape[-2:], dilation)
+    x, padding = padded(x, extent, stride, padding)
+    _require_fit(extent, x, padding)
     if groups > 1 or dilation != (1, 1):
         y = _by_library(x, weight, mask, bias, stride, padding, dilation, groups)
     else:
@@ -139,6 +141,14 @@ def reach(kernel_size: Sequence[int], dilation: tuple[int, int]) -> tuple[int, i
     """The pixels that a dilated kernel extends over."""
     height, width = (d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
     return height, width
+
+
+def _require_fit(extent: tuple[int, int], x: Tensor, padding: tuple[int, int]) -> None:
+    """Refuses kernels that reach over more pixels than there are, padding included."""
+    height, width = x.shape[-2:]
+    if extent[0] > height + 2 * padding[0] or extent[1] > width + 2 * padding[1]:
+        expected = f"of kernels that fit {height} x {width} pixels padded by {tuple(padding)}"
+        refuse(_OP, "weight", expected, f"kernels over {extent[0]} x {extent[1]} pixels")
 
 
 def _grown(tensor: Tensor | None, rank: int) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 from metasparse_ext._arguments import (
     LARGEST,
@@ -29,11 +29,11 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext._records import check_fields
 from metasparse_ext.algorithms.base import MetaLearner
-from metasparse_ext.algorithms.samples import named_inputs
+from metasparse_ext.algorithms.samples import check_one_dtype, named_inputs
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, cross_entropy
 from metasparse_ext.algorithms.tasks import chunks
 from metasparse_ext.data import Inputs, Samples, TaskBatch
-from metasparse_ext.data.batch import input_shape
+from metasparse_ext.data.batch import input_dtype, input_shape
 from metasparse_ext.nn import cost
 from metasparse_ext.nn.evaluating import evaluating
 from metasparse_ext.training.measure import measure_of
@@ -197,7 +197,7 @@ def predict(
     statistics) made of the task's support images and itself.
 
     Raises:
-        TypeError: If an argument has another type.
+        TypeError: If an argument has another type, or the images another dtype than the support's.
         ValueError: If images or support set are not those of as many tasks as were adapted to.
     """
     require_type("predict", "adapted", adapted, AdaptedTasks, "AdaptedTasks")
@@ -209,6 +209,7 @@ def predict(
         {name for name, _ in named_inputs("", inputs)} for inputs in (images, support.images)
     )
     require(names == of_support, "predict", "images", "inputs like support.images", images)
+    check_one_dtype("predict", "images", images, "support.images", support.images)
     if transductive:
         return adapted(images)
     chunk = max(1, _FOLDED_TASKS // adapted.tasks)
@@ -295,10 +296,8 @@ class _Totals:
             self._used[name] = self._used[name] + used if name in self._used else used
         if query.distribution is not None:
             self._distribution.append(query.distribution)
-        dtypes = tree_map_only(
-            Tensor, lambda each: None if each.is_floating_point() else each.dtype, query.images
-        )
-        found = cost(learner.model, input_shape(query.images), masks, dtype=dtypes)
+        shape, dtype = input_shape(query.images), input_dtype(query.images)
+        found = cost(learner.model, shape, masks, dtype=dtype)
         self._macs.append(torch.as_tensor(found.active_macs).double().expand(tasks))
         self._kernels, self._dense_macs = found.kernels, found.macs
 

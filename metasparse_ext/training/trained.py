@@ -262,6 +262,7 @@ class Trained:
         }
 
 
+@torch.inference_mode(False)  # of what is built inside of it, nothing can be adapted
 def load(
     run: str | Path | Run,
     *,
