@@ -39,8 +39,8 @@ from metasparse_ext.algorithms.tasks import (
     TakesTaskOptions,
     TaskFunction,
     check_task_options,
-    each_task,
 )
+from metasparse_ext.algorithms.vmapped import each_task
 from metasparse_ext.data import Inputs, Samples, TaskBatch
 from metasparse_ext.implicit import Layout
 
