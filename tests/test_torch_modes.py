@@ -13,11 +13,14 @@ from torch.optim.swa_utils import AveragedModel
 from metasparse_ext.algorithms import (
     BMP,
     CAVIA,
+    FOMAML,
+    IMAML,
     LEARNERS,
     MAML,
     ConvexIMAML,
     MetaLearner,
     MetaTicket,
+    ProtoNet,
     Reptile,
 )
 from metasparse_ext.data import Samples, TaskBatch
@@ -248,3 +251,21 @@ def test_a_model_without_a_linear_layer_has_no_head():
         ValueError, match=r"expected model to be one with an nn\.Linear, .* Sequential without"
     ):
         ConvexIMAML(nn.Sequential(nn.Conv2d(CHANNELS, WAYS, SIZE), nn.Flatten()))
+
+
+class Detached(Opaque):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("learner", [MAML, FOMAML, IMAML, Reptile, ProtoNet])
+def test_a_model_without_gradients_is_refused(learner):
+    with pytest.raises(ValueError, match="expected model to be one whose loss depends, differ"):
+        learner(Detached(network())).meta_backward(batch())
+
+
+def test_a_loss_without_gradients_is_refused():
+    learner = MAML(network(), loss=lambda outputs, targets: outputs.detach().square().mean())
+    with pytest.raises(ValueError, match="MAML: expected model to be one whose loss depends, diff"):
+        learner.meta_backward(batch())
