@@ -8,6 +8,7 @@ import torch
 from support.plain_tasks import CHANNELS, SIZE, WAYS, Opaque, batch, network
 from support.training_helpers import tiny_config
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
 from metasparse_ext.algorithms import (
@@ -82,6 +83,20 @@ def test_a_meta_step_in_inference_mode_is_a_meta_step(learner):
         found = learner.meta_backward(episodes())
     assert torch.equal(found.loss, expected.loss)
     assert_equal(gradients(learner), gradients(other))
+
+
+def test_a_meta_step_on_meta_infers_shapes(learner):
+    tasks = episodes().to("meta")
+    learner = learner.to("meta")
+    assert learner.meta_backward(tasks).loss.shape == (2,)
+    assert gradients(learner)
+    assert learner.adapt(tasks.support)(tasks.query.images).shape == (2, 2 * WAYS, WAYS)
+
+
+def test_a_meta_step_of_fake_tensors_infers_shapes():
+    with FakeTensorMode():
+        learner = MAML(network(), inner_steps=2)
+        assert learner.meta_backward(batch()).loss.shape == (3,)
 
 
 def test_training_goes_on_after_inference_mode(learner):

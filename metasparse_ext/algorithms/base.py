@@ -21,7 +21,6 @@ from metasparse_ext._arguments import (
     require_count,
     require_number,
 )
-from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.entry import METHODS, entry
 from metasparse_ext.algorithms.finite import all_finite, refuse_nonfinite
 from metasparse_ext.algorithms.models import check_model
@@ -43,6 +42,7 @@ from metasparse_ext.algorithms.tasks import (
 from metasparse_ext.algorithms.vmapped import each_task
 from metasparse_ext.data import Inputs, Samples, TaskBatch
 from metasparse_ext.implicit import Layout
+from metasparse_ext.ops._operands import is_readable
 
 
 class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
@@ -366,10 +366,10 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
     ) -> None:
         """Raises if a loss, a solve or the meta-gradient is not finite.
 
-        Under capture sets ``nonfinite`` instead.
+        Where it cannot be read, as under capture, sets ``nonfinite`` instead.
         """
         finite = all_finite(losses, gradient, solved)
-        if not observed():
+        if not is_readable(finite):
             self.nonfinite |= ~finite
         elif not bool(finite):
             refuse_nonfinite(self.name, losses, solved, int(self.iteration))

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import Tensor
 
-from metasparse_ext._capture import observed
+from metasparse_ext.ops._operands import is_readable
 
 
-def remembered(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """A context that draws, on the CPU and the device, what is drawn after this call.
+def remembered(tensor: Tensor) -> Callable[[], AbstractContextManager[None]]:
+    """A context that draws, on the CPU and the tensor's device, what is drawn after this call.
 
     Afterwards the generators go on from where they were. Inside a captured meta-step a device's
     state cannot be read, and its numbers are new ones.
     """
-    host = torch.get_rng_state()
-    known = [device] if device.type != "cpu" and observed() else []
+    host, device = torch.get_rng_state(), tensor.device
+    known = [device] if device.type != "cpu" and is_readable(tensor) else []
     states = [torch.get_device_module(each).get_rng_state(each) for each in known]
 
     @contextmanager

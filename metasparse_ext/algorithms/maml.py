@@ -225,7 +225,7 @@ class MAML(MetaLearner):
         if not (first_order or self.recompute):
             step = self._linearize(phi, support)
             return step.loss, step.gradient, step
-        drawn = remembered(phi.device)
+        drawn = remembered(phi)
         loss, gradient, _ = self.gradient(phi, support)
 
         def again() -> Linearization:

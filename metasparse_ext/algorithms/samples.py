@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from metasparse_ext._arguments import refuse, require, require_tensor, require_type, shown
-from metasparse_ext._capture import observed
 from metasparse_ext.data import Inputs, Samples, TaskBatch
+from metasparse_ext.ops._operands import is_readable
 
 # Labels that were found to be classes, with their version and the number of classes then.
 _passed: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
@@ -52,8 +52,9 @@ def checked_samples(
 
     Without ``classes`` the labels are targets (T, N, ...) of any dtype, and stay as they are.
 
-    Values are looked at where the host may (:func:`observed`). That none is below 0 is seen here,
-    before the network has said how many classes there are; :func:`check_classes` sees the rest.
+    Values are looked at where the host may (:func:`is_readable`). That none is below 0 is seen
+    here, before the network has said how many classes there are; :func:`check_classes` sees the
+    rest.
 
     Raises:
         TypeError: if a part is no tensor, or the labels or the distribution are no integers.
@@ -135,7 +136,7 @@ def check_classes(owner: str, labels: Tensor, ways: int) -> None:
     Raises:
         ValueError: if one is outside 0 to ways - 1.
     """
-    if not observed():
+    if not is_readable(labels):
         return
     state = None if labels.is_inference() else (labels._version, ways)
     if state is not None and _passed.get(labels) == state:
@@ -148,6 +149,6 @@ def check_classes(owner: str, labels: Tensor, ways: int) -> None:
 
 
 def _refuse_where(wrong: Tensor, labels: Tensor, owner: str, name: str, expected: str) -> None:
-    if observed() and bool(wrong.any()):
+    if is_readable(wrong) and bool(wrong.any()):
         task, image = wrong.nonzero()[0].tolist()
         refuse(owner, name, expected, f"{labels[task, image].item()} in task {task}")
