@@ -7,8 +7,9 @@ import pytest
 import torch
 from support.plain_tasks import CHANNELS, SIZE, WAYS, Opaque, batch, network
 from support.training_helpers import tiny_config
-from torch import nn
+from torch import distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from metasparse_ext.algorithms import (
@@ -156,6 +157,21 @@ def test_compile_of_a_step_around_it_compiles_the_rest():
 def test_a_learner_is_not_called():
     with pytest.raises(NotImplementedError, match=r"MAML: a learner is not called; .*all_reduce"):
         MAML(network())(batch().query.images)
+
+
+@pytest.fixture
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_a_model_that_averages_gradients_by_itself_is_refused(one_process):
+    model = DistributedDataParallel(network())
+    with pytest.raises(ValueError, match=r"got DistributedDataParallel; hand over its \.module"):
+        MAML(model)
+    with pytest.raises(ValueError, match=r"got its '0' \(DistributedDataParallel\); hand over"):
+        MAML(nn.Sequential(model))
 
 
 # Parameters that are frozen when the learner is there already.
