@@ -179,3 +179,27 @@ class Layout:
         """The shapes one after the other, and the number of dimensions of each."""
         sizes = [size for shape in self.shapes for size in shape]
         return sizes, [len(shape) for shape in self.shapes]
+
+
+# A mapped axis of vmap is one more axis of the batch.
+
+
+def _unflatten_mapped(info, in_dims, flat: Tensor, sizes, ranks, zero=None) -> tuple:
+    dim, *_ = in_dims
+    if dim is not None:
+        flat = flat.movedim(dim, 0)
+    parts = torch.ops.metasparse.unflatten_tasks(flat, sizes, ranks, None)
+    return parts, [None if dim is None else 0] * len(parts)
+
+
+def _flatten_mapped(info, in_dims, tensors: list[Tensor], sizes, ranks) -> tuple:
+    parts = [
+        part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+        for part, dim in zip(tensors, in_dims[0], strict=True)
+    ]
+    return torch.ops.metasparse.flatten_tasks(parts, sizes, ranks), 0
+
+
+if _library.loaded():
+    torch.library.register_vmap("metasparse::unflatten_tasks", _unflatten_mapped)
+    torch.library.register_vmap("metasparse::flatten_tasks", _flatten_mapped)
