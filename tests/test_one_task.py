@@ -112,7 +112,29 @@ class Words(nn.Module):
         return self.head(self.table((3 * x[..., 0]).long().clamp(-3, 3) + 3).tanh().mean(1))
 
 
+class Slopes(nn.Module):
+    """Sees the slope of a network in its input, as a score does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(LENGTH * FEATURES, WAYS), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+        return self.net(slope)
+
+
+class LooksUp(Words):
+    def forward(self, x: Tensor) -> Tensor:
+        words = (3 * x[..., 0]).long().clamp(-3, 3) + 3
+        return self.head(torch.embedding(self.table.weight, words, 6).tanh().mean(1))
+
+
 ALONE = {
+    "gradient inside": Slopes,
+    "looks up": LooksUp,
     "in place": Writes,
     "before": lambda: hooked("register_full_backward_pre_hook", lambda _, g: (largest(g[0]),)),
     "after": lambda: hooked("register_full_backward_hook", lambda _, g, __: (largest(g[0]),)),
@@ -139,6 +161,19 @@ def test_gradients_of_embeddings_may_be_sparse():
     for model in (dense, sparse):
         MAML(model, inner_lr=RATE, inner_steps=STEPS).meta_backward(batch())
     assert torch.equal(sparse.table.weight.grad, dense.table.weight.grad)
+
+
+@pytest.mark.parametrize(
+    "options", [{"backend": "eager", "fullgraph": True}, {"backend": "aot_eager"}]
+)
+def test_a_compiled_model_sees_one_task_alone(options):
+    torch._dynamo.reset()
+    plain = Words().double()
+    compiled = torch.compile(copy.deepcopy(plain), **options)
+    for model in (plain, compiled):
+        MAML(model, inner_lr=RATE, inner_steps=STEPS, first_order=True).meta_backward(batch())
+    for found, expected in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
 
 
 class Checkpointed(Recurrent):

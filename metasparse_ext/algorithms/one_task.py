@@ -32,20 +32,51 @@ class AsOneTask(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (F.embedding, F.embedding_bag):
-            kwargs = {**kwargs, "sparse": False}
-        if func is F.embedding and kwargs.get("padding_idx") is not None:
-            return _padded(*args, **kwargs)
+        if func is F.embedding:
+            return _embedding(*args, **kwargs)
+        if func is torch.embedding:
+            return _looked_up(*args, **kwargs)
+        if func is F.embedding_bag:
+            return _embedding_bag(*args, **kwargs)
         if func == _REQUIRES_GRAD:
             return _unmapped(args[0]).requires_grad
         return func(*args, **kwargs)
 
 
-def _padded(indices: Tensor, weight: Tensor, *, padding_idx: int, **options: Any) -> Tensor:
-    """An embedding whose row of padding gets no gradient."""
-    rows = F.embedding(indices, weight, **options)
+def _embedding(
+    indices: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``F.embedding``; rows of padding get no gradient, and none is sparse."""
+    rows = F.embedding(indices, weight, None, max_norm, norm_type, scale_grad_by_freq)
+    if padding_idx is None:
+        return rows
     padding = (indices == padding_idx % len(weight)).unsqueeze(-1)
     return torch.where(padding, rows.detach(), rows)
+
+
+def _looked_up(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``torch.embedding``, to which no padding is -1."""
+    padding = None if padding_idx < 0 else padding_idx
+    return _embedding(indices, weight, padding, scale_grad_by_freq=scale_grad_by_freq)
+
+
+def _embedding_bag(*args: Any, **kwargs: Any) -> Tensor:
+    """``F.embedding_bag``, whose eighth argument is ``sparse``."""
+    if len(args) > 7:
+        return F.embedding_bag(*args[:7], False, *args[8:], **kwargs)
+    return F.embedding_bag(*args, **{**kwargs, "sparse": False})
 
 
 def _unmapped(tensor: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from metasparse_ext._arguments import refuse
 from metasparse_ext.algorithms.one_task import AsOneTask, buffers_kept, named
 
 # What torch says where an operator has no rule for several tasks at once.
-_BATCHING = re.compile(r"vmap|batching rule|doesn't have storage|cannot register a hook", re.I)
+_BATCHING = re.compile(
+    r"vmap|functorch transform|batching rule|doesn't have storage|cannot register a hook", re.I
+)
 
 # What a model or a loss may return beside tensors and containers of them.
 _PLAIN = (Tensor, bool, int, float, complex, str, type(None))
