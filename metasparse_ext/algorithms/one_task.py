@@ -37,7 +37,7 @@ class AsOneTask(TorchFunctionMode):
         if func is torch.embedding:
             return _looked_up(*args, **kwargs)
         if func is F.embedding_bag:
-            return _embedding_bag(*args, **kwargs)
+            args, kwargs = _of_dense_bag(args, kwargs)
         if func == _REQUIRES_GRAD:
             return _unmapped(args[0]).requires_grad
         return func(*args, **kwargs)
@@ -72,11 +72,13 @@ def _looked_up(
     return _embedding(indices, weight, padding, scale_grad_by_freq=scale_grad_by_freq)
 
 
-def _embedding_bag(*args: Any, **kwargs: Any) -> Tensor:
-    """``F.embedding_bag``, whose eighth argument is ``sparse``."""
+def _of_dense_bag(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Arguments of ``F.embedding_bag``, whose eighth is ``sparse``, for a dense gradient."""
     if len(args) > 7:
-        return F.embedding_bag(*args[:7], False, *args[8:], **kwargs)
-    return F.embedding_bag(*args, **{**kwargs, "sparse": False})
+        return (*args[:7], False, *args[8:]), kwargs
+    return args, {**kwargs, "sparse": False}
 
 
 def _unmapped(tensor: Tensor) -> Tensor:
