@@ -62,7 +62,7 @@ def require_number(
         number = float(got)
     except OverflowError:
         number = math.inf
-    # Not by math.isfinite, which takes no symbol.
+    # Comparisons, which a symbol knows: math.isfinite is no part of a traced program.
     require(not finite or -math.inf < number < math.inf, owner, name, "finite", got)
     if above is not None and not number > above:
         refuse(owner, name, f"above {above}", shown(got))
@@ -182,10 +182,12 @@ def require_tensor(
 
 
 def require_floating(owner: str, name: str, got: Any) -> None:
-    """Refuses what is no dense tensor of a real floating dtype."""
+    """Refuses what is no dense tensor of a real floating dtype that can be computed with."""
     require_tensor(owner, name, got)
     if not got.is_floating_point():
         refuse(owner, name, "of a floating dtype", shown(got.dtype), TypeError)
+    if got.itemsize < 2:
+        refuse(owner, name, "of 16 bits a number, or more", shown(got.dtype), TypeError)
 
 
 def require_like(

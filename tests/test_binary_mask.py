@@ -117,6 +117,11 @@ def test_scores_of_no_floating_dtype(scores):
         torch.ops.metasparse.binary_mask(scores, 0.0)
 
 
+def test_scores_that_nothing_computes_with():
+    with pytest.raises(TypeError, match="scores to be of 16 bits a number, or more, got float8_e"):
+        ms.binary_mask(torch.ones(3).to(torch.float8_e4m3fn))
+
+
 def test_scores_that_are_no_tensor():
     with pytest.raises(TypeError, match="scores to be a tensor, got list"):
         ms.binary_mask([1.0])

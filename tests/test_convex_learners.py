@@ -12,8 +12,9 @@ from support.plain_tasks import (
     plain_logits,
 )
 from torch import nn
+from torch.nn.utils import prune
 
-from metasparse_ext.algorithms import ANIL, LEARNERS, ConvexIMAML, ConvexMAML
+from metasparse_ext.algorithms import ANIL, LEARNERS, ConvexIMAML, ConvexMAML, ProtoNet
 from metasparse_ext.implicit import SOLVERS
 
 STEPS, RATE, LAM = 3, 0.3, 0.5
@@ -167,3 +168,48 @@ def test_bad_arguments():
         match=r"expected head to be the layer .* got '0\.head', called 1 t.* changed afterwards",
     ):
         ANIL(followed).meta_backward(batch())
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+def replaced(head):
+    head.forward = lambda x: 2 * F.linear(x, head.weight, head.bias)
+    return head
+
+
+@pytest.mark.parametrize("learner", [ANIL, ConvexIMAML, ProtoNet])
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Cosine(6, 3), "a Cosine whose forward is another"),
+        (lambda: replaced(nn.Linear(6, 3)), "a Linear whose forward is another"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)), "whose weight something"),
+        (lambda: prune.identity(nn.Linear(6, 3), "weight"), "whose weight something else makes"),
+    ],
+)
+def test_a_head_that_is_not_affine_is_refused(learner, make, why):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 6), nn.Tanh(), make())
+    with pytest.raises(ValueError, match=rf"computes W x \+ b .*, got '3', {why}"):
+        learner(net)
+
+
+def test_a_head_that_is_tied_is_refused():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    net[2].weight = net[3].weight
+    with pytest.raises(ValueError, match=r"got '3', whose weight is that of another layer, too"):
+        ANIL(net)
+
+
+@pytest.mark.parametrize("hook", [lambda *_: None, lambda _, __, y: 2 * y], ids=["sees", "changes"])
+def test_a_hook_of_the_head_may_see_but_not_change(hook):
+    learner = ANIL(network("vmap"))
+    expected = learner.adapt(batch().support).parameters
+    learner.model.net.head.register_forward_hook(hook)
+    if hook(None, None, 1) is None:
+        torch.testing.assert_close(learner.adapt(batch().support).parameters, expected)
+        return
+    with pytest.raises(ValueError, match="whose output is changed afterwards"):
+        learner.adapt(batch().support)

@@ -114,6 +114,11 @@ def test_a_buffer_that_is_expanded_or_not_dense():
             assert torch.equal(layout().unflatten(flat)[name], part)
 
 
+def around(f, axis: int):
+    """The gradient of what a vmap makes."""
+    return torch.func.grad(lambda stack: torch.func.vmap(f, axis)(stack).square().sum())
+
+
 def test_func_transforms():
     flat, dot = drawn((3,)), drawn((3,))
 
@@ -128,10 +133,22 @@ def test_func_transforms():
     )
     for axis in (0, 1):
         stack = drawn((3, 4)).movedim(0, axis)
-        mapped = torch.func.vmap(torch.func.grad(ours), in_dims=axis)(stack)
-        torch.testing.assert_close(
-            mapped, torch.func.vmap(torch.func.grad(theirs), in_dims=axis)(stack)
-        )
+        for inner in (lambda f: f, torch.func.grad):
+            mapped = torch.func.vmap(inner(ours), in_dims=axis)(stack)
+            torch.testing.assert_close(mapped, torch.func.vmap(inner(theirs), in_dims=axis)(stack))
+        torch.testing.assert_close(around(ours, axis)(stack), around(theirs, axis)(stack))
+
+
+def test_parts_are_flattened_inside_of_a_vmap():
+    parts = composed_unflatten(drawn((3,)))
+    shared, *mapped = parts
+
+    def flat(given):
+        return layout().flatten({shared: parts[shared][0], **given})
+
+    given = {name: parts[name] for name in mapped}
+    each = [flat({name: part[i] for name, part in given.items()}) for i in range(3)]
+    assert torch.equal(torch.func.vmap(flat)(given), torch.stack(each))
 
 
 def test_writing_to_the_buffer_is_seen_by_a_backward_pass():

@@ -10,6 +10,7 @@ from support.op_calls import conv_calls
 from torch.utils.flop_counter import FlopCounterMode
 
 import metasparse_ext as ms
+from metasparse_ext.nn import Conv4
 from metasparse_ext.ops.flops import FORMULAS
 
 
@@ -90,6 +91,15 @@ def test_a_second_derivative_counts_its_products():
 
     forward = counted(lambda: ms.masked_conv2d(x, weight, None))
     assert counted(hessian_product) == 4 * forward  # each of the two passes has two products
+
+
+def test_gradients_of_a_networks_own_parameters_are_counted():
+    net, x = Conv4(1, 8, 4, 3, blocks=2), torch.randn(5, 1, 8, 8)
+
+    def gradients():
+        torch.autograd.grad(net(x).sum(), list(net.parameters()))
+
+    assert counted(gradients) > 2 * counted(lambda: net(x)) > 0
 
 
 @pytest.mark.parametrize("first", ["metasparse_ext", "torch.utils.flop_counter"])

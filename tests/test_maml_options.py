@@ -130,3 +130,16 @@ def test_rates_that_do_not_exist_are_named():
         MAML(network(), multi_step=-1)
     with pytest.raises(ValueError, match="MAML: expected first_order_until to be at least 0"):
         MAML(network(), first_order_until=-1)
+
+
+@pytest.mark.parametrize("kind", ["task-aware", "vmap"])
+def test_recomputed_steps_drop_out_the_same_numbers(kind):
+    def step(**options):
+        torch.manual_seed(1)
+        net = torch.nn.Sequential(network(kind), torch.nn.Dropout(0.5))
+        learner = MAML(net, inner_lr=RATE, inner_steps=STEPS, **options)
+        torch.manual_seed(2)
+        learner.meta_backward(batch())
+        return [p.grad for p in learner.parameters()], torch.rand(1)
+
+    torch.testing.assert_close(step(recompute=True), step(), rtol=1e-9, atol=1e-12)

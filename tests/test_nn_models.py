@@ -203,6 +203,36 @@ def test_sparsify_keeps_hooks():
     assert calls == ["before", "after"]
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_sparsify_keeps_all_that_a_convolution_carries(inplace):
+    conv = nn.Conv2d(2, 3, 3).double()
+    conv.register_buffer("scale", torch.rand(3, 1, 1).double())
+    conv.gain = nn.Parameter(torch.rand(1).double())
+    conv.after = nn.Sequential(nn.Tanh())
+    conv.note = "of the stem"
+    conv.register_forward_hook(lambda m, _, y: m.after(y) * m.scale * m.gain)
+    conv.register_state_dict_post_hook(
+        lambda m, state, prefix, _: state.update({f"{prefix}v": m.note})
+    )
+    conv.register_load_state_dict_pre_hook(lambda m, state, prefix, *_: state.pop(f"{prefix}v"))
+    model, x = nn.ModuleDict({"one": conv, "two": conv}), torch.randn(1, 2, 5, 5).double()
+    expected, state = conv(x), model.state_dict()
+    masked = sparsify(model, inplace=inplace)
+    assert (masked["one"] is conv) == inplace
+    assert masked["one"] is masked["two"]
+    torch.testing.assert_close(masked["one"](x), expected)
+    assert masked["one"].note == "of the stem"
+    assert masked.state_dict().keys() - state.keys() == {"one.masker.mask", "two.masker.mask"}
+    masked.load_state_dict(masked.state_dict())
+
+
+def test_sparsify_refuses_a_forward_of_an_instance():
+    conv = nn.Conv2d(2, 3, 3)
+    conv.forward = lambda x: 2 * nn.Conv2d.forward(conv, x)
+    with pytest.raises(ValueError, match="its forward was replaced by another"):
+        sparsify(conv)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -5,35 +5,29 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from support.own_models import (
+    COUNT,
+    FEATURES,
+    RATE,
+    STEPS,
+    TASKS,
+    WAYS,
+    Attention,
+    Recurrent,
+    Summed,
+    Two,
+    assert_gradient,
+    batch,
+    largest,
+    meta_gradient,
+    samples,
+)
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metasparse_ext.algorithms import FOMAML, IMAML, MAML, AdaptedTasks, MetaLearner, Reptile
+from metasparse_ext.algorithms import FOMAML, IMAML, MAML, AdaptedTasks, Reptile
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.nn import Conv4, MaskedConv2d, TopKMask, is_task_aware
-
-TASKS, COUNT, WAYS, LENGTH, FEATURES = 3, 4, 3, 5, 6
-RATE, STEPS = 0.1, 2
-
-
-class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
-        super().__init__()
-        self.rnn = kind(FEATURES, 7, batch_first=True)
-        self.head = nn.Linear(7, WAYS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(x)[0][:, -1])
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(FEATURES, 2, 8, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(FEATURES, WAYS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x).mean(1))
 
 
 class Chooses(nn.Module):
@@ -46,44 +40,6 @@ class Chooses(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.mean(1)
         return self.one(x) if x.sum() > 0 else self.other(x).tanh()
-
-
-def samples(seed: int, scale: float = 1.0) -> Samples:
-    drawn = torch.Generator().manual_seed(seed)
-    labels = torch.arange(COUNT).remainder(WAYS).expand(TASKS, -1)
-    shape = (TASKS, COUNT, LENGTH, FEATURES)
-    return Samples(scale * torch.randn(shape, generator=drawn, dtype=torch.float64), labels)
-
-
-def batch() -> TaskBatch:
-    return TaskBatch(samples(1), samples(2))
-
-
-def meta_gradient(model: nn.Module, tasks: TaskBatch, *, first_order: bool) -> dict[str, Tensor]:
-    """MAML as in its paper: task by task, with PyTorch alone."""
-    own = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-    total = 0.0
-    for task in range(TASKS):
-        fast = own
-        for _ in range(STEPS):
-            logits = functional_call(model, fast, (tasks.support.images[task],))
-            loss = F.cross_entropy(logits, tasks.support.labels[task])
-            slopes = torch.autograd.grad(
-                loss, list(fast.values()), create_graph=not first_order, allow_unused=True
-            )
-            fast = {
-                name: p if slope is None else p - RATE * slope
-                for (name, p), slope in zip(fast.items(), slopes, strict=True)
-            }
-        logits = functional_call(model, fast, (tasks.query.images[task],))
-        total = total + F.cross_entropy(logits, tasks.query.labels[task]) / TASKS
-    found = torch.autograd.grad(total, list(own.values()), materialize_grads=True)
-    return dict(zip(own, found, strict=True))
-
-
-def assert_gradient(learner: MetaLearner, expected: dict[str, Tensor]) -> None:
-    for name, parameter in learner.model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-11)
 
 
 @pytest.fixture(autouse=True)
@@ -131,27 +87,6 @@ def test_a_model_that_runs_task_by_task_says_so_once():
         learner.adapt(samples(3))
 
 
-def test_what_changes_in_place_is_refused():
-    model = nn.Sequential(
-        nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(LENGTH * FEATURES, WAYS))
-    ).double()
-    with pytest.raises(NotImplementedError, match="update nothing in place in its forward"):
-        MAML(model, inner_lr=RATE, inner_steps=1).meta_backward(batch())
-
-
-class Two(nn.Module):
-    """Of one input or two, to one output or two."""
-
-    def __init__(self, kind: type = dict) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(LENGTH * FEATURES, 2 * WAYS))
-        self.kind = kind
-
-    def forward(self, x: Tensor, shift: Tensor | float = 0.0) -> dict[str, Tensor] | tuple:
-        one, two = self.net(x + shift).chunk(2, -1)
-        return {"one": one, "two": two, "none": None} if self.kind is dict else (one, two)
-
-
 def both(outputs, targets: Tensor) -> Tensor:
     one, two = (outputs["one"], outputs["two"]) if isinstance(outputs, dict) else outputs
     return F.cross_entropy(one + 2 * two, targets)
@@ -160,12 +95,6 @@ def both(outputs, targets: Tensor) -> Tensor:
 def right(outputs, targets: Tensor) -> Tensor:
     one, two = (outputs["one"], outputs["two"]) if isinstance(outputs, dict) else outputs
     return ((one + 2 * two).argmax(-1) == targets).double().mean()
-
-
-class Summed(Two):
-    def forward(self, x: Tensor, shift: Tensor | float = 0.0) -> Tensor:
-        one, two, _ = super().forward(x, shift).values()
-        return one + 2 * two
 
 
 LEARNERS = {
@@ -266,12 +195,26 @@ def changed(how: str) -> nn.Module:
         net.register_forward_pre_hook(centre)
     elif how == "hook after":
         net.blocks[0].conv.register_forward_hook(scale)
+    elif how == "hook backward":
+        net.blocks[1].conv.register_full_backward_hook(lambda _, g, __: (largest(g[0]),))
+    elif how == "forward of an instance":
+        forward = net.blocks[1].conv.forward
+        net.blocks[1].conv.forward = lambda x: forward(x - x.mean(0, keepdim=True))
     return net
 
 
+@pytest.mark.filterwarnings("ignore:.*so the model runs task by task")
 @pytest.mark.parametrize(
     "how",
-    ["subclass of a layer", "subclass of a network", "weight norm", "hook before", "hook after"],
+    [
+        "subclass of a layer",
+        "subclass of a network",
+        "weight norm",
+        "hook before",
+        "hook after",
+        "hook backward",
+        "forward of an instance",
+    ],
 )
 def test_what_was_changed_in_our_networks_sees_one_task(how):
     model = changed(how).double()

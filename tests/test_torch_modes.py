@@ -7,17 +7,22 @@ import pytest
 import torch
 from support.plain_tasks import CHANNELS, SIZE, WAYS, Opaque, batch, network
 from support.training_helpers import tiny_config
-from torch import nn
+from torch import distributed, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from metasparse_ext.algorithms import (
     BMP,
     CAVIA,
+    FOMAML,
+    IMAML,
     LEARNERS,
     MAML,
     ConvexIMAML,
     MetaLearner,
     MetaTicket,
+    ProtoNet,
     Reptile,
 )
 from metasparse_ext.data import Samples, TaskBatch
@@ -79,6 +84,20 @@ def test_a_meta_step_in_inference_mode_is_a_meta_step(learner):
         found = learner.meta_backward(episodes())
     assert torch.equal(found.loss, expected.loss)
     assert_equal(gradients(learner), gradients(other))
+
+
+def test_a_meta_step_on_meta_infers_shapes(learner):
+    tasks = episodes().to("meta")
+    learner = learner.to("meta")
+    assert learner.meta_backward(tasks).loss.shape == (2,)
+    assert gradients(learner)
+    assert learner.adapt(tasks.support)(tasks.query.images).shape == (2, 2 * WAYS, WAYS)
+
+
+def test_a_meta_step_of_fake_tensors_infers_shapes():
+    with FakeTensorMode():
+        learner = MAML(network(), inner_steps=2)
+        assert learner.meta_backward(batch()).loss.shape == (3,)
 
 
 def test_training_goes_on_after_inference_mode(learner):
@@ -150,6 +169,21 @@ def test_compile_of_a_step_around_it_compiles_the_rest():
 def test_a_learner_is_not_called():
     with pytest.raises(NotImplementedError, match=r"MAML: a learner is not called; .*all_reduce"):
         MAML(network())(batch().query.images)
+
+
+@pytest.fixture
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_a_model_that_averages_gradients_by_itself_is_refused(one_process):
+    model = DistributedDataParallel(network())
+    with pytest.raises(ValueError, match=r"got DistributedDataParallel; hand over its \.module"):
+        MAML(model)
+    with pytest.raises(ValueError, match=r"got its '0' \(DistributedDataParallel\); hand over"):
+        MAML(nn.Sequential(model))
 
 
 # Parameters that are frozen when the learner is there already.
@@ -260,3 +294,21 @@ def test_a_model_without_a_linear_layer_has_no_head():
         ValueError, match=r"expected model to be one with an nn\.Linear, .* Sequential without"
     ):
         ConvexIMAML(nn.Sequential(nn.Conv2d(CHANNELS, WAYS, SIZE), nn.Flatten()))
+
+
+class Detached(Opaque):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("learner", [MAML, FOMAML, IMAML, Reptile, ProtoNet])
+def test_a_model_without_gradients_is_refused(learner):
+    with pytest.raises(ValueError, match="expected model to be one whose loss depends, differ"):
+        learner(Detached(network())).meta_backward(batch())
+
+
+def test_a_loss_without_gradients_is_refused():
+    learner = MAML(network(), loss=lambda outputs, targets: outputs.detach().square().mean())
+    with pytest.raises(ValueError, match="MAML: expected model to be one whose loss depends, diff"):
+        learner.meta_backward(batch())

@@ -21,7 +21,6 @@ from metasparse_ext._arguments import (
     require_count,
     require_number,
 )
-from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.entry import METHODS, entry
 from metasparse_ext.algorithms.finite import all_finite, refuse_nonfinite
 from metasparse_ext.algorithms.models import check_model
@@ -39,10 +38,11 @@ from metasparse_ext.algorithms.tasks import (
     TakesTaskOptions,
     TaskFunction,
     check_task_options,
-    each_task,
 )
+from metasparse_ext.algorithms.vmapped import each_task
 from metasparse_ext.data import Inputs, Samples, TaskBatch
 from metasparse_ext.implicit import Layout
+from metasparse_ext.ops._operands import is_readable
 
 
 class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
@@ -224,7 +224,10 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
 
     def losses(self, phi: Tensor, samples: Samples) -> Tensor:
         """(T,): each task's loss at row t of phi (T, P)."""
-        return self.task_losses(self.logits(phi, samples.images), samples.labels)
+        losses = self.task_losses(self.logits(phi, samples.images), samples.labels)
+        if phi.requires_grad:
+            self._require_graph(losses)
+        return losses
 
     def task_losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """(T,): each task's loss; that of logits (T, N, ways) and labels (T, N) by default."""
@@ -248,15 +251,22 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
             phi = phi.detach().requires_grad_()
             logits = self.logits(phi, samples.images)
             losses = self.task_losses(logits, samples.labels)
+            self._require_graph(losses)
             ones = self.one.to(losses).expand_as(losses)
             (gradient,) = torch.autograd.grad(losses, phi, ones)
         return losses.detach(), gradient, detached(logits)
 
     def mean_gradient(self, losses: Tensor) -> dict[str, Tensor]:
         """Autograd's gradient of the mean of losses (T,), by the name of the learner's own."""
+        self._require_graph(losses)
         named = {name: p for name, p in self.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(losses.mean(), list(named.values()), materialize_grads=True)
         return dict(zip(named, gradients, strict=True))
+
+    def _require_graph(self, losses: Tensor) -> None:
+        """Refuses losses without a graph, of a model or a loss that detaches what it makes."""
+        wanted = "one whose loss depends, differentiably, on parameters that require grad"
+        require(losses.requires_grad, self.name, "model", wanted, type(self.model).__name__)
 
     def adapted(self, phi: Tensor) -> AdaptedTasks:
         """The task networks whose parameters are the rows of phi (T, P)."""
@@ -356,10 +366,10 @@ class MetaLearner(nn.Module, metaclass=TakesTaskOptions):
     ) -> None:
         """Raises if a loss, a solve or the meta-gradient is not finite.
 
-        Under capture sets ``nonfinite`` instead.
+        Where it cannot be read, as under capture, sets ``nonfinite`` instead.
         """
         finite = all_finite(losses, gradient, solved)
-        if not observed():
+        if not is_readable(finite):
             self.nonfinite |= ~finite
         elif not bool(finite):
             refuse_nonfinite(self.name, losses, solved, int(self.iteration))

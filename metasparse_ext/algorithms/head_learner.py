@@ -17,6 +17,7 @@ from metasparse_ext.algorithms.slots import Slots
 from metasparse_ext.algorithms.task_networks import AdaptedTasks, logits_of
 from metasparse_ext.algorithms.vmapped import over_tasks
 from metasparse_ext.data import Inputs, Samples, TaskBatch
+from metasparse_ext.nn import Linear
 
 # No parameters in place of the model's own.
 _OWN: Mapping[str, Tensor] = MappingProxyType({})
@@ -38,7 +39,8 @@ class HeadLearner(MetaLearner):
         inner_lr, inner_steps, adapt_steps: As in :class:`MetaLearner`.
 
     Raises:
-        ValueError: if the model has no ``nn.Linear`` of that name.
+        ValueError: if the model has no ``nn.Linear`` of that name, or one that computes something
+            else than W x + b with a weight of its own.
     """
 
     own_loss = "the inner problem is a softmax regression"
@@ -54,6 +56,7 @@ class HeadLearner(MetaLearner):
     ) -> None:
         super().__init__(model, inner_lr=inner_lr, inner_steps=inner_steps, adapt_steps=adapt_steps)
         self.head = head_name(self, head)
+        self._require_affine()
 
     def fit(
         self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, steps: int
@@ -133,7 +136,9 @@ class HeadLearner(MetaLearner):
         def note(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             seen.append((args[0], out))
 
-        hook = self._head.register_forward_hook(note)
+        self._require_affine()
+        # Before other hooks, which may change the output.
+        hook = self._head.register_forward_hook(note, prepend=True)
         try:
             output = (self.slots or Slots(self.model)).call(parameters, images)
         finally:
@@ -152,6 +157,23 @@ class HeadLearner(MetaLearner):
         check_classes(self.name, support.labels, self._head.out_features)
         features = self.features(support.images, phi)
         return self.fit(features, support.labels, self._head.weight, self._head.bias, steps)
+
+    def _require_affine(self) -> None:
+        """Refuses a head that is not the layer which the inner problem fits."""
+        head = self._head
+        known = type(head).forward in (nn.Linear.forward, Linear.forward)
+        if "weight" not in head._parameters:
+            got = "whose weight something else makes, as weight normalization does"
+        elif not known or "forward" in vars(head):
+            got = f"a {type(head).__name__} whose forward is another"
+        elif (
+            sum(p is head.weight for m in self.model.modules() for p in m._parameters.values()) > 1
+        ):
+            got = "whose weight is that of another layer, too"
+        else:
+            return
+        wanted = "an nn.Linear that computes W x + b with a weight of its own"
+        refuse(self.name, "head", wanted, f"{self.head!r}, {got}")
 
     @property
     def _head(self) -> nn.Linear:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from metasparse_ext._arguments import LARGEST, require_choice, require_count, require_flag
 from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.draws import remembered
 from metasparse_ext.algorithms.records import Metrics, Source
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
 from metasparse_ext.data import Samples, TaskBatch
 from metasparse_ext.implicit import Layout, Linearization, linearize
 
 Rates = Literal["fixed", "layer", "parameter"]
+Curved = Linearization | Callable[[], Linearization]
 
 # Each step but the last keeps at least this fraction of its first weight.
 _FLOOR = 0.03
@@ -58,13 +60,13 @@ class _Step:
 
     Attributes:
         rates: a_k.
-        curvature: The linearization at phi_k, or phi_k itself to make it from; first order: None.
+        curvature: The linearization at phi_k, or what makes it; first order: None.
         graph: The graph of the rates.
         query: This step's part of a multi-step loss: its gradient at phi_k.
     """
 
     rates: float | Tensor
-    curvature: Linearization | Tensor | None = None
+    curvature: Curved | None = None
     graph: _RateGraph | None = None
     query: Tensor | None = None
 
@@ -92,7 +94,7 @@ class MAML(MetaLearner):
         first_order: Leave out the Hessians (FOMAML).
         recompute: Keep only the points phi_k and build each step's graph again when it is needed:
             the memory of one step whatever n is, for one more gradient a step. The result is the
-            same.
+            same, dropout included, but for dropout in a captured meta-step.
         rates: "fixed"; "parameter": one learned rate a parameter (Meta-SGD); "layer": one a
             parameter tensor and step (LSLR of MAML++).
         multi_step: For so many iterations the query loss is a weighted sum of those after every
@@ -172,7 +174,7 @@ class MAML(MetaLearner):
         loss, gradient, logits = self.gradient(phi, query)
         trace.append(loss)
         gradient = weights[-1] * gradient if weights else gradient
-        gradient, own = self._backpropagate(path, gradient, support)
+        gradient, own = self._backpropagate(path, gradient)
         mean = self.meta_gradient(gradient, own, support)
         return self.finish(mean, phi, trace, query, logits)
 
@@ -218,13 +220,19 @@ class MAML(MetaLearner):
 
     def _step(
         self, phi: Tensor, support: Samples, first_order: bool
-    ) -> tuple[Tensor, Tensor, Linearization | Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Curved | None]:
         """Losses and gradients at phi, and what backpropagation needs for the curvature there."""
-        if first_order or self.recompute:
-            loss, gradient, _ = self.gradient(phi, support)
-            return loss, gradient, None if first_order else phi
-        step = self._linearize(phi, support)
-        return step.loss, step.gradient, step
+        if not (first_order or self.recompute):
+            step = self._linearize(phi, support)
+            return step.loss, step.gradient, step
+        drawn = remembered(phi)
+        loss, gradient, _ = self.gradient(phi, support)
+
+        def again() -> Linearization:
+            with drawn():
+                return self._linearize(phi, support)
+
+        return loss, gradient, None if first_order else again
 
     def _rated(self, k: int, phi: Tensor, gradient: Tensor, support: Samples) -> _Step:
         """The step's rates, with their graph where they depend on parameters."""
@@ -236,7 +244,7 @@ class MAML(MetaLearner):
         return _Step(rates)
 
     def _backpropagate(
-        self, path: list[_Step], gradient: Tensor, support: Samples
+        self, path: list[_Step], gradient: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient in phi_0 from that in phi_n, and the sum over the tasks for own parameters.
 
@@ -246,7 +254,7 @@ class MAML(MetaLearner):
         while path:
             step, arriving = path.pop(), gradient
             if step.curvature is not None:
-                gradient = self._through_curvature(step.rates, step.curvature, arriving, support)
+                gradient = self._through_curvature(step.rates, step.curvature, arriving)
             if step.graph is not None:
                 gradient = self._through_rates(step.graph, arriving, own, gradient)
             if step.query is not None:
@@ -254,15 +262,11 @@ class MAML(MetaLearner):
         return gradient, own
 
     def _through_curvature(
-        self,
-        rates: float | Tensor,
-        curvature: Linearization | Tensor,
-        gradient: Tensor,
-        support: Samples,
+        self, rates: float | Tensor, curvature: Curved, gradient: Tensor
     ) -> Tensor:
         """(I - H_k a) applied to (T, P)."""
-        if isinstance(curvature, Tensor):
-            curvature = self._linearize(curvature, support)
+        if not isinstance(curvature, Linearization):
+            curvature = curvature()
         if isinstance(rates, Tensor):
             return gradient - curvature.hvp(rates.detach() * gradient)
         return torch.sub(gradient, curvature.hvp(gradient), alpha=rates)

@@ -16,7 +16,6 @@ from metasparse_ext._arguments import (
     require_number,
     require_type,
 )
-from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.maml import MAML, MAMLOptions
 from metasparse_ext.algorithms.records import Source
 from metasparse_ext.algorithms.task_networks import AdaptedTasks
@@ -25,6 +24,7 @@ from metasparse_ext.implicit import Layout, Linearization
 from metasparse_ext.nn import LearnedTopKMask, MaskedConv2d
 from metasparse_ext.nn.learned_topk import DensityGradient
 from metasparse_ext.nn.masks import Granularity
+from metasparse_ext.ops._operands import is_readable
 
 
 class MMSUP(MAML):
@@ -134,7 +134,7 @@ class MMSUP(MAML):
 
     def _require_densities(self, logits: list[Tensor]) -> None:
         """Raises on a density that is NaN, of which no number of weights can be made."""
-        if not (logits and observed()):
+        if not (logits and is_readable(logits[0])):
             return
         wrong = ~torch.stack([logit.isfinite().flatten(1).all(1) for logit in logits]).all(0)
         if bool(wrong.any()):

@@ -16,10 +16,10 @@ from metasparse_ext._arguments import (
     require_size,
     require_type,
 )
-from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.maml import MAML, StepOptions
 from metasparse_ext.algorithms.records import Source
 from metasparse_ext.data import Samples
+from metasparse_ext.ops._operands import is_readable
 
 
 class MultiMAML(MAML):
@@ -121,7 +121,7 @@ class MultiMAML(MAML):
             wanted = f"given, there are {self.distributions}"
             require(self.distributions == 1, self.name, "distribution of support", wanted, None)
             return torch.zeros_like(support.labels[:, 0])
-        if observed():
+        if is_readable(which):
             fits = bool(((which >= 0) & (which < self.distributions)).all())
             wanted = f"from 0 to {self.distributions - 1}"
             require(fits, self.name, "distribution of support", wanted, which.tolist())

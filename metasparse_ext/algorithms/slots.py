@@ -8,9 +8,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C import _autograd
 
 from metasparse_ext.data import Inputs
 from metasparse_ext.nn import is_task_aware
+
+_NOT_AGAIN = (
+    "task networks: expected model to keep what its backward pass needs, got "
+    "torch.utils.checkpoint or another saved-tensor hook in its forward, which would compute it "
+    "again with the model's own parameters, not with the tasks'; task_chunk, and recompute=True of "
+    "MAML, save memory"
+)
 
 # A module's dictionary of parameters or buffers, and a key of it.
 Slot = tuple[dict[str, Any], str]
@@ -55,14 +63,31 @@ class Slots:
 
     @contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Generator[None]:
-        """Has the model hold these tensors, by name, in place of its own."""
+        """Has the model hold these tensors, by name, in place of its own.
+
+        Raises:
+            NotImplementedError: if it means to compute something again in its backward pass, when
+                it holds its own again.
+        """
         own: list[tuple[Slot, Tensor | None]] = []
+        before = _autograd._saved_tensors_hooks_get_disabled_error_message()
+        if tensors:
+            # Hooks from outside stay at work, for which disable_saved_tensors_hooks would fail.
+            _autograd._saved_tensors_hooks_disable(_NOT_AGAIN, fail_if_non_empty=False)
         try:
             for name, tensor in tensors.items():
                 for held, key in self._slots[name]:
                     own.append(((held, key), held[key]))
                     held[key] = tensor
             yield
+        except RuntimeError as error:
+            if str(error) != _NOT_AGAIN:
+                raise
+            raise NotImplementedError(_NOT_AGAIN) from None
         finally:
+            if before is None:
+                _autograd._saved_tensors_hooks_enable()
+            else:
+                _autograd._saved_tensors_hooks_disable(before, fail_if_non_empty=False)
             for (held, key), kept in reversed(own):
                 held[key] = kept

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from metasparse_ext._arguments import refuse, require_callable, require_size, shown
 from metasparse_ext.algorithms.records import Metrics
@@ -109,28 +108,6 @@ def check_task_options(
         refuse(learner.name, "loss", f"None: {learner.own_loss}", shown(loss))
     if task_chunk is not None and learner.tasks_together:
         refuse(learner.name, "task_chunk", f"None: {learner.tasks_together}", shown(task_chunk))
-
-
-def each_task(
-    owner: str, name: str, function: TaskFunction, outputs: Any, targets: Tensor
-) -> Tensor:
-    """(T,): a loss or metric of each task, of outputs (T, N, ...) and targets (T, N, ...).
-
-    Outputs may be a tuple or a dict of such tensors.
-
-    Raises:
-        ValueError: if the function does not return one number.
-    """
-    axes = tree_map(lambda part: 0 if isinstance(part, Tensor) else None, outputs)
-    values = torch.func.vmap(function, in_dims=(axes, 0))(outputs, targets)
-    if not isinstance(values, Tensor) or values.shape != targets.shape[:1]:
-        got = (
-            f"a tensor of shape {tuple(values.shape[1:])}"
-            if isinstance(values, Tensor)
-            else type(values).__name__
-        )
-        refuse(owner, name, "a function to one number for each task", got)
-    return values
 
 
 def in_chunks(

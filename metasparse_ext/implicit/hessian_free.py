@@ -16,10 +16,10 @@ from metasparse_ext._arguments import (
     require_shape,
     require_tensor,
 )
-from metasparse_ext._capture import observed
 from metasparse_ext.implicit.cg import CGStatus, cg
 from metasparse_ext.implicit.linearize import Curvature, linearize
 from metasparse_ext.implicit.operators import damped
+from metasparse_ext.ops._operands import is_readable
 from metasparse_ext.reference.cg import dots
 
 # Of the line search: the part of the predicted decrease that a step must bring, and how often a
@@ -144,7 +144,7 @@ def _line_search(
     for _ in range(_HALVINGS + 1):
         reached = value_at(torch.addcmul(phi, rate[:, None], direction))
         found = found | (reached <= limit + _ARMIJO * rate * predicted)
-        if observed() and bool(found.all()):
+        if is_readable(found) and bool(found.all()):
             break
         rate = torch.where(found, rate, rate / 2)
     return torch.where(found, rate, 0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from metasparse_ext._arguments import (
     require_type,
     typed,
 )
+from metasparse_ext.ops._register import VmapInfo
 
 
 @dataclass(frozen=True)
@@ -180,3 +182,40 @@ class Layout:
         """The shapes one after the other, and the number of dimensions of each."""
         sizes = [size for shape in self.shapes for size in shape]
         return sizes, [len(shape) for shape in self.shapes]
+
+
+# A mapped axis of vmap is one more axis of the batch.
+
+
+def _unflatten_mapped(
+    info: VmapInfo,
+    in_dims: Sequence[Any],
+    flat: Tensor,
+    sizes: list[int],
+    ranks: list[int],
+    zero: object = None,
+) -> tuple[list[Tensor], list[int | None]]:
+    dim, *_ = in_dims
+    if dim is not None:
+        flat = flat.movedim(dim, 0)
+    parts = torch.ops.metasparse.unflatten_tasks(flat, sizes, ranks, None)
+    return parts, [None if dim is None else 0] * len(parts)
+
+
+def _flatten_mapped(
+    info: VmapInfo,
+    in_dims: Sequence[Any],
+    tensors: list[Tensor],
+    sizes: list[int],
+    ranks: list[int],
+) -> tuple[Tensor, int]:
+    parts = [
+        part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+        for part, dim in zip(tensors, in_dims[0], strict=True)
+    ]
+    return torch.ops.metasparse.flatten_tasks(parts, sizes, ranks), 0
+
+
+if _library.loaded():
+    torch.library.register_vmap("metasparse::unflatten_tasks", _unflatten_mapped)
+    torch.library.register_vmap("metasparse::flatten_tasks", _flatten_mapped)

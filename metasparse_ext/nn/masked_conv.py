@@ -143,10 +143,12 @@ class MaskedConv2d(nn.Conv2d):
         x = require_tensor(_OWNER, "input", input)
         cast = is_cast(x, self.weight)
         require_like(_OWNER, "input", x, "its weight", self.weight, dtype=not cast)
-        weight, mask = self.weight, self.masker(self.weight)
+        weight, learned = self.weight, getattr(self.masker, "learned", True)
+        # Torch's counters hook what goes into a module, and no parameter under autograd.grad.
+        mask = self.masker(weight if learned else weight.detach())
         require_tensor(_OWNER, "the masker's result", mask)
         if mask.dim() >= 4:
-            weight, mask = _masked_weights(weight, mask, getattr(self.masker, "learned", True))
+            weight, mask = _masked_weights(weight, mask, learned)
         bias = self.bias if self.bias_matters or weight.dim() == 4 else None
         padding: int | str | tuple[int, int] = self.padding
         if self.padding_mode != "zeros":

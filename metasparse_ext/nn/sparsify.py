@@ -14,17 +14,6 @@ from metasparse_ext._arguments import refuse, require_callable, require_flag, re
 from metasparse_ext.nn.masked_conv import MaskedConv2d
 from metasparse_ext.nn.masks import require_maker
 
-# Where a module keeps its hooks.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
 
 def sparsify(
     model: nn.Module,
@@ -35,8 +24,9 @@ def sparsify(
 ) -> nn.Module:
     """Turns every ``nn.Conv2d`` of a model into a :class:`~metasparse_ext.nn.MaskedConv2d`.
 
-    Hooks stay, and weights and biases stay the same parameters (of the copy, unless in place), so
-    the model computes what it did until a mask prunes something. Layers that are masked already get
+    A convolution stays the object that it was (of the copy, unless in place), with its parameters,
+    hooks and whatever else it carries, and becomes one of the other class, so the model computes
+    what it did until a mask prunes something. Layers that are masked already get
     the new masker, if one is given, and else stay as they are. A convolution whose weight is pruned
     by ``torch.nn.utils.prune`` counts as masked: without ``masker`` its mask becomes a
     :class:`~metasparse_ext.nn.FixedMask`, with one entry a kernel if it prunes whole kernels, and
@@ -93,7 +83,13 @@ def sparsify(
         warnings.warn(left, stacklevel=2)
     if not inplace:
         model = copy.deepcopy(model, _computed(model))
-    return _replace(model, masker, {})
+    for module in list(model.modules()):
+        if isinstance(module, MaskedConv2d):
+            if masker is not None:
+                module.masker = _made(masker, module.weight)
+        elif isinstance(module, nn.Conv2d) and _refusal(module) is None:
+            _mask(module, masker)
+    return model
 
 
 def _refusal(conv: nn.Conv2d) -> str | None:
@@ -101,6 +97,8 @@ def _refusal(conv: nn.Conv2d) -> str | None:
         return None
     if type(conv) is not nn.Conv2d:
         return f"it is a {type(conv).__name__}, whose forward may do more than a convolution"
+    if "forward" in vars(conv):
+        return "its forward was replaced by another, which may do more than a convolution"
     if parametrize.is_parametrized(conv):
         return "its parameters are parametrized"
     if hasattr(conv, "bias_mask"):
@@ -110,54 +108,28 @@ def _refusal(conv: nn.Conv2d) -> str | None:
     return None
 
 
-def _replace(
-    module: nn.Module,
-    masker: Callable[[Tensor], nn.Module] | None,
-    done: dict[nn.Module, nn.Module],
-) -> nn.Module:
-    """The masked form of a module; one that appears in several places is converted once."""
-    if module not in done:
-        done[module] = module
-        if isinstance(module, MaskedConv2d):
-            if masker is not None:
-                module.masker = _made(masker, module.weight)
-        elif isinstance(module, nn.Conv2d) and _refusal(module) is None:
-            done[module] = _masked(module, masker)
-        else:
-            # Not named_children(), which leaves out the second name of a shared module.
-            for name, child in module._modules.items():
-                if child is not None:
-                    module._modules[name] = _replace(child, masker, done)
-    return done[module]
+def _mask(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> None:
+    """Makes a convolution a masked one; a mask of ``torch.nn.utils.prune`` becomes its own."""
+    mask = _unpruned(conv) if hasattr(conv, "weight_mask") else None
+    maker = None if masker is None else _made(masker, conv.weight)
+    # As torch parametrizes: who knows the module by this object knows the masked one.
+    conv.__class__ = MaskedConv2d
+    masked = cast("MaskedConv2d", conv)
+    masked.masker = maker or masked._fixed(mask)
+    masked.masker.train(masked.training)
 
 
-def _masked(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> MaskedConv2d:
-    pruned = hasattr(conv, "weight_mask")
-    weight = cast("nn.Parameter", conv.weight_orig if pruned else conv.weight)
-    masked = MaskedConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        cast("tuple[int, int]", conv.kernel_size),
-        cast("tuple[int, int]", conv.stride),
-        cast("tuple[int, int] | str", conv.padding),
-        cast("tuple[int, int]", conv.dilation),
-        conv.groups,
-        padding_mode=conv.padding_mode,
-        bias=conv.bias is not None,
-        device="meta",
-        mask=_made(masker, weight) if masker else None,
-    )
-    masked.weight, masked.bias = weight, conv.bias
-    if masker is None:
-        masked.masker = masked._fixed(
-            _by_kernel(cast("Tensor", conv.weight_mask)) if pruned else None
-        )
-    for name in _HOOKS:
-        hooks = getattr(conv, name)
-        kept = {k: h for k, h in hooks.items() if not isinstance(h, prune.BasePruningMethod)}
-        getattr(masked, name).update(kept)
-    masked._is_full_backward_hook = conv._is_full_backward_hook
-    return masked.train(conv.training)
+def _unpruned(conv: nn.Conv2d) -> Tensor:
+    """Gives a pruned convolution the weight that it had before, and returns its mask."""
+    mask = cast("Tensor", conv._buffers.pop("weight_mask"))
+    del conv.weight
+    own = {"weight": conv._parameters.pop("weight_orig"), **conv._parameters}
+    conv._parameters.clear()
+    conv._parameters.update(own)
+    hooks = conv._forward_pre_hooks
+    for key in [k for k, hook in hooks.items() if isinstance(hook, prune.BasePruningMethod)]:
+        del hooks[key]
+    return _by_kernel(mask)
 
 
 def _made(masker: Callable[[Tensor], nn.Module], weight: Tensor) -> nn.Module:

@@ -10,6 +10,8 @@ _POINTWISE = (
     nn.Tanh, nn.Softplus,
 )  # fmt: skip
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 def is_task_aware(module: nn.Module) -> bool:
     """Whether a module works on (T, N, ...) inputs with parameters that have a leading T.
@@ -19,7 +21,7 @@ def is_task_aware(module: nn.Module) -> bool:
     attribute ``task_aware = True``; every other module is run through ``torch.func.vmap`` over T.
 
     Nothing is taken for granted of what was changed: a subclass must declare it anew, and a module
-    with hooks or parametrizations, anywhere within, is not.
+    with hooks, parametrizations or a forward of its own instance, anywhere within, is not.
     """
     require_type("is_task_aware", "module", module, nn.Module, "a module")
     return _declared(module) and not any(map(_changed, module.modules()))
@@ -38,4 +40,4 @@ def _changed(module: nn.Module) -> bool:
     """Whether its class inherited what it declares, or it does something beside its forward."""
     kind = type(module)
     inherited = getattr(kind, "task_aware", False) and "task_aware" not in vars(kind)
-    return inherited or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
+    return inherited or "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS)

@@ -81,7 +81,7 @@ def check_func_transforms(op: Op, reference: Op, args: tuple[Tensor, ...]) -> No
 
 
 def check_compile(op: Op, args: tuple[Tensor, ...]) -> None:
-    """A compiled forward and backward, and a compiled func.grad, equal eager."""
+    """A compiled forward and backward, of symbols too, and a compiled func.grad, equal eager."""
 
     def loss(*inputs: Tensor) -> Tensor:
         return op(*inputs).tanh().sum()
@@ -91,8 +91,9 @@ def check_compile(op: Op, args: tuple[Tensor, ...]) -> None:
         return list(torch.autograd.grad(f(*leaves), leaves))
 
     torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(gradients(compiled), gradients(loss))
+    for dynamic in (False, True):
+        compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        torch.testing.assert_close(gradients(compiled), gradients(loss))
     functional = torch.func.grad(loss, tuple(range(len(args))))
     compiled = torch.compile(functional, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), functional(*args))

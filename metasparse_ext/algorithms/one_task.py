@@ -1,0 +1,126 @@
+"""What a model may count on when it is run for several tasks at once: to see one task alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor
+from torch.overrides import TorchFunctionMode
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+class AsOneTask(TorchFunctionMode):
+    """Where ``torch.func.vmap``, or a flat buffer of parameters, gives other numbers than a task.
+
+    - The rule of vmap for an embedding knows the padding of the first task alone.
+    - Gradients of embeddings are dense: a flat buffer has no sparse ones.
+    - Inside a vmap no tensor says that it requires grad, and a hook that asks first would be left
+      out. Told that it may, it meets vmap's refusal, and the model runs task by task.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.embedding:
+            return _embedding(*args, **kwargs)
+        if func is torch.embedding:
+            return _looked_up(*args, **kwargs)
+        if func is F.embedding_bag:
+            args, kwargs = _of_dense_bag(args, kwargs)
+        if func == _REQUIRES_GRAD:
+            return _unmapped(args[0]).requires_grad
+        return func(*args, **kwargs)
+
+
+def _embedding(
+    indices: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``F.embedding``; rows of padding get no gradient, and none is sparse."""
+    rows = F.embedding(indices, weight, None, max_norm, norm_type, scale_grad_by_freq)
+    if padding_idx is None:
+        return rows
+    padding = (indices == padding_idx % len(weight)).unsqueeze(-1)
+    return torch.where(padding, rows.detach(), rows)
+
+
+def _looked_up(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``torch.embedding``, to which no padding is -1."""
+    padding = None if padding_idx < 0 else padding_idx
+    return _embedding(indices, weight, padding, scale_grad_by_freq=scale_grad_by_freq)
+
+
+def _of_dense_bag(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Arguments of ``F.embedding_bag``, whose eighth is ``sparse``, for a dense gradient."""
+    if len(args) > 7:
+        return (*args[:7], False, *args[8:]), kwargs
+    return args, {**kwargs, "sparse": False}
+
+
+def _unmapped(tensor: Tensor) -> Tensor:
+    while is_batchedtensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+@contextmanager
+def buffers_kept(owner: str, model: nn.Module) -> Iterator[None]:
+    """Refuses a forward that changes a buffer, which tasks would share.
+
+    Raises:
+        NotImplementedError: naming the module and its buffer. One that was assigned is put back.
+    """
+    before = [
+        (name, module, key, buffer, _version(buffer))
+        for name, module in model.named_modules()
+        for key, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    changed = []
+    try:
+        yield
+    finally:
+        for name, module, key, buffer, version in before:
+            if module._buffers.get(key) is not buffer or _version(buffer) != version:
+                module._buffers[key] = buffer
+                changed.append(f"{named(name, module)}, which changes {key!r}")
+    if changed:
+        raise NotImplementedError(
+            f"{owner}: expected model to change no buffer in its forward, which tasks would share, "
+            f"got {changed[0]}; a norm of the weights keeps its estimate as it is in evaluation "
+            "mode (module.eval())"
+        )
+
+
+def named(name: str, module: nn.Module) -> str:
+    """A module inside of a model, or the model itself, as messages call it."""
+    kind = type(module).__name__
+    return f"its {name!r} ({kind})" if name else kind
+
+
+def _version(buffer: Tensor) -> int:
+    return 0 if buffer.is_inference() else buffer._version
