@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -22,7 +22,7 @@ def remembered(tensor: Tensor) -> Callable[[], AbstractContextManager[None]]:
     states = [torch.get_device_module(each).get_rng_state(each) for each in known]
 
     @contextmanager
-    def again() -> Iterator[None]:
+    def again() -> Generator[None]:
         kind = device.type if known else "cuda"
         with torch.random.fork_rng([each.index or 0 for each in known], device_type=kind):
             torch.set_rng_state(host)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,7 +88,7 @@ def _unmapped(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def buffers_kept(owner: str, model: nn.Module) -> Iterator[None]:
+def buffers_kept(owner: str, model: nn.Module) -> Generator[None]:
     """Refuses a forward that changes a buffer, which tasks would share.
 
     Raises:
