@@ -262,7 +262,9 @@ def test_a_folder_in_the_place_of_the_next_previous_checkpoint(tmp_path, trained
     assert (folder / "last.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"setting": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b"[" * 100_000, b"{}", b'{"setting": 3}', b"\xff"]
+)
 def test_an_evaluation_that_is_damaged_is_named(tmp_path, trained, content):
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
@@ -272,6 +274,16 @@ def test_an_evaluation_that_is_damaged_is_named(tmp_path, trained, content):
     assert result.exit_code == 2
     assert result.stderr.startswith(f"metasparse: {folder}/evaluation-test.json: not a whole file")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "\0", "[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "images.json"])
+def test_a_file_of_settings_that_is_damaged_is_named(tmp_path, trained, name, content):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    (folder / name).write_text(content)
+    result = invoke("export", folder, "--out", tmp_path / "masks.npz")
+    assert_one_line_error(result, f"{folder / name}: ", "not JSON")
 
 
 def test_kernel_usage_that_is_damaged_is_named(tmp_path, trained):

@@ -79,6 +79,8 @@ def test_a_file_over_a_preset(tmp_path):
     ("name", "text", "sentence"),
     [
         ("a.toml", "learner = ", "a.toml: "),
+        ("a.toml", "ways = " + "[" * 100_000, "a.toml: "),
+        ("a.json", "[" * 100_000, "a.json: not JSON"),
         ("a.toml", "iteration = 3", "unknown field 'iteration': did you mean iterations?"),
         (
             "a.toml",

@@ -10,6 +10,7 @@ from typing import Any
 
 from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
 from metasparse_ext._entries import is_label
+from metasparse_ext._json import parse
 from metasparse_ext._records import check_fields
 from metasparse_ext.nn.backbone import HeadInput
 from metasparse_ext.nn.initial import INITIALIZATIONS
@@ -209,7 +210,7 @@ class RunConfig:
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Reads what :meth:`to_json` wrote."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(parse(text))
 
     def differences(self, other: RunConfig) -> list[str]:
         """Names the fields in which another configuration differs."""

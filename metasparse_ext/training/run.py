@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from metasparse_ext import _atomic as atomic
 from metasparse_ext import _library
 from metasparse_ext._arguments import require_path, require_size
+from metasparse_ext._json import parse
 from metasparse_ext.data.batch import InputShape, read_shape
 from metasparse_ext.ops import get_backend
 from metasparse_ext.training import checkpoint
@@ -131,7 +132,7 @@ class Run:
         if not self.images_path.is_file():
             return None
         try:
-            said = json.loads(self.images_path.read_text(encoding="utf-8"))
+            said = parse(self.images_path.read_bytes())
             shape = read_shape(said["shape"])
             for size in tree_leaves(shape):
                 require_size("Run", "image_shape", size)
@@ -152,7 +153,7 @@ class Run:
         if budget is None or not self.memory_path.is_file():
             return None
         try:
-            found = Chunk(**json.loads(self.memory_path.read_text(encoding="utf-8")))
+            found = Chunk(**parse(self.memory_path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.memory_path}: {error}") from error
         return found if found.budget == budget else None
