@@ -249,6 +249,25 @@ def test_a_folder_in_the_place_of_a_checkpoint(tmp_path, trained, name):
     assert (folder / name).is_dir()
 
 
+def test_a_run_without_its_last_checkpoint_is_left_alone(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    for path in folder.glob("last*"):
+        path.unlink()
+    for flags in ((), ("--resume",)):
+        result = invoke("train", "maml", "--out", folder, *flags)
+        assert_one_line_error(result, "run: there is no last.safetensors to go on from")
+    assert (folder / "metrics.jsonl").read_bytes() == trained.metrics_path.read_bytes()
+
+
+def test_images_json_that_is_damaged_is_written_anew(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    (folder / "images.json").write_bytes(b"")
+    assert invoke("train", "maml", "--out", folder, "--resume").exit_code == 0
+    assert (folder / "images.json").read_bytes() == trained.images_path.read_bytes()
+
+
 def test_a_folder_in_the_place_of_the_next_previous_checkpoint(tmp_path, trained):
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)

@@ -272,6 +272,8 @@ def _configured(
     resume: bool,
 ) -> RunConfig:
     """What a run is to be trained with: flags over a file, over a preset or the run as it was."""
+    if run.lost:
+        run.refuse_lost()
     if not run.started:
         return configure(learner, given, base_fields(learner, given, settings))
     if not resume and run.untrained:

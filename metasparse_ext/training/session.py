@@ -90,6 +90,8 @@ class Session:
         config = self.config
         # One answer for all, and before the first of them makes the folder.
         resuming = workers.any(run.started)
+        if workers.any(workers.first and run.lost):
+            run.refuse_lost()
         if resuming:
             self._take_lock()
             resuming = not workers.any(workers.first and self._begins_anew())
@@ -191,7 +193,6 @@ class Session:
         if self.workers.any(run.started and not run.untrained):
             raise RunInUseError(f"{run}: another process has begun a run in this folder")
         if first:
-            run.forget()
             run.create(self.config, self.classes.shape, build.outputs(self.classes))
         self._save(run.last_path)
 
@@ -199,7 +200,7 @@ class Session:
         """Refuses to train where another process does."""
         taken = not self.workers.first or self._lock.acquire()
         if self.workers.any(not taken):
-            raise RunInUseError(f"{self.run}: another process is training in this folder")
+            raise RunInUseError.of(self.run)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -262,8 +263,9 @@ class Session:
                 change,
             )
         self.run.clean()
+        self.run.restore_last()
         metrics.truncate(self.run.metrics_path, self.records)
-        atomic.replace_text(self.run.config_path, self.config.to_json())
+        self.run.describe(self.config, self.classes.shape, build.outputs(self.classes))
 
     def _require_not_shorter(self, begun: RunConfig) -> None:
         """Refuses a stage, or a training of so many seconds, that would have ended before now."""
@@ -282,7 +284,7 @@ class Session:
     def _restore_best(self) -> None:
         """Holds on to the best checkpoint, or chooses it anew where its file is lost."""
         iteration = None if self.best is None else self.best["iteration"]
-        kept = not self.workers.first or self.run.restore_best(iteration)
+        kept = not self.workers.first or self.run.restore_best(iteration, self.config)
         if self.workers.any(not kept):
             self.best = None
             logger.warning(
