@@ -108,7 +108,32 @@ def test_numbers_too_large(tmp_path, tiny_root):
     assert_one_line_error(result, "RunConfig: expected meta_lr to be at most 1000000, got 1e+38")
     result = train("maml", tiny_root, tmp_path / "run", "--image-size", "100000")
     assert_one_line_error(result, "image_size: 96 images of 100000x100000 need 894 GiB")
+    result = train("maml", tiny_root, tmp_path / "run", "--width", "1000000000")
+    assert_one_line_error(result, "there is not enough memory: ", "GiB were asked for at once")
+    result = train("maml", tiny_root, tmp_path / "run", "--ways", "1000000000")
+    assert_one_line_error(result, "1000000000-way tasks need 1000000000 classes, there are 8")
+    result = train("maml", tiny_root, tmp_path / "run", "--tasks", "1000000000")
+    assert_one_line_error(result, "omniglot/val: tasks: 9000000000 images of 16x16 need 8583 GiB")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_one_pixel(tmp_path, tiny_root):
+    assert train("maml", tiny_root, tmp_path / "run", "--image-size", "1").exit_code == 0
+
+
+def test_an_output_that_cannot_encode_all(tmp_path, trained):
+    """Numbers that were computed are shown, with what the encoding lacks escaped."""
+    folder = tmp_path / "\u30e9\u30f3"
+    shutil.copytree(trained.folder, folder)
+    ended = subprocess.run(
+        [sys.executable, "-m", "metasparse_ext", "evaluate", folder, "--tasks", "2"],
+        env={**package_path(), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "\\xb1" in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The environment variables of the package are looked at before any command.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import sys
@@ -59,6 +60,10 @@ class OneLineErrors(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            # What the encoding of a terminal or file lacks is no reason to lose what was computed.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
         try:
             check_environment()
             code = super().main(args, *rest, **extra)
@@ -131,6 +136,14 @@ def _of_system(error: OSError) -> str:
     return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
+def _of_allocator(text: str) -> str:
+    """What torch says of memory; that its CPU allocator says it, and where, is not for users."""
+    asked = re.search(r"you tried to allocate (\d+) bytes", text)
+    if asked is None:
+        return text
+    return f"there is not enough memory: {int(asked[1]) / 2**30:.1f} GiB were asked for at once"
+
+
 def foreseen(error: Exception) -> tuple[str, int] | None:
     """What a user is told of an error, in a line, and the exit code; None of a fault of ours."""
     code = 1 if isinstance(error, (TrainingError, FloatingPointError, CaptureError)) else 2
@@ -143,7 +156,7 @@ def foreseen(error: Exception) -> tuple[str, int] | None:
     elif isinstance(error, MemoryError):
         text = f"there is not enough memory: {error}"
     elif isinstance(error, RuntimeError) and "memory" in str(error):
-        text = str(error).splitlines()[0]
+        text = _of_allocator(str(error).splitlines()[0])
     elif any_imported():  # code of the user's own, for all we know
         text = blame(error)
     else:
@@ -187,7 +200,7 @@ def _check_choices() -> None:
         try:
             reader()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0].removeprefix(f"{name}: ")
+            reason = str(error).splitlines()[0].removeprefix(name).lstrip(": ")
             raise EnvironmentVariableError(f"{name}: {reason}") from error
 
 

@@ -269,7 +269,7 @@ class _Totals:
         ]
         for values in zip(*shown, *(samples.labels for samples in batch), strict=True):
             for each in values:
-                self._episodes.update(each.detach().cpu().contiguous().view(torch.uint8).numpy())
+                self._episodes.update(each.detach().cpu().flatten().view(torch.uint8).numpy())
 
     def add(self, logits: Tensor, query: Samples, adapted: AdaptedTasks) -> None:
         """Adds T tasks: logits (T, Q, ways) of the query sets by the adapted networks."""

@@ -95,6 +95,8 @@ class Session:
         if resuming:
             self._take_lock()
             resuming = not workers.any(workers.first and self._begins_anew())
+        # Before a network is built for more classes than there are.
+        self._validation_batches()
         start = config.replace(init_from=None) if resuming else config
         outputs = build.outputs(self.classes)
         self.learner = build.learner(start, self.classes.shape, outputs=outputs, given=given)
@@ -111,7 +113,6 @@ class Session:
             optimizer=given.optimizer,
             measure=self.measure,
         )
-        self._validation_batches()
         if resuming:
             self._restore()
         drawn = build.episodes(
