@@ -63,10 +63,10 @@ class R2D2(HeadLearner):
 
     def _require_strength(self, lam: Tensor) -> None:
         """Raises on a lambda that has left the numbers of its dtype, as in a run that diverges."""
-        if observed() and not 0 < lam.item() < math.inf:
+        if lam.is_cpu and observed() and not 0 < lam.item() < math.inf:
             raise FloatingPointError(
-                f"{self.name}: lambda is {lam.item()} in iteration {int(self.iteration)}; a smaller "
-                "meta learning rate usually helps"
+                f"{self.name}: lambda is {lam.item()} in iteration {int(self.iteration)}; "
+                "a smaller meta learning rate usually helps"
             )
 
     def extra_repr(self) -> str:
