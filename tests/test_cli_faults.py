@@ -117,8 +117,10 @@ def test_numbers_too_large(tmp_path, tiny_root):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_of_one_pixel(tmp_path, tiny_root):
-    assert train("maml", tiny_root, tmp_path / "run", "--image-size", "1").exit_code == 0
+@pytest.mark.parametrize("size", [1, 3])
+def test_images_of_few_pixels(tmp_path, tiny_root, size):
+    result = train("maml", tiny_root, tmp_path / "run", "--image-size", size, "--tasks", 1)
+    assert result.exit_code == 0, result.output
 
 
 def test_an_output_that_cannot_encode_all(tmp_path, trained):
@@ -247,6 +249,23 @@ def test_a_path_that_cannot_be_one(tmp_path, tiny_root, trained, path):
     assert_one_line_error(invoke("export", trained, "--out", path), message)
     result = train("maml", tiny_root, tmp_path / "run", "--data", "folder", "--root", path)
     assert_one_line_error(result, message.replace("path", "root"))
+
+
+def test_a_path_that_is_empty_is_not_the_present_folder(tmp_path, trained):
+    message = "expected it to be text that is not empty"
+    export = ("export", trained, "--out", tmp_path / "a.safetensors")
+    assert_one_line_error(invoke(*export, "--support", ""), "'--support'", message)
+    assert_one_line_error(invoke("sweep", "", "--out", tmp_path), "'FILE'", message)
+    assert_one_line_error(invoke("sweep", tmp_path / "a.toml", "--out", ""), "'--out'", message)
+    assert_one_line_error(invoke("data", "info", ""), "data: expected DATA to be text")
+
+
+@pytest.mark.parametrize("command", ["info", "check", "convert"])
+def test_data_that_are_nowhere(tmp_path, command):
+    absent = tmp_path / "absent"
+    assert_one_line_error(invoke("data", command, absent), f"data: no folder or file {absent}")
+    home = "~nobody-of-this-name"
+    assert_one_line_error(invoke("data", command, home), "there is no home folder")
 
 
 @pytest.mark.parametrize("setting", ["=3", "nothing", " =3"])

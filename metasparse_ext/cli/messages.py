@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from metasparse_ext import _library
+from metasparse_ext._arguments import require_path, require_type
 from metasparse_ext._capture import CaptureError
 from metasparse_ext._entries import any_imported, blame
 from metasparse_ext.data import DataError
@@ -94,6 +95,7 @@ def say(console: Console, text: str) -> None:
 def known(what: str, name: str, names: Iterable[str]) -> str:
     """The name, if it is one of ``names``; else an error that suggests the nearest."""
     names = list(names)
+    checked(lambda: require_type(what, "name", name, str, "text"))  # a file of settings has any
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, 1)
@@ -120,6 +122,14 @@ def folder(context: click.Context, option: click.Parameter, given: Any) -> Any:
         return None if given is None else Run(given)
     except ValueError as error:
         raise click.BadParameter(str(error), context, option) from error
+
+
+def file_path(text: str) -> Path:
+    """For click, a type: a path that can be one; empty text would be the present folder."""
+    try:
+        return require_path("command line", "it", text)
+    except ValueError as error:
+        raise click.BadParameter(str(error).partition(": ")[2]) from error
 
 
 def checked(make: Callable[[], T]) -> T:
