@@ -380,6 +380,24 @@ def test_a_record_of_wrong_types_is_named(tmp_path, trained, line, message):
     assert not (tmp_path / "pictures").exists()
 
 
+@pytest.mark.parametrize("against", ["iteration", "elapsed"])
+def test_records_that_lack_a_number_are_drawn_without_it(tmp_path, trained, against):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "validation", "iteration": 9, "accuracy": 0.5}\n')
+        file.write('{"kind": "validation", "iteration": 9, "accuracy": null, "elapsed": 3}\n')
+    result = invoke("plot", folder, "--out", tmp_path / "pictures", "--against", against)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_plot_of_nothing_says_so(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    (folder / "metrics.jsonl").write_bytes(b"")
+    assert_one_line_error(invoke("plot", folder), "no iteration was done and no evaluation kept")
+
+
 def test_a_test_split_of_another_shape_is_refused_before_training(tmp_path):
     splits = {"train": 16, "val": 16, "test": 20}
     root = image_folder(tmp_path / "set", splits, dict.fromkeys(splits, "L"))
