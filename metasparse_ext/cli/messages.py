@@ -21,7 +21,7 @@ from rich.console import Console
 from metasparse_ext import _library
 from metasparse_ext._arguments import require_path, require_type
 from metasparse_ext._capture import CaptureError
-from metasparse_ext._entries import any_imported, blame
+from metasparse_ext._entries import any_imported, blame, from_imported
 from metasparse_ext.data import DataError
 from metasparse_ext.ops.backends import VARIABLES, get_backend
 from metasparse_ext.training import CheckpointError, Run, RunInUseError, TrainingError
@@ -137,7 +137,8 @@ def checked(make: Callable[[], T]) -> T:
     try:
         return make()
     except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+        # Of code of the user's own, the line is what helps.
+        raise UserError(blame(error) if from_imported(error) else str(error)) from error
 
 
 def _of_system(error: OSError) -> str:

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
+from metasparse_ext._arguments import (
+    LARGEST,
+    refuse,
+    require,
+    require_choice,
+    require_mapping,
+    require_type,
+)
 from metasparse_ext._entries import is_label
 from metasparse_ext._json import parse
 from metasparse_ext._records import check_fields
@@ -210,6 +217,7 @@ class RunConfig:
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Reads what :meth:`to_json` wrote."""
+        require_type("RunConfig", "text", text, (str, bytes), "text")
         return cls.from_dict(parse(text))
 
     def differences(self, other: RunConfig) -> list[str]:
