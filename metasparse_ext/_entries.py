@@ -135,12 +135,20 @@ def blame(error: BaseException) -> str:
     """An error in a line, with the place in a module imported by name that it came from."""
     text = " ".join(str(error).split())
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in _imported}
-    places = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files
-    ]
+    places = _places(error)
     place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
     return said + place
+
+
+def from_imported(error: BaseException) -> bool:
+    """Whether an error came through a module that was imported by name."""
+    return bool(_places(error))
+
+
+def _places(error: BaseException) -> list[traceback.FrameSummary]:
+    files = {getattr(sys.modules.get(name), "__file__", None) for name in _imported}
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if frame.filename in files]
 
 
 def any_imported() -> bool:

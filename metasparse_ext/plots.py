@@ -319,7 +319,9 @@ def _score_curve(
     if len(steps):
         axes.plot(steps, _smooth(values), color=colour, linewidth=1, alpha=0.5)
     steps, values = _series(records, "validation", against, measure)
-    _, intervals = _series(records, "validation", against, "interval")
+    # A record may lack its interval: that point is drawn without one.
+    scored = [{"interval": None, **record} for record in records if measure in record]
+    _, intervals = _series(scored, "validation", against, "interval")
     axes.errorbar(
         steps,
         values,
@@ -342,7 +344,8 @@ def _active_curve(
 def _series(
     records: Sequence[Mapping[str, Any]], kind: str, against: str, name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    chosen = [record for record in records if record["kind"] == kind and name in record]
+    there = {against, name}
+    chosen = [each for each in records if each["kind"] == kind and there <= each.keys()]
     steps = np.array([record[against] for record in chosen], dtype=float)
     return steps, np.array([record[name] for record in chosen], dtype=float)
 

@@ -108,7 +108,34 @@ def test_numbers_too_large(tmp_path, tiny_root):
     assert_one_line_error(result, "RunConfig: expected meta_lr to be at most 1000000, got 1e+38")
     result = train("maml", tiny_root, tmp_path / "run", "--image-size", "100000")
     assert_one_line_error(result, "image_size: 96 images of 100000x100000 need 894 GiB")
+    result = train("maml", tiny_root, tmp_path / "run", "--width", "1000000000")
+    assert_one_line_error(result, "there is not enough memory: ", "GiB were asked for at once")
+    result = train("maml", tiny_root, tmp_path / "run", "--ways", "1000000000")
+    assert_one_line_error(result, "1000000000-way tasks need 1000000000 classes, there are 8")
+    result = train("maml", tiny_root, tmp_path / "run", "--tasks", "1000000000")
+    assert_one_line_error(result, "omniglot/val: tasks: 9000000000 images of 16x16 need 8583 GiB")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_images_of_few_pixels(tmp_path, tiny_root, size):
+    result = train("maml", tiny_root, tmp_path / "run", "--image-size", size, "--tasks", 1)
+    assert result.exit_code == 0, result.output
+
+
+def test_an_output_that_cannot_encode_all(tmp_path, trained):
+    """Numbers that were computed are shown, with what the encoding lacks escaped."""
+    folder = tmp_path / "\u30e9\u30f3"
+    shutil.copytree(trained.folder, folder)
+    ended = subprocess.run(
+        [sys.executable, "-m", "metasparse_ext", "evaluate", folder, "--tasks", "2"],
+        env={**package_path(), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "\\xb1" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -224,6 +251,23 @@ def test_a_path_that_cannot_be_one(tmp_path, tiny_root, trained, path):
     assert_one_line_error(result, message.replace("path", "root"))
 
 
+def test_a_path_that_is_empty_is_not_the_present_folder(tmp_path, trained):
+    message = "expected it to be text that is not empty"
+    export = ("export", trained, "--out", tmp_path / "a.safetensors")
+    assert_one_line_error(invoke(*export, "--support", ""), "'--support'", message)
+    assert_one_line_error(invoke("sweep", "", "--out", tmp_path), "'FILE'", message)
+    assert_one_line_error(invoke("sweep", tmp_path / "a.toml", "--out", ""), "'--out'", message)
+    assert_one_line_error(invoke("data", "info", ""), "data: expected DATA to be text")
+
+
+@pytest.mark.parametrize("command", ["info", "check", "convert"])
+def test_data_that_are_nowhere(tmp_path, command):
+    absent = tmp_path / "absent"
+    assert_one_line_error(invoke("data", command, absent), f"data: no folder or file {absent}")
+    home = "~nobody-of-this-name"
+    assert_one_line_error(invoke("data", command, home), "there is no home folder")
+
+
 @pytest.mark.parametrize("setting", ["=3", "nothing", " =3"])
 def test_a_setting_without_a_key_or_a_value(tmp_path, tiny_root, setting):
     result = train("maml", tiny_root, tmp_path / "run", "--set", setting)
@@ -249,6 +293,25 @@ def test_a_folder_in_the_place_of_a_checkpoint(tmp_path, trained, name):
     assert (folder / name).is_dir()
 
 
+def test_a_run_without_its_last_checkpoint_is_left_alone(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    for path in folder.glob("last*"):
+        path.unlink()
+    for flags in ((), ("--resume",)):
+        result = invoke("train", "maml", "--out", folder, *flags)
+        assert_one_line_error(result, "run: there is no last.safetensors to go on from")
+    assert (folder / "metrics.jsonl").read_bytes() == trained.metrics_path.read_bytes()
+
+
+def test_images_json_that_is_damaged_is_written_anew(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    (folder / "images.json").write_bytes(b"")
+    assert invoke("train", "maml", "--out", folder, "--resume").exit_code == 0
+    assert (folder / "images.json").read_bytes() == trained.images_path.read_bytes()
+
+
 def test_a_folder_in_the_place_of_the_next_previous_checkpoint(tmp_path, trained):
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
@@ -262,7 +325,9 @@ def test_a_folder_in_the_place_of_the_next_previous_checkpoint(tmp_path, trained
     assert (folder / "last.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"setting": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b"[" * 100_000, b"{}", b'{"setting": 3}', b"\xff"]
+)
 def test_an_evaluation_that_is_damaged_is_named(tmp_path, trained, content):
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
@@ -272,6 +337,16 @@ def test_an_evaluation_that_is_damaged_is_named(tmp_path, trained, content):
     assert result.exit_code == 2
     assert result.stderr.startswith(f"metasparse: {folder}/evaluation-test.json: not a whole file")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "\0", "[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "images.json"])
+def test_a_file_of_settings_that_is_damaged_is_named(tmp_path, trained, name, content):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    (folder / name).write_text(content)
+    result = invoke("export", folder, "--out", tmp_path / "masks.npz")
+    assert_one_line_error(result, f"{folder / name}: ", "not JSON")
 
 
 def test_kernel_usage_that_is_damaged_is_named(tmp_path, trained):
@@ -303,6 +378,24 @@ def test_a_record_of_wrong_types_is_named(tmp_path, trained, line, message):
     result = invoke("plot", folder, "--out", tmp_path / "pictures")
     assert_one_line_error(result, f"run/metrics.jsonl, line {count}: ", message)
     assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize("against", ["iteration", "elapsed"])
+def test_records_that_lack_a_number_are_drawn_without_it(tmp_path, trained, against):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "validation", "iteration": 9, "accuracy": 0.5}\n')
+        file.write('{"kind": "validation", "iteration": 9, "accuracy": null, "elapsed": 3}\n')
+    result = invoke("plot", folder, "--out", tmp_path / "pictures", "--against", against)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_plot_of_nothing_says_so(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    (folder / "metrics.jsonl").write_bytes(b"")
+    assert_one_line_error(invoke("plot", folder), "no iteration was done and no evaluation kept")
 
 
 def test_a_test_split_of_another_shape_is_refused_before_training(tmp_path):

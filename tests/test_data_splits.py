@@ -139,6 +139,8 @@ def test_a_list_of_ones_own_is_loaded(make, tmp_path):
         ("a.json", "{}", "expected classes, got none"),
         ("a.csv", "name,part\n", r"expected a column 'class', got \['name', 'part'\]"),
         ("a.csv", "class,part\n", "expected a column 'split'"),
+        ("a.csv", "class,split\ncat,train\ndog\n", "csv, line 3: expected 'split' and 'class'"),
+        ("a.json", "[" * 100_000, "a.json: not JSON"),
         ("a.txt", "train\n", "expected lines SPLIT CLASS, got 'train'"),
         ("a.txt", "train cat\ntest cat\n", "class 'cat' is in 'train' and 'test'; allow_overlap"),
         ("a.yaml", "train: cat\n", "expected FILE.json, FILE.csv"),

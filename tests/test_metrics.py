@@ -44,6 +44,11 @@ def test_a_last_line_that_is_cut_is_left_out_by_name(path, caplog):
             '{"kind": "train", "iteration": 1}\n3\n{"kind": "train", "iteration": 3}\n',
             r"line 2: expected a JSON object, got b'3",
         ),
+        (
+            '{"kind": "train", "iteration": 1}\n' + "[" * 100_000 + "\n",
+            r"line 2: not JSON \(maximum recursion depth",
+        ),
+        ('{"kind": "train", "iteration": 1}\n\0\0\n', r"line 2: not JSON \(Expecting value"),
         ('{"kind": "train", "iteration": 1}\n{"iter', r"expected the 2 records .* got 1"),
         ("", r"expected the 2 records .* got 0"),
     ],

@@ -175,6 +175,8 @@ def test_modules_are_imported_from_the_present_folder(tmp_path):
     ("flags", "sentence"),
     [
         ({"data": f"{MINE}:failing"}, "RuntimeError: no train today (own_parts.py, line"),
+        ({"loss": f"{MINE}:odd_loss"}, "ValueError: too odd (own_parts.py, line"),
+        ({"metric": f"{MINE}:untyped_loss"}, "TypeError: unsupported operand type(s) for +"),
         ({"data": f"{MINE}:needy"}, "its parameters of support.own_parts:needy"),
         ({"data": f"{MINE}:nothing"}, "has no attribute 'nothing'"),
         ({"data": "nowhere.at_all:nothing"}, "got 'nowhere.at_all:nothing': No module named"),

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from build_backend.isa import supported
 from metasparse_ext import _atomic as atomic
 from metasparse_ext import _library
 from metasparse_ext.training import (
+    CheckpointError,
     Run,
     RunInUseError,
     Trainer,
@@ -169,6 +171,8 @@ def test_a_second_training_in_a_folder_is_refused(tmp_path, tiny_root):
     first = Trainer(config, run)
     with pytest.raises(RunInUseError, match="run: another process is training in this folder"):
         Trainer(config, Run(run.folder))
+    with pytest.raises(RunInUseError, match="run: another process is training in this folder"):
+        run.forget()
     first.fit()
     assert Trainer(config, Run(run.folder)).fit().iteration == 2
 
@@ -230,10 +234,13 @@ def test_what_a_killed_process_left_is_cleaned(tmp_path, tiny_root):
     Trainer(config_of(tiny_root), run).fit()
     left = run.folder / ".last.safetensors.12345.tmp"
     left.write_bytes(b"half a checkpoint")
+    evaluated = run.folder / ".evaluation-test-3tasks.json.12345.tmp"
+    evaluated.write_bytes(b"half an evaluation")
     other = run.folder / ".notes.tmp"
     other.write_bytes(b"of the user")
     Trainer(config_of(tiny_root).replace(iterations=3), run).fit()
     assert not left.exists()
+    assert not evaluated.exists()
     assert other.exists()
 
 
@@ -256,6 +263,54 @@ def test_a_best_checkpoint_that_is_damaged_is_chosen_anew(tmp_path, tiny_root, c
     assert Trainer(config, run).fit().best["iteration"] == 2
     assert f"{run.best_path}: the best checkpoint, of iteration 1, is lost" in caplog.text
     assert checkpoint.read(run.best_path).iteration == 2
+
+
+def test_a_best_checkpoint_of_another_run_is_not_taken(tmp_path, tiny_root, caplog):
+    """Its state fits the network, and its iteration is that of the run's own."""
+    config = config_of(tiny_root).replace(validate_every=1, iterations=1)
+    run, other = Run(tmp_path / "run"), Run(tmp_path / "other")
+    Trainer(config, run).fit()
+    Trainer(config.replace(seed=7), other).fit()
+    shutil.copy(other.best_path, run.best_path)
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of this run: .*seed = 7, got 0"):
+        evaluate_run(run)
+    assert Trainer(config.replace(iterations=2), run).fit().best["iteration"] == 2
+    assert f"{run.best_path}: the best checkpoint, of iteration 1, is lost" in caplog.text
+
+
+def test_a_run_whose_last_checkpoints_are_gone_is_not_begun_anew(tmp_path, tiny_root):
+    run, config = Run(tmp_path / "run"), config_of(tiny_root)
+    Trainer(config, run).fit()
+    for path in (run.last_path, checkpoint.previous(run.last_path)):
+        path.unlink()
+        path.symlink_to(tmp_path / "gone")
+    kept = {path: path.read_bytes() for path in (run.metrics_path, run.best_path)}
+    message = r"run: there is no last\.safetensors to go on from, beside best\.safetensors"
+    with pytest.raises(CheckpointError, match=message):
+        Trainer(config, run)
+    assert all(path.read_bytes() == data for path, data in kept.items())
+    run.forget()
+    assert Trainer(config, run).fit().iteration == 2
+
+
+def test_the_whole_one_of_two_checkpoints_outlives_every_kill(tmp_path, tiny_root, monkeypatch):
+    """A damaged last checkpoint never takes the place of the whole one before it."""
+    run, config = Run(tmp_path / "run"), config_of(tiny_root)
+    Trainer(config, run).fit()
+    run.last_path.write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    counter = Fault(at=0)
+    monkeypatch.setattr(atomic, "_system", counter)
+    Trainer(config.replace(iterations=3), run).fit()
+    for at in range(1, counter.calls + 1):
+        shutil.rmtree(run.folder)
+        run.folder.mkdir()
+        for name, data in before.items():
+            (run.folder / name).write_bytes(data)
+        monkeypatch.setattr(atomic, "_system", Fault(at))
+        with pytest.raises(OSError, match="No space left"):
+            Trainer(config.replace(iterations=3), run).fit()
+        assert checkpoint.load(run.last_path).iteration
 
 
 def test_another_machine_is_named(tmp_path, tiny_root, caplog):

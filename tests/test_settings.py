@@ -79,6 +79,8 @@ def test_a_file_over_a_preset(tmp_path):
     ("name", "text", "sentence"),
     [
         ("a.toml", "learner = ", "a.toml: "),
+        ("a.toml", "ways = " + "[" * 100_000, "a.toml: "),
+        ("a.json", "[" * 100_000, "a.json: not JSON"),
         ("a.toml", "iteration = 3", "unknown field 'iteration': did you mean iterations?"),
         (
             "a.toml",
@@ -90,6 +92,8 @@ def test_a_file_over_a_preset(tmp_path):
             'learner = "maml"\n[options]\ninner_step = 1',
             "maml has no option 'inner_step': did you mean inner_steps?",
         ),
+        ("a.toml", "learner = 3", "learner: expected name to be text, got int 3"),
+        ("a.json", '{"preset": 1.5}', "preset: expected name to be text, got float 1.5"),
         ("a.toml", "options = 3", "expected options to be a table, got 3"),
         ("a.toml", "[grid]", "a grid is of `metasparse sweep`"),
         ("a.json", "[1]", "expected fields with values, got list"),

@@ -102,6 +102,15 @@ def test_the_run_ends_and_its_last_checkpoint_stays(tmp_path, tiny_root, fault, 
     assert Trainer(config_of(tiny_root), run).fit().iteration == 6
 
 
+def test_a_learned_strength_that_leaves_the_numbers(tmp_path, tiny_root):
+    """R2D2's lambda is learned by its logarithm, and may become 0 or infinite."""
+    run = Run(tmp_path)
+    trainer = Trainer(config_of(tiny_root, learner="r2d2"), run)
+    trainer.learner.log_lam.data.fill_(-1e4)
+    with pytest.raises(TrainingError, match=r"R2D2: lambda is 0\.0 in iteration 0; .*last finite"):
+        trainer.fit()
+
+
 def test_what_is_not_finite_is_named(tmp_path, tiny_root):
     trainer = Trainer(config_of(tiny_root), Run(tmp_path))
     large_gradient(trainer)

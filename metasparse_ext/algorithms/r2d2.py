@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metasparse_ext._arguments import FLOATS, require_number
+from metasparse_ext._capture import observed
 from metasparse_ext.algorithms.head_learner import HeadLearner, head_logits
 from metasparse_ext.algorithms.records import Source
 from metasparse_ext.implicit import ridge_head
@@ -60,6 +61,14 @@ class R2D2(HeadLearner):
         self.scale: Tensor
         self.shift: Tensor
 
+    def _require_strength(self, lam: Tensor) -> None:
+        """Raises on a lambda that has left the numbers of its dtype, as in a run that diverges."""
+        if lam.is_cpu and observed() and not 0 < lam.item() < math.inf:
+            raise FloatingPointError(
+                f"{self.name}: lambda is {lam.item()} in iteration {int(self.iteration)}; "
+                "a smaller meta learning rate usually helps"
+            )
+
     def extra_repr(self) -> str:
         return f"lam={math.exp(self.log_lam.item()):g}, scale={self.scale.item():g}"
 
@@ -67,6 +76,7 @@ class R2D2(HeadLearner):
         self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, steps: int
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         lam = torch.exp(self.log_lam)
+        self._require_strength(lam)
         found, offset = ridge_head(
             features, labels, weight.shape[-2], lam=lam, bias=bias is not None
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any
 import click
 import numpy as np
 
-from metasparse_ext.cli.messages import UserError, in_flags
+from metasparse_ext._arguments import require_path
+from metasparse_ext.cli.messages import UserError, checked, file_path, in_flags
 from metasparse_ext.data import DATASETS, DataError, ImageClasses, load
-from metasparse_ext.data.cache import atomic_write
+from metasparse_ext.data.cache import atomic_write, in_home
 from metasparse_ext.data.images import counted
 from metasparse_ext.data.listing import SPLIT_NAMES
 from metasparse_ext.data.mixture import Mixture
@@ -49,10 +52,16 @@ def data() -> None:
 @data.command("info")
 @_reading
 def info(data: str, image_size: int | None, fit: str) -> None:
-    """Say what DATA is: its layout, and the classes and images of each split."""
+    """Say what DATA is: its layout, and the classes and images of each split.
+
+    Exit code 1 if it is nothing that can be read.
+    """
     options = ReadOptions(image_size=image_size, fit=fit)
-    for name in _names(data):
-        _print(name, survey(name, _root(data), options, decode=False))
+    found = [(name, survey(name, _root(data), options, decode=False)) for name in _names(data)]
+    for name, splits in found:
+        _print(name, splits)
+    if all(split.error for _, splits in found for split in splits):
+        sys.exit(_PROBLEMS)
 
 
 @data.command("check")
@@ -71,11 +80,13 @@ def check(data: str, image_size: int | None, fit: str, min_images: int) -> None:
 
 @data.command("convert")
 @_reading
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
+@click.option("--out", type=file_path,
               help="Write an .npz file of all splits as well, to be read by its path.")  # fmt: skip
 def convert(data: str, image_size: int | None, fit: str, out: Path | None) -> None:
     """Decode DATA into the cache, from where later commands map it into memory."""
     names = _names(data)
+    if out is not None and out.is_dir():
+        raise UserError(f"data convert: expected --out to be a file, got the folder {out}")
     if len(names) > 1:
         raise UserError(f"data convert: {data} may be {' or '.join(names)}: say NAME:{data}")
     read: list[ImageClasses] = []
@@ -97,15 +108,18 @@ def convert(data: str, image_size: int | None, fit: str, out: Path | None) -> No
 
 def _names(data: str) -> list[str]:
     """How ``load`` names what is there."""
-    if not Path(data).expanduser().exists():
+    path = checked(lambda: in_home(require_path("data", "DATA", data)))
+    if not path.exists():
+        if os.sep in data and not re.search(r"[:+,]|\.npz$", data):
+            raise UserError(f"data: no folder or file {data}")
         place, *options = data.split(",")
-        if options and place not in DATASETS and Path(place).expanduser().is_dir():
+        if options and place not in DATASETS and in_home(place).is_dir():
             raise UserError(
                 f"data: {place} is a folder, and options are of a data set: say NAME:{data}, "
                 f"such as folder:{data}"
             )
         return [data]
-    names = recognized(Path(data).expanduser())
+    names = recognized(path)
     if not names:
         raise UserError(
             f"data: {data} is of no known layout: expected folders {data}/train/CLASS, val/CLASS "
@@ -116,7 +130,7 @@ def _names(data: str) -> list[str]:
 
 
 def _root(data: str) -> Path | None:
-    path = Path(data).expanduser()
+    path = in_home(data)
     return path if path.is_dir() else None
 
 

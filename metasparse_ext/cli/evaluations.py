@@ -11,7 +11,7 @@ import click
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext.cli.display import comparison_table, draw_figures, remark, table
-from metasparse_ext.cli.messages import checked, console, folder, say
+from metasparse_ext.cli.messages import UserError, checked, console, folder, say
 from metasparse_ext.training import Run, RunEvaluation, compare, metrics
 from metasparse_ext.training.evaluation import by_kind, evaluate_best, require_alike
 from metasparse_ext.training.kept import keep, to_json
@@ -136,5 +136,10 @@ def plot(runs: Sequence[Run], out: Run | None, against: str, as_csv: bool, **set
         records = {label: metrics.read(run.metrics_path) for label, run in labelled.items()}
         atomic.replace_text(into / "metrics.csv", metrics.to_csv(records))
         written.append(into / "metrics.csv")
+    if not written:
+        named = ", ".join(labelled)
+        raise UserError(
+            f"plot: {named}: no iteration was done and no evaluation kept: nothing to draw"
+        )
     for path in written:
         click.echo(path)

@@ -6,6 +6,7 @@ The environment variables of the package are looked at before any command.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import sys
@@ -18,8 +19,9 @@ import torch
 from rich.console import Console
 
 from metasparse_ext import _library
+from metasparse_ext._arguments import require_path, require_type
 from metasparse_ext._capture import CaptureError
-from metasparse_ext._entries import any_imported, blame
+from metasparse_ext._entries import any_imported, blame, from_imported
 from metasparse_ext.data import DataError
 from metasparse_ext.ops.backends import VARIABLES, get_backend
 from metasparse_ext.training import CheckpointError, Run, RunInUseError, TrainingError
@@ -59,6 +61,10 @@ class OneLineErrors(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            # What the encoding of a terminal or file lacks is no reason to lose what was computed.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
         try:
             check_environment()
             code = super().main(args, *rest, **extra)
@@ -89,6 +95,7 @@ def say(console: Console, text: str) -> None:
 def known(what: str, name: str, names: Iterable[str]) -> str:
     """The name, if it is one of ``names``; else an error that suggests the nearest."""
     names = list(names)
+    checked(lambda: require_type(what, "name", name, str, "text"))  # a file of settings has any
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, 1)
@@ -117,18 +124,35 @@ def folder(context: click.Context, option: click.Parameter, given: Any) -> Any:
         raise click.BadParameter(str(error), context, option) from error
 
 
+def file_path(text: str) -> Path:
+    """For click, a type: a path that can be one; empty text would be the present folder."""
+    try:
+        return require_path("command line", "it", text)
+    except ValueError as error:
+        raise click.BadParameter(str(error).partition(": ")[2]) from error
+
+
 def checked(make: Callable[[], T]) -> T:
     """What ``make`` returns; a value it refuses is the user's error, not a crash."""
     try:
         return make()
     except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+        # Of code of the user's own, the line is what helps.
+        raise UserError(blame(error) if from_imported(error) else str(error)) from error
 
 
 def _of_system(error: OSError) -> str:
     """A file and what the system says of it."""
     reason = error.strerror or str(error)
     return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def _of_allocator(text: str) -> str:
+    """What torch says of memory; that its CPU allocator says it, and where, is not for users."""
+    asked = re.search(r"you tried to allocate (\d+) bytes", text)
+    if asked is None:
+        return text
+    return f"there is not enough memory: {int(asked[1]) / 2**30:.1f} GiB were asked for at once"
 
 
 def foreseen(error: Exception) -> tuple[str, int] | None:
@@ -143,7 +167,7 @@ def foreseen(error: Exception) -> tuple[str, int] | None:
     elif isinstance(error, MemoryError):
         text = f"there is not enough memory: {error}"
     elif isinstance(error, RuntimeError) and "memory" in str(error):
-        text = str(error).splitlines()[0]
+        text = _of_allocator(str(error).splitlines()[0])
     elif any_imported():  # code of the user's own, for all we know
         text = blame(error)
     else:
@@ -187,7 +211,7 @@ def _check_choices() -> None:
         try:
             reader()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0].removeprefix(f"{name}: ")
+            reason = str(error).splitlines()[0].removeprefix(name).lstrip(": ")
             raise EnvironmentVariableError(f"{name}: {reason}") from error
 
 

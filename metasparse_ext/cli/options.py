@@ -230,7 +230,7 @@ def learner_options(kind: type[MetaLearner]) -> dict[str, Parameter]:
 
 def find_learner(name: str) -> type[MetaLearner]:
     """The learner of a registered name, or of ``package.module:Class``."""
-    if ":" in name:
+    if isinstance(name, str) and ":" in name:
         return checked(lambda: find(name))
     return LEARNERS[known("learner", name, LEARNERS)]
 

@@ -13,12 +13,10 @@ from rich import box
 from rich.table import Table
 
 from metasparse_ext._arguments import require_path
-from metasparse_ext.cli.messages import UserError, checked, console, folder
+from metasparse_ext.cli.messages import UserError, checked, console, file_path, folder
 from metasparse_ext.data.given import class_folders
 from metasparse_ext.export.files import ENDINGS, format_of
 from metasparse_ext.training import Prediction, Run, export_masks, load
-
-_FOLDER = click.Path(path_type=Path)
 
 
 def _loading(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +44,10 @@ def _loading(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("run", callback=folder)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
-    "--support", type=_FOLDER, required=True, help="Folder with a folder of images for each class."
+    "--support",
+    type=file_path,
+    required=True,
+    help="Folder with a folder of images for each class.",
 )
 @click.option(
     "--transductive",
@@ -95,7 +96,7 @@ def predict(
     type=click.Choice([*ENDINGS, "masks"]),
     help="What to write; by default as --out ends.",
 )
-@click.option("--support", type=_FOLDER, help="Folder with a folder of images for each class.")
+@click.option("--support", type=file_path, help="Folder with a folder of images for each class.")
 @click.option(
     "--transductive",
     is_flag=True,

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import importlib
 import itertools
-import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metasparse_ext._json import parse
 from metasparse_ext.algorithms import LEARNERS
 from metasparse_ext.cli.messages import UserError
 from metasparse_ext.cli.options import learner_options
@@ -38,7 +38,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected a file whose suffix is one of {', '.join(_READERS)}")
     try:
         fields = _READERS[kind](path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of text that is no UTF-8, too
+    except (ValueError, RecursionError) as error:  # of text that is no UTF-8, too
         raise UserError(f"{path}: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected fields with values, got {type(fields).__name__}")
@@ -154,7 +154,7 @@ def _yaml(text: str) -> Any:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
-    ".json": json.loads,
+    ".json": parse,
     ".yaml": _yaml,
     ".yml": _yaml,
 }

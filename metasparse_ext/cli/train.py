@@ -17,6 +17,7 @@ from metasparse_ext.cli.messages import (
     UserError,
     checked,
     console,
+    file_path,
     folder,
     foreseen,
     say,
@@ -29,8 +30,6 @@ from metasparse_ext.training import Outcome, Run, RunConfig, TrainingError, buil
 from metasparse_ext.training.distributed import first_process, joined, started_again
 from metasparse_ext.training.parts import require_parts
 from metasparse_ext.training.reporters import SERVICES
-
-_FILE = click.Path(path_type=Path)
 
 
 def _seeds(
@@ -76,7 +75,7 @@ _jobs = click.option(
 @click.option(
     "--config",
     "file",
-    type=_FILE,
+    type=file_path,
     help="Settings in a file, TOML, JSON (such as a run's config.json) or YAML; flags win over it.",
 )
 @run_options
@@ -115,12 +114,14 @@ def train(
 
 
 @click.command("sweep")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=file_path)
 @run_options
 @_many_seeds
 @_jobs
 @_report
-@click.option("--out", required=True, type=_FILE, help="Folder to write, with a run folder each.")
+@click.option(
+    "--out", required=True, type=file_path, help="Folder to write, with a run folder each."
+)
 @click.option("--resume", is_flag=True, help="Go on with the runs that are in --out.")
 def sweep(
     file: Path,
@@ -272,6 +273,8 @@ def _configured(
     resume: bool,
 ) -> RunConfig:
     """What a run is to be trained with: flags over a file, over a preset or the run as it was."""
+    if run.lost:
+        run.refuse_lost()
     if not run.started:
         return configure(learner, given, base_fields(learner, given, settings))
     if not resume and run.untrained:

@@ -180,7 +180,7 @@ class ImageClasses:
         if self.shape[1:] == (image_size, image_size):
             return self
         shape = (*self.images.shape[:2], image_size, image_size)
-        require_memory(str(self), shape)
+        require_memory(str(self), "image_size", shape)
         resized = np.empty(shape, np.uint8)
         for source, target in zip(self.images, resized, strict=True):
             for channel, plane in enumerate(source):
@@ -298,16 +298,17 @@ def duplicate(names: Sequence[str]) -> str | None:
     return None
 
 
-def require_memory(owner: str, shape: tuple[int, ...]) -> None:
-    """Whether the machine has the memory for so many bytes at all."""
+def require_memory(owner: str, argument: str, shape: tuple[int, ...], *, bytes: int = 1) -> None:
+    """Whether the machine has the memory for images of so many bytes a value at all."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return  # The system does not say.
-    if math.prod(shape) > memory:
+    size = bytes * math.prod(shape)
+    if size > memory:
         raise DataError(
-            f"{owner}: image_size: {shape[0]} images of {shape[-1]}x{shape[-1]} need "
-            f"{math.prod(shape) / 2**30:.0f} GiB, the machine has {memory / 2**30:.0f}"
+            f"{owner}: {argument}: {shape[0]} images of {shape[-2]}x{shape[-1]} need "
+            f"{size / 2**30:.0f} GiB, the machine has {memory / 2**30:.0f}"
         )
 
 

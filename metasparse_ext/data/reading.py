@@ -145,7 +145,8 @@ class _Reading:
             raise DataNotFoundError(f"{self.owner}: no images in split {self.listing.split}")
         if self.options.image_size is not None:
             side = self.options.image_size
-            require_memory(f"{self.owner}/{self.listing.split}", (len(every), 1, side, side))
+            owner = f"{self.owner}/{self.listing.split}"
+            require_memory(owner, "image_size", (len(every), 1, side, side))
         self._refuse_one_class(classes)
         shapes: dict[tuple[int, int, int], str] = {}
         with _shown(f"{self.owner}: headers", len(every)) as advance:

@@ -10,7 +10,7 @@ import torch
 from metasparse_ext._arguments import require_count, require_flag, require_type
 from metasparse_ext.data.batch import Samples, TaskBatch
 from metasparse_ext.data.errors import DataError
-from metasparse_ext.data.images import ImageClasses
+from metasparse_ext.data.images import ImageClasses, require_memory
 from metasparse_ext.data.options import MOST
 
 
@@ -81,6 +81,8 @@ class EpisodeSampler:
                 f"{data}: {self.shots} shots and {self.queries} queries need {images} images of "
                 f"every class, there are {data.sizes[fewest]} of {data.class_names[fewest]!r}"
             )
+        drawn = self.tasks * self.ways * images
+        require_memory(str(data), "tasks", (drawn, *data.shape), bytes=4)
         if self.rotations and data.shape[1] != data.shape[2]:
             raise DataError(
                 f"{data}: rotations need square images, these are "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from metasparse_ext._arguments import require_type
+from metasparse_ext._json import parse
 from metasparse_ext.data.errors import DataError, DataNotFoundError
 from metasparse_ext.data.listing import SPLIT_NAMES, Request, split_file
 
@@ -95,7 +95,7 @@ def split_list(request: Request, dataset: str | None = None) -> SplitList:
 @cache
 def _published(name: str) -> SplitList:
     text = (files("metasparse_ext.data") / "split_lists" / f"{name}.json").read_text("utf-8")
-    said = json.loads(text)
+    said = parse(text)
     source = said.pop("source")
     return SplitList(
         name.replace(".", "/", 1), source, {split: tuple(c) for split, c in said.items()}
@@ -118,7 +118,9 @@ def read_split_list(path: Path, *, allow_overlap: bool = False) -> SplitList:
     """
     try:
         pairs, source = _pairs(path)
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"splits: cannot read {path}: {error}") from error
     classes: dict[str, dict[str, None]] = {split: {} for split in SPLIT_NAMES}
     for split, name in pairs:
@@ -146,7 +148,7 @@ def _pairs(path: Path) -> tuple[list[tuple[str, str]], str]:
     if suffix == ".csv":
         rows = csv.DictReader(text.splitlines())
         names, splits = _column(path, rows, "class", "label"), _column(path, rows, "split")
-        return [(row[splits].strip(), row[names].strip()) for row in rows], str(path)
+        return _both(path, rows, splits, names), str(path)
     if suffix == ".txt":
         lines = [line.split(None, 1) for line in _lines(text)]
         for line in lines:
@@ -167,7 +169,7 @@ def _pairs_of_folder(path: Path) -> list[tuple[str, str]]:
 
 
 def _pairs_of_json(path: Path) -> tuple[list[tuple[str, str]], str]:
-    said = json.loads(path.read_text("utf-8-sig"))
+    said = parse(path.read_text("utf-8-sig"))
     if not isinstance(said, dict):
         raise DataError(f"splits: {path}: expected a JSON object, got {type(said).__name__}")
     source = str(said.pop("source", path))
@@ -190,12 +192,20 @@ def read_csv(path: Path) -> list[tuple[str, str]]:
         rows = csv.DictReader(path.read_text("utf-8-sig").splitlines(), skipinitialspace=True)
         names = _column(path, rows, "filename", "image_name", "image")
         labels = _column(path, rows, "label", "class_name", "class")
-        pairs = [(row[names], row[labels]) for row in rows]
+        return _both(path, rows, names, labels)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"splits: cannot read {path}: {error}") from error
-    for number, pair in enumerate(pairs, 2):
-        if not all(pair):
-            raise DataError(f"splits: {path}, line {number}: expected a file and a label, got less")
+
+
+def _both(path: Path, rows: csv.DictReader, *names: str) -> list[tuple[str, str]]:
+    """What two columns hold, row by row; a short row has None for the columns that it lacks."""
+    pairs = []
+    for row in rows:
+        one, other = ((row[name] or "").strip() for name in names)
+        if not (one and other):
+            wanted = " and ".join(map(repr, names))
+            raise DataError(f"splits: {path}, line {rows.line_num}: expected {wanted}, got less")
+        pairs.append((one, other))
     return pairs
 
 

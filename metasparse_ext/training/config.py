@@ -8,8 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from metasparse_ext._arguments import LARGEST, refuse, require, require_choice, require_mapping
+from metasparse_ext._arguments import (
+    LARGEST,
+    refuse,
+    require,
+    require_choice,
+    require_mapping,
+    require_type,
+)
 from metasparse_ext._entries import is_label
+from metasparse_ext._json import parse
 from metasparse_ext._records import check_fields
 from metasparse_ext.data.augment import augment_of
 from metasparse_ext.nn.backbone import HeadInput
@@ -215,7 +223,8 @@ class RunConfig:
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Reads what :meth:`to_json` wrote."""
-        return cls.from_dict(json.loads(text))
+        require_type("RunConfig", "text", text, (str, bytes), "text")
+        return cls.from_dict(parse(text))
 
     def differences(self, other: RunConfig) -> list[str]:
         """Names the fields in which another configuration differs."""

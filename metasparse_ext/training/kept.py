@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from metasparse_ext import _atomic as atomic
 from metasparse_ext._arguments import require
+from metasparse_ext._json import parse
 from metasparse_ext._records import check_fields
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.run import Run
@@ -104,7 +105,7 @@ def kept(run: Run, name: str = "test") -> RunEvaluation | None:
         return None
     with _reading(path, "evaluation"):
         # Files of earlier versions do not say their name.
-        fields: dict[str, Any] = {"name": name, **json.loads(path.read_text(encoding="utf-8"))}
+        fields: dict[str, Any] = {"name": name, **parse(path.read_bytes())}
         return RunEvaluation(**fields)
 
 

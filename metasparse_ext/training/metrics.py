@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _atomic as atomic
+from metasparse_ext._json import parse
 from metasparse_ext._records import check_record
 from metasparse_ext.algorithms.records import Metrics
 from metasparse_ext.training.checkpoint import CheckpointError
@@ -186,9 +187,9 @@ def _lines(path: Path) -> list[bytes]:
 
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = parse(line)
     except ValueError as error:
-        raise CheckpointError(f"{path}, line {number}: not JSON ({error})") from error
+        raise CheckpointError(f"{path}, line {number}: {error}") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}, line {number}: expected a JSON object, got {line[:40]!r}")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from metasparse_ext import _atomic as atomic
 from metasparse_ext import _library
 from metasparse_ext._arguments import require_path, require_size
+from metasparse_ext._json import parse
 from metasparse_ext.data.batch import InputShape, read_shape
 from metasparse_ext.ops import get_backend
 from metasparse_ext.training import checkpoint
@@ -33,6 +34,11 @@ _READERS = {
     ".safetensors": "safetensors.torch.load_file",
     ".metasparse": "metasparse_ext.load_sparse",
 }
+
+
+# What a run goes on from; and what else it cannot do without.
+_LAST = ("last.safetensors", "last.previous.safetensors")
+_LEARNED = ("metrics.jsonl", "best*.safetensors")
 
 
 class Run:
@@ -66,8 +72,28 @@ class Run:
     @property
     def untrained(self) -> bool:
         """Whether the run was begun and has done no iteration: nothing of it can be lost."""
-        recorded = self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
-        return not recorded and _iteration(self.last_path) == 0
+        return not self._recorded and _iteration(self.last_path) == 0
+
+    @property
+    def _recorded(self) -> bool:
+        return self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether a run did iterations here, and the checkpoints to resume from are gone."""
+        return not self.started and (self.has_best or self._recorded)
+
+    def refuse_lost(self) -> NoReturn:
+        """Says of a run that is lost that none begins in its folder, which would remove the rest.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        left = self.best_path if self.has_best else self.metrics_path
+        raise CheckpointError(
+            f"{self}: there is no {self.last_path.name} to go on from, beside {left.name}: "
+            "another run needs another folder"
+        )
 
     def evaluation_path(self, name: str) -> Path:
         """Where an evaluation is written; its name is the split where all else is the run's own."""
@@ -131,7 +157,7 @@ class Run:
         if not self.images_path.is_file():
             return None
         try:
-            said = json.loads(self.images_path.read_text(encoding="utf-8"))
+            said = parse(self.images_path.read_bytes())
             shape = read_shape(said["shape"])
             for size in tree_leaves(shape):
                 require_size("Run", "image_shape", size)
@@ -152,7 +178,7 @@ class Run:
         if budget is None or not self.memory_path.is_file():
             return None
         try:
-            found = Chunk(**json.loads(self.memory_path.read_text(encoding="utf-8")))
+            found = Chunk(**parse(self.memory_path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.memory_path}: {error}") from error
         return found if found.budget == budget else None
@@ -165,48 +191,71 @@ class Run:
         And how many ``outputs`` the network has, where they are no classes.
         """
         self.clean()
-        stale = (
-            "metrics.jsonl",
-            "images.json",
-            "memory.json",
-            "best*.safetensors",
-            "evaluation-*.json",
-            "usage-*.npz",
-        )
-        for pattern in stale:
-            for path in self.folder.glob(pattern):
-                atomic.remove(path)
+        self._remove(*_LAST, *_LEARNED, "images.json", "memory.json")
+        self._remove("evaluation-*.json", "usage-*.npz")
+        self.describe(config, image_shape, outputs)
+
+    def describe(
+        self, config: RunConfig, image_shape: InputShape, outputs: int | None = None
+    ) -> None:
+        """Writes configuration and image shape, over what an earlier training wrote."""
         atomic.replace_text(self.config_path, config.to_json())
         inputs = {"shape": image_shape, **({} if outputs is None else {"outputs": outputs})}
         atomic.replace_text(self.images_path, json.dumps(inputs) + "\n")
 
     def clean(self) -> None:
-        """Removes files that a training which was killed has left half-written."""
+        """Removes files that a training or evaluation which was killed has left half-written."""
         written = (
-            *(self.config_path, self.images_path, self.metrics_path),
+            *(self.config_path, self.images_path, self.metrics_path, self.memory_path),
             *(self.last_path, self.best_path),
+            *(self.evaluation_path("*"), self.usage_path("*")),
         )
         atomic.clean(self.folder, tuple(path.name for path in written))
 
     def forget(self) -> None:
-        """Removes the checkpoints to resume from, so that the next training begins anew."""
-        for path in (self.last_path, checkpoint.previous(self.last_path)):
-            atomic.remove(path)
+        """Removes checkpoints and metrics, so that the next training begins anew.
+
+        Raises:
+            RunInUseError: If a process is training in the folder.
+        """
+        if not self.folder.is_dir():
+            return
+        lock = RunLock(self.lock_path)
+        if not lock.acquire():
+            raise RunInUseError.of(self)
+        try:
+            self._remove(*_LEARNED, *_LAST)
+        finally:
+            lock.release()
+
+    def _remove(self, *patterns: str) -> None:
+        for pattern in patterns:
+            for path in self.folder.glob(pattern):
+                atomic.remove(path)
 
     @property
     def has_best(self) -> bool:
         """Whether some checkpoint was eligible."""
         return checkpoint.exists(self.best_path)
 
-    def restore_best(self, iteration: int | None) -> bool:
+    def restore_last(self) -> None:
+        """Gives the previous checkpoint the name of the last one, where that one is damaged.
+
+        The next one to be saved would else keep the damaged file in place of the whole one.
+        """
+        if _iteration(self.last_path) is None:
+            atomic.move(checkpoint.previous(self.last_path), self.last_path)
+
+    def restore_best(self, iteration: int | None, config: RunConfig) -> bool:
         """Leaves the best checkpoint of this iteration, or with None, none.
 
         Of a run that died after it had written a better one, that one goes: the last checkpoint
-        knows nothing of it. False if there is no whole checkpoint of that iteration.
+        knows nothing of it. False if there is no whole checkpoint of that iteration, of a run of
+        this configuration.
         """
         older = checkpoint.previous(self.best_path)
         for path in (self.best_path, older):
-            if iteration is not None and _iteration(path) == iteration:
+            if iteration is not None and _iteration(path, config) == iteration:
                 if path == older:
                     atomic.move(older, self.best_path)
                 return True
@@ -215,20 +264,43 @@ class Run:
         return iteration is None
 
     def best(self) -> Checkpoint:
-        """Reads the best eligible checkpoint, or the last one where none was eligible."""
-        return checkpoint.load(self.best_path if self.has_best else self.last_path)
+        """Reads the best eligible checkpoint, or the last one where none was eligible.
+
+        Raises:
+            CheckpointError: If it is missing, damaged, or of a run of another configuration.
+        """
+        path = self.best_path if self.has_best else self.last_path
+        saved = checkpoint.load(path)
+        _require_of(path, saved, self.config())
+        return saved
 
 
-def _iteration(path: Path) -> int | None:
-    """The iteration of a checkpoint, if the file is a whole one."""
+def _iteration(path: Path, config: RunConfig | None = None) -> int | None:
+    """The iteration of a checkpoint, if it is whole, and of a run that goes on like this."""
     try:
-        return checkpoint.read(path).iteration
+        saved = checkpoint.read(path)
+        if config is not None:
+            _require_of(path, saved, config)
     except CheckpointError:
         return None
+    return saved.iteration
+
+
+def _require_of(path: Path, saved: Checkpoint, config: RunConfig) -> None:
+    """Refuses a checkpoint of another run, whose state may well fit the network."""
+    try:
+        config.mending_changes(RunConfig.from_dict(saved.config), str(path))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"not a checkpoint of this run: {error}") from error
 
 
 class RunInUseError(Exception):
     """A run folder in which another process trains."""
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """For this run."""
+        return cls(f"{run}: another process is training in this folder")
 
 
 class RunLock:

@@ -273,7 +273,9 @@ class _Totals:
         ]
         for values in zip(*shown, *(samples.labels for samples in batch), strict=True):
             for each in values:
-                self._episodes.update(each.detach().cpu().contiguous().view(torch.uint8).numpy())
+                # Strides of axes of one pixel may be any: a copy has those that a view asks for.
+                whole = each.detach().cpu().clone(memory_format=torch.contiguous_format)
+                self._episodes.update(whole.view(torch.uint8).numpy())
 
     def add(self, logits: Tensor, query: Samples, adapted: AdaptedTasks) -> None:
         """Adds T tasks: logits (T, Q, ways) of the query sets by the adapted networks."""

@@ -91,9 +91,13 @@ class Session:
         config = self.config
         # One answer for all, and before the first of them makes the folder.
         resuming = workers.any(run.started)
+        if workers.any(workers.first and run.lost):
+            run.refuse_lost()
         if resuming:
             self._take_lock()
             resuming = not workers.any(workers.first and self._begins_anew())
+        # Before a network is built for more classes than there are.
+        self._validation_batches()
         start = config.replace(init_from=None) if resuming else config
         outputs = build.outputs(self.classes)
         self.learner = build.learner(start, self.classes.shape, outputs=outputs, given=given)
@@ -110,7 +114,6 @@ class Session:
             optimizer=given.optimizer,
             measure=self.measure,
         )
-        self._validation_batches()
         if resuming:
             self._restore()
         self.batches = self._training_batches()
@@ -213,7 +216,6 @@ class Session:
         if self.workers.any(run.started and not run.untrained):
             raise RunInUseError(f"{run}: another process has begun a run in this folder")
         if first:
-            run.forget()
             run.create(self.config, self.classes.shape, build.outputs(self.classes))
         self._save(run.last_path)
 
@@ -221,7 +223,7 @@ class Session:
         """Refuses to train where another process does."""
         taken = not self.workers.first or self._lock.acquire()
         if self.workers.any(not taken):
-            raise RunInUseError(f"{self.run}: another process is training in this folder")
+            raise RunInUseError.of(self.run)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -284,8 +286,9 @@ class Session:
                 change,
             )
         self.run.clean()
+        self.run.restore_last()
         metrics.truncate(self.run.metrics_path, self.records)
-        atomic.replace_text(self.run.config_path, self.config.to_json())
+        self.run.describe(self.config, self.classes.shape, build.outputs(self.classes))
 
     def _require_not_shorter(self, begun: RunConfig) -> None:
         """Refuses a stage, or a training of so many seconds, that would have ended before now."""
@@ -304,7 +307,7 @@ class Session:
     def _restore_best(self) -> None:
         """Holds on to the best checkpoint, or chooses it anew where its file is lost."""
         iteration = None if self.best is None else self.best["iteration"]
-        kept = not self.workers.first or self.run.restore_best(iteration)
+        kept = not self.workers.first or self.run.restore_best(iteration, self.config)
         if self.workers.any(not kept):
             self.best = None
             logger.warning(

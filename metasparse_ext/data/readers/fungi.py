@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from metasparse_ext._json import parse
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.listing import Layout, Listing, Request, places
 from metasparse_ext.data.picture import Picture, file_picture
@@ -46,7 +46,7 @@ def _of_folder(request: Request, place: Path, tables: list[Path]) -> Listing:
 def _images(path: Path, owner: str) -> list[tuple[str, str]]:
     """(class, file) of every image; as names are not unique, a class is ``NNNN.NAME``."""
     try:
-        said: Any = json.loads(path.read_text("utf-8"))
+        said: Any = parse(path.read_bytes())
         names = {each["id"]: f"{each['id']:04}.{each['name']}" for each in said["categories"]}
         files = {each["id"]: str(each["file_name"]) for each in said["images"]}
         return [
