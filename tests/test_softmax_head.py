@@ -100,6 +100,14 @@ def test_an_enormous_lambda_keeps_the_center(solver, dtype):
     assert torch.equal(fit.weight, weight)
 
 
+def test_features_too_large_to_solve_for_leave_finite_weights():
+    features = 1e15 * torch.randn(20, 5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1]).repeat(20, 1)
+    fit = softmax_head(features, labels, torch.zeros(3, 3), lam=1.0)
+    assert fit.weight.isfinite().all()
+    assert set(fit.report.status.tolist()) == {HeadStatus.CONVERGED, HeadStatus.ITERATIONS}
+
+
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 @pytest.mark.parametrize("lam", [1e300, torch.inf, torch.nan, 0.0, -1.0])
 def test_every_solver_refuses_a_lambda_that_is_none(solver, lam):

@@ -267,7 +267,8 @@ __device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
     problem.add_scaled(length - moved, step.image, at.scores);
     moved = length;
     const double loss = problem.evaluate(at.scores, at.probabilities);
-    at.objective = loss + problem.lambda / 2 * problem.dot(at.dual, at.image);
+    const double squared = problem.dot(at.dual, at.image);
+    at.objective = loss + problem.lambda / 2 * (squared < 0 ? 0 : squared);
   };
   // The objective is convex: it is level between a length where it still falls and one beyond.
   double length = 1, shortest = 0, longest = std::numeric_limits<double>::infinity();
@@ -279,7 +280,7 @@ __device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
     (falls && ahead < 0 ? shortest : longest) = length;
     length = isfinite(longest) ? (shortest + longest) / 2 : 2 * length;
   }
-  if (shortest > 0) move_to(shortest);
+  move_to(shortest);
   return shortest > 0;
 }
 

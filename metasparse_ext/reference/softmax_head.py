@@ -65,7 +65,8 @@ def softmax_head(
         scores = start + image
         loss = (scores.logsumexp(-1) - (hot * scores).sum(-1)).mean(-1)
         gradient = (scores.softmax(-1) - hot) / x.shape[1] + lam[:, None, None] * dual
-        return loss + lam / 2 * (dual * image).sum((-2, -1)), gradient
+        squared = (dual * image).sum((-2, -1)).clamp(min=0)  # rounding may make it negative
+        return loss + lam / 2 * squared, gradient
 
     dual = torch.zeros_like(start)
     image = torch.zeros_like(start)

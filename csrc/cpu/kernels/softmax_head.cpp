@@ -188,8 +188,10 @@ struct Iterate {
   double objective;
 };
 
+// Rounding may make the square of large coefficients that cancel negative.
 double objective(const HeadTask& task, const Iterate& at, double loss) {
-  return loss + task.lambda / 2 * dot(at.dual, at.image, task.stride * task.classes);
+  const double squared = dot(at.dual, at.image, task.stride * task.classes);
+  return loss + task.lambda / 2 * (squared < 0 ? 0 : squared);
 }
 
 // The sum of |x_i|^2 A_i^2.
@@ -259,7 +261,7 @@ bool search(const HeadTask& task, Pair step, double slope, Iterate& at) {
     (falls && ahead < 0 ? shortest : longest) = length;
     length = isfinite(longest) ? (shortest + longest) / 2 : 2 * length;
   }
-  if (shortest > 0) move_to(shortest);
+  move_to(shortest);
   return shortest > 0;
 }
 
