@@ -248,7 +248,7 @@ struct Report {
 
 // Moves along the step until the objective falls and is nearly level there; false when rounding
 // hides any fall. See csrc/cpu/kernels/softmax_head.cpp.
-__device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
+__device__ bool search(Problem& problem, Pair step, double slope, double* kept, Iterate& at) {
   constexpr int kMaxTrials = 40;
   constexpr double kArmijo = 1e-4, kLevel = 0.1;
   // The squared norm is a sum of terms of either sign, of this size.
@@ -261,6 +261,7 @@ __device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
       kLevel * fabs(slope) + kRounding * slopes * sqrt(problem.dot(step.image, step.image));
   const double start = at.objective;
   double moved = 0;
+  problem.for_each([&](int k) { kept[k] = at.dual[k]; });
   const auto move_to = [&](double length) {
     problem.add_scaled(length - moved, step.value, at.dual);
     problem.add_scaled(length - moved, step.image, at.image);
@@ -280,8 +281,12 @@ __device__ bool search(Problem& problem, Pair step, double slope, Iterate& at) {
     (falls && ahead < 0 ? shortest : longest) = length;
     length = isfinite(longest) ? (shortest + longest) / 2 : 2 * length;
   }
-  move_to(shortest);
-  return shortest > 0;
+  if (shortest > 0) {
+    move_to(shortest);
+    return true;
+  }
+  problem.for_each([&](int k) { at.dual[k] = kept[k]; });
+  return false;
 }
 
 // From the scores of the center (vector 0) to those of the minimiser, and its dual (vector 1).
@@ -329,7 +334,7 @@ __device__ Report solve(Problem& problem, double tolerance, int64_t max_iteratio
     const double forcing = report.residual < 0.1 ? report.residual : 0.1;
     problem.solve_curvature(at.probabilities, rhs, forcing, step, inner);
     const double slope = problem.dot(gradient.value, step.image);
-    if (!search(problem, step, slope, at)) return report;
+    if (!search(problem, step, slope, rhs.value, at)) return report;
   }
 }
 

@@ -230,11 +230,13 @@ double slope_along(const HeadTask& task, const Iterate& at, const double* image)
   return slope;
 }
 
-// Moves along the step until the objective falls and is nearly level there; false when rounding
-// hides any fall. A fall is not enough: where the scores of two classes cross, a step that ends
-// beyond sees no curvature, and Newton's iteration crosses there again and again.
-bool search(const HeadTask& task, Pair step, double slope, Iterate& at) {
+// Moves along the step until the objective falls and is nearly level there; where rounding hides
+// any fall, it is false and leaves the dual alone, with the help of a vector that nobody needs. A
+// fall is not enough: where the scores of two classes cross, a step that ends beyond sees no
+// curvature, and Newton's iteration crosses there again and again.
+bool search(const HeadTask& task, Pair step, double slope, double* kept, Iterate& at) {
   const int64_t size = task.stride * task.classes;
+  copy(at.dual, kept, size);
   // The squared norm is a sum of terms of either sign, of this size.
   const double terms = task.lambda * squared_terms(task, at.dual);
   const double slack = kRounding * (1 + fabs(at.objective) + terms);
@@ -261,8 +263,12 @@ bool search(const HeadTask& task, Pair step, double slope, Iterate& at) {
     (falls && ahead < 0 ? shortest : longest) = length;
     length = isfinite(longest) ? (shortest + longest) / 2 : 2 * length;
   }
-  move_to(shortest);
-  return shortest > 0;
+  if (shortest > 0) {
+    move_to(shortest);
+    return true;
+  }
+  copy(kept, at.dual, size);
+  return false;
 }
 
 HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations, double* scores,
@@ -313,7 +319,7 @@ HeadReport solve(const HeadTask& task, double tolerance, int64_t max_iterations,
     const double forcing = report.residual < 0.1 ? report.residual : 0.1;
     solve_curvature(task, at.probabilities, residual, forcing, step, inner);
     const double slope = dot(gradient.value, step.image, size);
-    if (!search(task, step, slope, at)) return report;
+    if (!search(task, step, slope, residual.value, at)) return report;
   }
 }
 
