@@ -421,7 +421,10 @@ CALLS: dict[str, Call] = {
         "norm_act_pool", msnn.NormActPool(3).forward, lambda: {"x": images()}
     ),
     "Linear.forward": Call(
-        "Linear", msnn.Linear(3, 2).forward, lambda: {"x": torch.randn(4, 3)}, {"x": ("its stack",)}
+        "Linear",
+        msnn.Linear(3, 2).forward,
+        lambda: {"input": torch.randn(4, 3)},
+        {"input": ("its stack",)},
     ),
     "Linear": Call(
         "Linear",
@@ -459,7 +462,9 @@ CALLS: dict[str, Call] = {
             **PLACE,
         },
     ),
-    "MaskedConv2d.forward": Call(CONV, msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"x": images()}),
+    "MaskedConv2d.forward": Call(
+        CONV, msnn.MaskedConv2d(3, 4, 3).forward, lambda: {"input": images()}
+    ),
     "FixedMask": Call(
         "FixedMask",
         msnn.FixedMask,

@@ -52,6 +52,15 @@ REMEMBERED = {
     "columns of the image that no window covers": masked_conv.Conv(
         samples=4, inputs=16, outputs=12, size=(9, 9), mask="binary", density=0.3, **STRIDED
     ),
+    "a kernel of one channel with the strides of channels last": masked_conv.Conv(
+        operation="hessian",
+        size=(5, 5),
+        kernel=(4, 4),
+        stride=(1, 2),
+        wanted=("x",),
+        layouts=("contiguous", "channels last", *["contiguous"] * 3),
+        dtype="float32",
+    ),
     "the same, forced": masked_conv.Conv(size=(3, 3), outputs=2, backend="direct", **STRIDED),
     "the gradient ends before a guard page": masked_conv.Conv(
         samples=4,

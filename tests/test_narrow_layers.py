@@ -133,6 +133,6 @@ def test_autocast_leaves_float64_and_mixes_it_with_nothing(groups):
     layer = MaskedConv2d(4, 6, 3, groups=groups)
     x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        with pytest.raises(TypeError, match="x to be of float32 like its weight, got float64"):
+        with pytest.raises(TypeError, match="to be of float32 like its weight, got float64"):
             layer(x)
         assert layer.double()(x).dtype == torch.float64

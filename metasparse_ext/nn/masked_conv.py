@@ -144,8 +144,7 @@ class MaskedConv2d(nn.Conv2d):
         cast = is_cast(x, self.weight)
         require_like(_OWNER, "input", x, "its weight", self.weight, dtype=not cast)
         weight, learned = self.weight, getattr(self.masker, "learned", True)
-        # Torch's counters hook what goes into a module, and no parameter under autograd.grad.
-        mask = self.masker(weight if learned else weight.detach())
+        mask = self._mask(learned)
         require_tensor(_OWNER, "the masker's result", mask)
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, learned)
@@ -157,6 +156,12 @@ class MaskedConv2d(nn.Conv2d):
         return masked_conv2d(
             x, weight, mask, bias, self.stride, padding, self.dilation, self.groups
         )
+
+    def _mask(self, learned: bool) -> Tensor:
+        # Torch's counters hook what goes into a module, which no parameter may under autograd.grad.
+        if type(self.masker) is FixedMask:
+            return self.masker.forward(self.weight)
+        return self.masker(self.weight if learned else self.weight.detach())
 
     def _extended(self, x: Tensor) -> Tensor:
         """The images with the border that the padding mode makes of them."""

@@ -131,9 +131,8 @@ def _by_library(
     side_by_side = x.transpose(0, 1).flatten(1, 2)
     flat_bias = None if bias is None else bias.flatten()
     with without_autocast(x):
-        y = F.conv2d(
-            side_by_side, weight.flatten(0, 1), flat_bias, stride, padding, dilation, tasks * groups
-        )
+        images, kernels = reference.planar(side_by_side), reference.planar(weight.flatten(0, 1))
+        y = F.conv2d(images, kernels, flat_bias, stride, padding, dilation, tasks * groups)
     return y.unflatten(1, (tasks, outs)).transpose(0, 1)
 
 
