@@ -90,7 +90,7 @@ def complaint(call: Call, argument: str, value: str) -> str | None:
     wrong = VALUES[value] if value in VALUES else CHANGES[value](right[argument])
     owners = call.owner if isinstance(call.owner, tuple) else (call.owner,)
     # Layers call their argument as torch does; networks hand theirs on to them.
-    names = "x|input" if argument == "x" else argument
+    names = "x|input" if argument in ("x", "input") else argument
     pattern = rf"({'|'.join(map(re.escape, owners))}): expected .*\b({names})\b.*, got \S"
     try:
         call.function(**{**right, argument: wrong})

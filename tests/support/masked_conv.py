@@ -32,6 +32,8 @@ ARGUMENTS = ("x", "weight", "mask", "bias")
 EXACT, BOUND = 2e-6, 1e-5
 FLOAT32_BOUND = dict.fromkeys(("automatic", "winograd3", "winograd4", "winograd5"), BOUND)
 FLOAT64_BOUND = 1e-12
+# By so much of itself a float32 sum rounds with each term, where all are alike the same way.
+HALF_ULP = 2.0**-24
 
 # Layouts in which elements share memory.
 SHARING = ("expanded", "constant", "overlapping")
@@ -85,9 +87,17 @@ class Conv(NamedTuple):
         bound = FLOAT64_BOUND
         if self.dtype == "float32":
             bound = FLOAT32_BOUND.get(self.backend, EXACT)
+            if set(self.layouts) & set(SHARING):
+                bound = max(bound, self._longest_sum() * HALF_ULP)
         return changed(before, operands.given) or first_difference(
             results, expected, scales, bound, getattr(torch, self.dtype)
         )
+
+    def _longest_sum(self) -> int:
+        """How many products are added up at most, in any result."""
+        height, width = self.output_size
+        taps = self.kernel[0] * self.kernel[1]
+        return max(max(self.inputs, self.outputs) * taps, self.samples * height * width)
 
     def _backend_serves(self) -> bool:
         if self.backend == "few_channels":  # it has no input gradient
