@@ -144,8 +144,8 @@ class MaskedConv2d(nn.Conv2d):
         cast = is_cast(x, self.weight)
         require_like(_OWNER, "input", x, "its weight", self.weight, dtype=not cast)
         weight, learned = self.weight, getattr(self.masker, "learned", True)
-        mask = self._mask(learned)
-        require_tensor(_OWNER, "the masker's result", mask)
+        mask: Tensor | None = self._mask(learned)
+        mask = require_tensor(_OWNER, "the masker's result", mask)
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, learned)
         bias = self.bias if self.bias_matters or weight.dim() == 4 else None

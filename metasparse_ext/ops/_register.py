@@ -3,7 +3,7 @@
 A mapped axis of vmap folds into the task axis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,10 +27,30 @@ def register_fake(name: str, fake: Callable[..., object]) -> None:
     torch.library.register_fake(f"metasparse::{name}", checked)
 
 
+def contiguous_like(tensor: Tensor) -> Tensor:
+    """An empty result of the same shape, dtype and device."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
 def register_autocast(name: str) -> None:
     """``metasparse::name`` computes in float32 inside of autocast, on the CPU and on CUDA."""
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(f"metasparse::{name}", device, torch.float32)
+
+
+def register(fakes: Mapping[str, Callable[..., object]], *, autocast: bool = True) -> None:
+    """Registers ops whose tensors lead with the task axis.
+
+    Args:
+        fakes: How each infers the shapes of its results, from the arguments of csrc/library.cpp.
+        autocast: Whether lower precisions of a surrounding region come in as float32, as torch's
+            own norms and losses have it: the kernels compute in float32 and float64 alone.
+    """
+    for name, fake in fakes.items():
+        register_fake(name, fake)
+        register_vmap(name, getattr(torch.ops.metasparse, name))
+        if autocast:
+            register_autocast(name)
 
 
 def fold(tensor: Tensor | None, in_dim: int | None, batch: int) -> Tensor | None:

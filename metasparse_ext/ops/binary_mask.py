@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metasparse_ext import _library, reference
 from metasparse_ext._arguments import require_floating, require_number
-from metasparse_ext.ops._register import register_fake
+from metasparse_ext.ops._register import contiguous_like, register_fake
 
 
 def binary_mask(scores: Tensor, threshold: float = 0.0) -> Tensor:
@@ -38,10 +38,6 @@ def binary_mask(scores: Tensor, threshold: float = 0.0) -> Tensor:
     return run(scores, threshold)
 
 
-def _fake(scores: Tensor, threshold: float) -> Tensor:
-    return torch.empty_like(scores, memory_format=torch.contiguous_format)
-
-
 def _vmap(
     info: object, in_dims: Sequence[int | None], scores: Tensor, threshold: float
 ) -> tuple[Tensor, int | None]:
@@ -49,5 +45,5 @@ def _vmap(
 
 
 if _library.problem is None:
-    register_fake("binary_mask", _fake)
+    register_fake("binary_mask", lambda scores, threshold: contiguous_like(scores))
     torch.library.register_vmap("metasparse::binary_mask", _vmap)

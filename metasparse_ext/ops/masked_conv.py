@@ -19,7 +19,7 @@ from metasparse_ext._arguments import (
     require_tensor,
 )
 from metasparse_ext.ops._operands import is_cast, is_widened, without_autocast
-from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
+from metasparse_ext.ops._register import register
 from metasparse_ext.ops._tasks import with_tasks
 
 _OP = "masked_conv2d"
@@ -234,7 +234,7 @@ def _gradients(x: Tensor, weight: Tensor, rest: Sequence[Any]) -> tuple[Tensor, 
     return x_grad, x.new_empty(weight.shape), x.new_empty(tasks, outs if of_bias else 0)
 
 
-# The results' shapes, from the arguments of csrc/library.cpp.
+# The shapes of results.
 _FAKES: dict[str, Callable[..., object]] = {
     "masked_conv": lambda x, weight, _mask, _bias, *window: _outputs(x, weight, *window),
     "masked_conv_input_grad": lambda grad, weight, _mask, size, *_: _inputs(grad, weight, size),
@@ -252,14 +252,5 @@ _FAKES: dict[str, Callable[..., object]] = {
 }
 
 
-def _register() -> None:
-    for name, fake in _FAKES.items():
-        register_fake(name, fake)
-        register_vmap(name, getattr(torch.ops.metasparse, name))
-        # The kernels compute in float32 and float64: lower precisions of a surrounding autocast
-        # region come in as float32.
-        register_autocast(name)
-
-
 if _library.problem is None:
-    _register()
+    register(_FAKES)

@@ -17,7 +17,7 @@ from metasparse_ext._arguments import (
     require_tensor,
 )
 from metasparse_ext.ops._operands import autocast_is_on, is_widened
-from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
+from metasparse_ext.ops._register import register
 from metasparse_ext.ops._tasks import with_tasks
 
 _OP = "norm_act_pool"
@@ -154,7 +154,7 @@ def _gate(x: Tensor, relu: bool, pool: bool) -> Tensor:
     return x.new_empty((x.shape[0], 0), dtype=torch.uint8)
 
 
-# The results' shapes, from the arguments of csrc/library.cpp.
+# The shapes of results.
 _FAKES: dict[str, Callable[..., object]] = {
     "norm_act_pool": lambda x, _weight, _bias, _eps, relu, pool, _: (
         _new_output(x, pool),
@@ -176,12 +176,5 @@ _FAKES: dict[str, Callable[..., object]] = {
 }
 
 
-def _register() -> None:
-    for name, fake in _FAKES.items():
-        register_fake(name, fake)
-        register_vmap(name, getattr(torch.ops.metasparse, name))
-        register_autocast(name)  # like masked_conv, and like PyTorch's other norms
-
-
 if _library.problem is None:
-    _register()
+    register(_FAKES)

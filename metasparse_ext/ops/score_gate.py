@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metasparse_ext import _library, reference
 from metasparse_ext._arguments import refuse, require_floating
-from metasparse_ext.ops._register import VmapInfo, register_fake
+from metasparse_ext.ops._register import VmapInfo, contiguous_like, register_fake
 
 
 def score_gate(scores: Tensor) -> Tensor:
@@ -44,10 +44,6 @@ def add_budget_gradient(
     ops.add_budget_gradient(gradient, scores, offset, share, l1)
 
 
-def _like(scores: Tensor) -> Tensor:
-    return torch.empty_like(scores, memory_format=torch.contiguous_format)
-
-
 def _vmap_gate(info: VmapInfo, in_dims: tuple[int], scores: Tensor) -> tuple[Tensor, int]:
     return torch.ops.metasparse.score_gate(scores.movedim(in_dims[0], 0)), 0
 
@@ -72,8 +68,8 @@ def _vmap_grad(
 
 
 if _library.problem is None:
-    register_fake("score_gate", _like)
-    register_fake("score_gate_grad", lambda grad, factor, scores, order: _like(scores))
+    register_fake("score_gate", contiguous_like)
+    register_fake("score_gate_grad", lambda grad, factor, scores, order: contiguous_like(scores))
     register_fake("add_budget_gradient", lambda *_: None)
     torch.library.register_vmap("metasparse::score_gate", _vmap_gate)
     torch.library.register_vmap("metasparse::score_gate_grad", _vmap_grad)

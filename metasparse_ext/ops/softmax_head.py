@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library
-from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
+from metasparse_ext.ops._register import register
 from metasparse_ext.reference import softmax_head as reference
 
 
@@ -26,7 +26,7 @@ def _solution(labels: Tensor, center: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     return torch.empty_like(center), per_task, residual, torch.empty_like(per_task)
 
 
-# The results' shapes, from the arguments of csrc/library.cpp.
+# The shapes of results.
 _FAKES: dict[str, Callable[..., object]] = {
     "softmax_head": lambda features, labels, center, *_: _solution(labels, center),
     "softmax_head_grad": lambda grad, weight, *operands: tuple(
@@ -35,12 +35,5 @@ _FAKES: dict[str, Callable[..., object]] = {
 }
 
 
-def _register() -> None:
-    for name, fake in _FAKES.items():
-        register_fake(name, fake)
-        register_vmap(name, getattr(torch.ops.metasparse, name))
-        register_autocast(name)
-
-
 if _library.problem is None:
-    _register()
+    register(_FAKES)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._register import register_autocast, register_fake, register_vmap
+from metasparse_ext.ops._register import register
 
 
 def task_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def task_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return ops.task_cross_entropy(logits, labels)
 
 
-# The results' shapes, from the arguments of csrc/library.cpp.
+# The shapes of results.
 _FAKES: dict[str, Callable[..., object]] = {
     "task_cross_entropy": lambda logits, labels: logits.new_empty(logits.shape[0]),
     "task_cross_entropy_backward": lambda grad, logits, labels: logits.new_empty(logits.shape),
@@ -30,13 +30,5 @@ _FAKES: dict[str, Callable[..., object]] = {
 }
 
 
-def _register() -> None:
-    for name, fake in _FAKES.items():
-        register_fake(name, fake)
-        register_vmap(name, getattr(torch.ops.metasparse, name))
-        # As torch's own: a loss is of float32 inside of autocast.
-        register_autocast(name)
-
-
 if _library.problem is None:
-    _register()
+    register(_FAKES)

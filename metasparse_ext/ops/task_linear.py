@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metasparse_ext import _library, reference
-from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._register import register
 
 
 def task_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -19,7 +19,7 @@ def _outputs(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(*x.shape[:2], weight.shape[1])
 
 
-# The results' shapes, from the arguments of csrc/library.cpp.
+# The shapes of results.
 _FAKES: dict[str, Callable[..., object]] = {
     "task_linear": _outputs,
     "task_linear_pair": _outputs,
@@ -31,6 +31,4 @@ _FAKES: dict[str, Callable[..., object]] = {
 }
 
 if _library.problem is None:
-    for _name, _fake in _FAKES.items():
-        register_fake(_name, _fake)
-        register_vmap(_name, getattr(torch.ops.metasparse, _name))
+    register(_FAKES, autocast=False)

@@ -16,7 +16,7 @@ from metasparse_ext._arguments import (
     typed,
 )
 from metasparse_ext.ops._operands import is_readable
-from metasparse_ext.ops._register import register_fake, register_vmap
+from metasparse_ext.ops._register import contiguous_like, register
 
 _OP = "topk_mask"
 _GRANULARITIES = ("weight", "kernel", "channel")
@@ -229,10 +229,5 @@ def _counts(density: float | Tensor, rows: Tensor) -> Tensor:
     return exact.round().to(torch.int64).flatten().expand(count)
 
 
-def _fake(scores: Tensor, k: Tensor) -> Tensor:
-    return torch.empty_like(scores, memory_format=torch.contiguous_format)
-
-
 if _library.problem is None:
-    register_fake("topk_mask", _fake)
-    register_vmap("topk_mask", torch.ops.metasparse.topk_mask)
+    register({"topk_mask": lambda scores, k: contiguous_like(scores)}, autocast=False)
