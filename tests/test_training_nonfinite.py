@@ -242,3 +242,35 @@ def test_a_checkpoint_whose_validation_is_not_finite_cannot_become_the_best(
     assert [r["loss"] for r in metrics.read(run.metrics_path) if r["kind"] == "validation"] == [
         None
     ]
+
+
+@pytest.mark.parametrize("policy", ["skip", "halve"])
+def test_a_run_that_goes_on_leaves_a_validation_out_that_cannot_be_computed(
+    tmp_path, tiny_root, monkeypatch, caplog, policy
+):
+    from metasparse_ext.training import loop
+
+    original, seen = loop.evaluate, []
+
+    def failing_once(*arguments, **options):
+        seen.append(None)
+        if len(seen) == 1:
+            raise FloatingPointError("a density is not finite")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", failing_once)
+    run = Run(tmp_path)
+    config = tiny_config(tiny_root, iterations=6, on_nonfinite=policy)
+    assert Trainer(config, run).fit().best["iteration"] == 6
+    assert "in validation: a density is not finite; it is left out" in caplog.text
+
+
+def test_a_validation_that_cannot_be_computed_ends_any_other_run(tmp_path, tiny_root, monkeypatch):
+    from metasparse_ext.training import loop
+
+    def failing(*arguments, **options):
+        raise FloatingPointError("a density is not finite")
+
+    monkeypatch.setattr(loop, "evaluate", failing)
+    with pytest.raises(TrainingError, match="in validation: a density is not finite"):
+        Trainer(tiny_config(tiny_root, iterations=3), Run(tmp_path)).fit()

@@ -275,7 +275,11 @@ class Trainer(Session):
                     distributions=self.distributions,
                 )
         except FloatingPointError as error:
-            raise TrainingError(f"in validation: {error}; {self._advice()}") from error
+            if config.on_nonfinite == "stop":
+                raise TrainingError(f"in validation: {error}; {self._advice()}") from error
+            left_out = "it is left out, and this checkpoint cannot become the best"
+            logger.warning("iteration %d: in validation: %s; %s", self.iteration, error, left_out)
+            return
         record = {
             "iteration": self.iteration,
             "kind": "validation",
