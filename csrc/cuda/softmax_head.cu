@@ -246,8 +246,9 @@ struct Report {
   int64_t status;
 };
 
-// Moves along the step until the objective falls and is nearly level there; false when rounding
-// hides any fall. See csrc/cpu/kernels/softmax_head.cpp.
+// A line search: moves along the step to where the objective has fallen and its slope is small.
+// Returns false, with the dual as it was, where rounding hides any fall; `kept` is scratch. See
+// csrc/cpu/kernels/softmax_head.cpp.
 __device__ bool search(Problem& problem, Pair step, double slope, double* kept, Iterate& at) {
   constexpr int kMaxTrials = 40;
   constexpr double kArmijo = 1e-4, kLevel = 0.1;

@@ -158,7 +158,8 @@ class MaskedConv2d(nn.Conv2d):
         )
 
     def _mask(self, learned: bool) -> Tensor:
-        # Torch's counters hook what goes into a module, which no parameter may under autograd.grad.
+        # FlopCounterMode's module hooks fail on parameters that autograd.grad differentiates: a
+        # maker of masks gets none where the mask does not depend on it.
         if type(self.masker) is FixedMask:
             return self.masker.forward(self.weight)
         return self.masker(self.weight if learned else self.weight.detach())

@@ -53,6 +53,13 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 REFUSALS = (TypeError, ValueError, NotImplementedError, FloatingPointError)
 
 
+# What an owner calls an argument that is handed on to it: (owner, argument) -> name.
+HANDED_ON = {
+    **{(layer, "x"): "input" for layer in ("MaskedConv2d", "Linear")},
+    **{(op, "input"): "x" for op in ("masked_conv2d", "masked_conv")},
+}
+
+
 class Call(NamedTuple):
     """A call that is right, of which one argument at a time is replaced.
 
@@ -89,9 +96,9 @@ def complaint(call: Call, argument: str, value: str) -> str | None:
     right = call.arguments()
     wrong = VALUES[value] if value in VALUES else CHANGES[value](right[argument])
     owners = call.owner if isinstance(call.owner, tuple) else (call.owner,)
-    # Layers call their argument as torch does; networks hand theirs on to them.
-    names = "x|input" if argument in ("x", "input") else argument
-    pattern = rf"({'|'.join(map(re.escape, owners))}): expected .*\b({names})\b.*, got \S"
+    said = {owner: HANDED_ON.get((owner, argument), argument) for owner in owners}
+    patterns = (rf"{re.escape(o)}: expected .*\b{name}\b.*, got \S" for o, name in said.items())
+    pattern = "|".join(patterns)
     try:
         call.function(**{**right, argument: wrong})
     except REFUSALS as error:

@@ -230,10 +230,10 @@ double slope_along(const HeadTask& task, const Iterate& at, const double* image)
   return slope;
 }
 
-// Moves along the step until the objective falls and is nearly level there; where rounding hides
-// any fall, it is false and leaves the dual alone, with the help of a vector that nobody needs. A
-// fall is not enough: where the scores of two classes cross, a step that ends beyond sees no
-// curvature, and Newton's iteration crosses there again and again.
+// A line search: moves along the step to where the objective has fallen and its slope is small.
+// Returns false, with the dual as it was, where rounding hides any fall; `kept` is scratch. A fall
+// alone (Armijo) is not enough: where the scores of two classes cross, a step that ends beyond sees
+// no curvature, and Newton's iteration crosses there again and again.
 bool search(const HeadTask& task, Pair step, double slope, double* kept, Iterate& at) {
   const int64_t size = task.stride * task.classes;
   copy(at.dual, kept, size);
