@@ -95,7 +95,8 @@ def say(console: Console, text: str) -> None:
 def known(what: str, name: str, names: Iterable[str]) -> str:
     """The name, if it is one of ``names``; else an error that suggests the nearest."""
     names = list(names)
-    checked(lambda: require_type(what, "name", name, str, "text"))  # a file of settings has any
+    # A settings file may hold any type.
+    checked(lambda: require_type(what, "name", name, str, "text"))
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, 1)

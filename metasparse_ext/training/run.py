@@ -36,7 +36,7 @@ _READERS = {
 }
 
 
-# What a run goes on from; and what else it cannot do without.
+# Checkpoints to resume from, and what shows that a run has done iterations.
 _LAST = ("last.safetensors", "last.previous.safetensors")
 _LEARNED = ("metrics.jsonl", "best*.safetensors")
 
