@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -140,6 +141,7 @@ def _try(learner: MetaLearner, batch: TaskBatch) -> None:
 
 def _peak(work: Callable[[], None], device: torch.device) -> int:
     """The most bytes in use meanwhile: of torch's tensors on a GPU, else of the process."""
+    gc.collect()  # or what others left would count for the first work and be gone in the second
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
