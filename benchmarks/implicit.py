@@ -113,16 +113,7 @@ def usual_meta_gradient(
         return 2 * v + torch.cat([h.flatten() for h in hv]) / (LAM + 10)
 
     b = gradient(query, create_graph=False)
-    x = torch.zeros_like(b)
-    r = b - product(x)
-    p, rr = r.clone(), r @ r
-    for _ in range(CG_STEPS):
-        q = product(p)
-        alpha = rr / (p @ q)
-        x, r = x + alpha * p, r - alpha * q
-        new = r @ r
-        p, rr = r + new / rr * p, new
-    return x
+    return peers.conjugate_gradients(product, b, CG_STEPS)
 
 
 # ---- the exact head ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.peers import conjugate_gradients
 from metasparse_ext.algorithms import MetaDOCK
 from metasparse_ext.data import TaskBatch
 
@@ -100,14 +101,6 @@ def _solve(
         return (1 + _DAMPING) * v + torch.cat([h.flatten() for h in hv]) / (lam + _OFFSET)
 
     right = torch.cat([b[name].flatten() for name in names])
-    x = torch.zeros_like(right)
-    r = right - product(x)
-    p, rr = r.clone(), r @ r
-    for _ in range(steps):
-        q = product(p)
-        alpha = rr / (p @ q)
-        x, r = x + alpha * p, r - alpha * q
-        new = r @ r
-        p, rr = r + new / rr * p, new
+    x = conjugate_gradients(product, right, steps)
     parts = x.split([phi[name].numel() for name in names])
     return {n: part.view_as(phi[n]) for n, part in zip(names, parts, strict=True)}

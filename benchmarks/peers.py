@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +42,20 @@ def learn2learn() -> ModuleType:
     import learn2learn
 
     return learn2learn
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, steps: int) -> Tensor:
+    """So many steps on A x = right from zero, without a guard, as the official codes take them."""
+    x = torch.zeros_like(right)
+    r = right - product(x)
+    p, rr = r, r @ r
+    for _ in range(steps):
+        q = product(p)
+        alpha = rr / (p @ q)
+        x, r = x + alpha * p, r - alpha * q
+        new = r @ r
+        p, rr = r + new / rr * p, new
+    return x
 
 
 class MaskedStockConv2d(nn.Conv2d):

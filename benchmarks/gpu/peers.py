@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
+from benchmarks.peers import conjugate_gradients
 from metasparse_ext.data import TaskBatch
 
 Parameters = dict[str, Tensor]
@@ -99,7 +100,7 @@ class Implicit:
                 return self._matrix(v, torch.cat([c.flatten() for c in curved]))
 
             right = torch.cat([g.flatten() for g in slope(phi, queries, answers)])
-            solution = self._solve(product, right)
+            solution = conjugate_gradients(product, right, self.cg_steps)
             parts = solution.split([p.numel() for p in phi])
             for sum_, part in zip(total, parts, strict=True):
                 sum_ += part.view_as(sum_) / len(batch.support.images)
@@ -131,24 +132,12 @@ class Implicit:
             def product(v):
                 return self._matrix(v, flat(transposed(named(v))[0]))
 
-            return named(self._solve(product, flat(right)))
+            return named(conjugate_gradients(product, flat(right), self.cg_steps))
 
         return over_tasks(one_task, theta, batch)
 
     def _matrix(self, v: Tensor, curved: Tensor) -> Tensor:
         return 2 * v + curved / (self.lam + 10)
-
-    def _solve(self, product: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
-        x = torch.zeros_like(right)
-        r = right - product(x)
-        p, rr = r, r @ r
-        for _ in range(self.cg_steps):
-            q = product(p)
-            alpha = rr / (p @ q)
-            x, r = x + alpha * p, r - alpha * q
-            new = r @ r
-            p, rr = r + new / rr * p, new
-        return x
 
 
 def vmap_head(net: nn.Sequential, batch: TaskBatch, rate: float, steps: int) -> list[Tensor]:

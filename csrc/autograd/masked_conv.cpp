@@ -14,7 +14,6 @@
 #include "masked_conv.h"
 
 #include <algorithm>
-#include <mutex>
 #include <tuple>
 #include <utility>
 
@@ -49,11 +48,10 @@ Slot slot_of(const Term& term, int argument) {
 
 }  // namespace
 
-variable_list MaskedConvNode::apply(variable_list&& grads) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+variable_list MaskedConvNode::gradients(const variable_list& grads) {
   variable_list out(definition.arguments);
   std::vector<Tensor> arguments;
-  for (auto& variable : saved) arguments.push_back(variable.unpack());
+  for (size_t k = 0; k < saved.size(); ++k) arguments.push_back(value(k));
   if (is_forward()) {
     if (grads[0].defined()) backward_of_forward(arguments, grads[0], out);
     return out;
@@ -67,11 +65,6 @@ variable_list MaskedConvNode::apply(variable_list&& grads) {
     }
   }
   return out;
-}
-
-void MaskedConvNode::release_variables() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  for (auto& variable : saved) variable.reset_data();
 }
 
 bool MaskedConvNode::wanted(int argument) {
@@ -160,18 +153,13 @@ std::vector<Tensor> outputs_of(BackwardResult value) {
 // where no gradient is asked for.
 PointerTo<MaskedConvNode> recorded(const Definition& definition,
                                    const std::vector<Tensor>& arguments, const Geometry& geo) {
-  const auto needs_grad = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
-  if (!at::GradMode::is_enabled() || std::none_of(arguments.begin(), arguments.end(), needs_grad)) {
-    return {};
-  }
-  auto node = make_node<MaskedConvNode>();
-  node->set_next_edges(torch::autograd::collect_next_edges(arguments));
+  auto node = node_of<MaskedConvNode>(at::TensorList(arguments));
+  if (!node) return node;
   node->definition = definition;
   node->geo = geo;
-  for (size_t k = 0; k < arguments.size(); ++k) {
-    const bool read = static_cast<int>(k) != definition.bias;
-    node->saved.emplace_back(read ? arguments[k] : Tensor(), /*is_output=*/false);
-  }
+  auto read = arguments;
+  if (definition.bias != kAbsent) read[definition.bias] = Tensor();
+  node->save(read);
   return node;
 }
 
@@ -180,10 +168,7 @@ std::vector<Tensor> with_autograd(const Definition& definition,
                                   const std::vector<Tensor>& arguments, const Geometry& geo,
                                   Redispatch&& redispatch) {
   const auto node = recorded(definition, arguments, geo);
-  auto outputs = outputs_of([&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return redispatch();
-  }());
+  auto outputs = outputs_of(run_below_autograd(redispatch));
   if (node) torch::autograd::set_history(outputs, node);
   for (size_t k = 0; k < outputs.size(); ++k) {
     set_tangent(outputs[k], tangent(definition, static_cast<int>(k), arguments, outputs[k], geo));

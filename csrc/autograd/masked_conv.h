@@ -141,13 +141,12 @@ Slots slots_of(const Term& term, const std::vector<Tensor>& arguments);
 
 // ---- reverse mode: one Node for all ops ---------------------------------------------------------
 
-struct MaskedConvNode : torch::autograd::Node {
+// Saves the op's arguments, in order; not its bias.
+struct MaskedConvNode : SavingNode {
   Definition definition;
-  std::vector<torch::autograd::SavedVariable> saved;  // the op's arguments, in order; not its bias
   Geometry geo;
 
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-  void release_variables() override;
+  torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads) override;
   std::string name() const override { return definition.node_name; }
 
  private:

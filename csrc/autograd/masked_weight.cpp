@@ -9,7 +9,6 @@
 //     masked_weight_backward    (g m, sum g w)
 //
 // Forward mode goes through the same in ATen's operators.
-#include <mutex>
 
 #include "../dense/masked_weight.h"
 #include "masked_weight.h"
@@ -19,8 +18,6 @@ namespace metasparse {
 namespace {
 
 using at::Tensor;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 const auto& backward_op() {
@@ -37,34 +34,26 @@ const auto& pair_op() {
   return op;
 }
 
-struct MaskedWeightPairBackward : Node {
-  std::vector<SavedVariable> saved;  // weight1, mask1, weight2, mask2
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+// Saves weight1, mask1, weight2, mask2.
+struct MaskedWeightPairBackward : SavingNode {
+  variable_list gradients(const variable_list& grads) override {
     variable_list out(4);
     if (!grads[0].defined()) return out;
     for (size_t first = 0; first < 4; first += 2) {
       if (!task_should_compute_output(first) && !task_should_compute_output(first + 1)) continue;
       std::tie(out[first], out[first + 1]) =
-          backward_op().call(grads[0], saved[first].unpack(), saved[first + 1].unpack());
+          backward_op().call(grads[0], value(first), value(first + 1));
     }
     return out;
-  }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& variable : saved) variable.reset_data();
   }
   std::string name() const override { return "MaskedWeightPairBackward"; }
 };
 
-struct MaskedWeightBackwardBackward : Node {
-  std::vector<SavedVariable> saved;  // grad, weight, mask
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+// Saves grad, weight, mask.
+struct MaskedWeightBackwardBackward : SavingNode {
+  variable_list gradients(const variable_list& grads) override {
     const Tensor &a = grads[0], &b = grads[1];
-    const Tensor g = saved[0].unpack(), w = saved[1].unpack(), m = saved[2].unpack();
+    const Tensor g = value(0), w = value(1), m = value(2);
     variable_list out(3);
     if (task_should_compute_output(0)) {
       if (a.defined() && b.defined()) {
@@ -86,10 +75,6 @@ struct MaskedWeightBackwardBackward : Node {
     }
     return out;
   }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& variable : saved) variable.reset_data();
-  }
   std::string name() const override { return "MaskedWeightBackwardBackward"; }
 };
 
@@ -99,12 +84,10 @@ Tensor masked_weight_pair(c10::DispatchKeySet keys, const Tensor& weight1, const
     return dense::masked_weight_pair(weight1, mask1, weight2, mask2);
   }
   const auto node = node_of<MaskedWeightPairBackward>(weight1, mask1, weight2, mask2);
-  auto out = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return pair_op().redispatch(below_autograd(keys), weight1, mask1, weight2, mask2);
-  }();
+  auto out = run_below_autograd(
+      [&] { return pair_op().redispatch(below_autograd(keys), weight1, mask1, weight2, mask2); });
   if (node) {
-    for (const auto& t : {weight1, mask1, weight2, mask2}) node->saved.emplace_back(t, false);
+    node->save({weight1, mask1, weight2, mask2});
     torch::autograd::set_history(out, node);
   }
   return out;
@@ -115,12 +98,10 @@ std::tuple<Tensor, Tensor> masked_weight_backward_autograd(c10::DispatchKeySet k
                                                            const Tensor& mask) {
   if (any_tangent({grad, weight, mask})) return dense::masked_weight_backward(grad, weight, mask);
   const auto node = node_of<MaskedWeightBackwardBackward>(grad, weight, mask);
-  auto [weight_grad, mask_grad] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return backward_op().redispatch(below_autograd(keys), grad, weight, mask);
-  }();
+  auto [weight_grad, mask_grad] = run_below_autograd(
+      [&] { return backward_op().redispatch(below_autograd(keys), grad, weight, mask); });
   if (node) {
-    for (const auto& t : {grad, weight, mask}) node->saved.emplace_back(t, false);
+    node->save({grad, weight, mask});
     torch::autograd::set_history({weight_grad, mask_grad}, node);
   }
   return {weight_grad, mask_grad};

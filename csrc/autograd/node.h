@@ -13,7 +13,10 @@
 #include <algorithm>
 #include <initializer_list>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "../find_op.h"
 
@@ -56,6 +59,36 @@ PointerTo<N> node_of(const Variables&... variables) {
   auto node = make_node<N>();
   node->set_next_edges(torch::autograd::collect_next_edges(variables...));
   return node;
+}
+
+// A Node whose gradients are a formula in variables that it saves.
+struct SavingNode : torch::autograd::Node {
+  std::vector<torch::autograd::SavedVariable> saved;
+
+  void save(at::TensorList variables) {
+    saved.reserve(saved.size() + variables.size());
+    for (const auto& variable : variables) saved.emplace_back(variable, /*is_output=*/false);
+  }
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) final {
+    const std::lock_guard<std::mutex> lock(mutex_);  // several backward passes may meet here
+    return gradients(grads);
+  }
+  void release_variables() final {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& variable : saved) variable.reset_data();
+  }
+
+ protected:
+  virtual torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads) = 0;
+
+  at::Tensor value(size_t k) const { return saved[k].unpack(); }
+};
+
+// What an op redispatches to, computed below autograd.
+template <class Redispatch>
+auto run_below_autograd(Redispatch&& redispatch) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  return std::forward<Redispatch>(redispatch)();
 }
 
 inline c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {

@@ -27,68 +27,43 @@
 // g>, the third derivatives, which are composed of differentiable operators in csrc/dense.
 #include "norm_act_pool.h"
 
-#include <mutex>
-
 namespace metasparse::norm_autograd {
 
-using torch::autograd::variable_list;
-
-variable_list NormActPoolBackward::apply(variable_list&& grads) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+variable_list NormActPoolBackward::gradients(const variable_list& grads) {
   if (!grads[0].defined()) return variable_list(3);
-  const auto v = point.unpack().backward(grads[0]);
+  const auto v = point().backward(grads[0]);
   return {v.x, v.weight, v.bias};
 }
 
-void NormActPoolBackward::release_variables() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  point.reset();
-}
-
-variable_list NormActPoolTangentBackward::apply(variable_list&& grads) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+variable_list NormActPoolTangentBackward::gradients(const variable_list& grads) {
   variable_list out(5);
   if (!grads[0].defined()) return out;
-  const Point p = point.unpack();
+  const Point p = point();
   if (task_should_compute_output(0) || task_should_compute_output(1) ||
       task_should_compute_output(2)) {
     const auto v = p.backward(grads[0]);
     out[0] = v.x, out[1] = v.weight, out[2] = v.bias;
   }
   if (task_should_compute_output(3) || task_should_compute_output(4)) {
-    const auto h = p.hessian(direction.unpack(), grads[0]);
+    const auto h = p.hessian(direction(), grads[0]);
     out[3] = h.x, out[4] = h.weight;
   }
   return out;
 }
 
-void NormActPoolTangentBackward::release_variables() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  point.reset();
-  direction.reset();
-}
-
-variable_list NormActPoolBackwardBackward::apply(variable_list&& grads) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+variable_list NormActPoolBackwardBackward::gradients(const variable_list& grads) {
   const NormDirection v{grads[0], grads[1], grads[2]};
   if (!any_defined(v)) return variable_list(3);
-  const auto [y_dot, h] = point.unpack().double_backward(v, grad.unpack());
+  const auto [y_dot, h] = point().double_backward(v, last());
   return {y_dot, h.x, h.weight};
 }
 
-void NormActPoolBackwardBackward::release_variables() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  point.reset();
-  grad.reset_data();
-}
-
-variable_list NormActPoolDoubleBackwardBackward::apply(variable_list&& grads) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+variable_list NormActPoolDoubleBackwardBackward::gradients(const variable_list& grads) {
   const Tensor& a = grads[0];
   const NormDirection c{grads[1], grads[2], Tensor()};
-  const Point p = point.unpack();
-  const auto v = direction.unpack();
-  const auto g = grad.unpack();
+  const Point p = point();
+  const auto v = direction();
+  const auto g = last();
   NormDirection in_v, in_point;
   Tensor in_grad;
   if (a.defined()) {
@@ -103,18 +78,9 @@ variable_list NormActPoolDoubleBackwardBackward::apply(variable_list&& grads) {
   return {in_v.x, in_v.weight, in_v.bias, in_grad, in_point.x, in_point.weight};
 }
 
-void NormActPoolDoubleBackwardBackward::release_variables() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  point.reset();
-  direction.reset();
-  grad.reset_data();
-}
-
 // ---- the ops with a gradient --------------------------------------------------------------------
 
 namespace {
-
-using torch::autograd::SavedVariable;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_pool(c10::DispatchKeySet keys, const Tensor& x,
                                                          const OptionalTensor& weight_,
@@ -122,14 +88,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_pool(c10::DispatchKeySet key
                                                          bool relu, bool pool, bool norm_first) {
   const Tensor weight = or_undefined(weight_), bias = or_undefined(bias_);
   const auto node = node_of<NormActPoolBackward>(x, weight, bias);
-  auto [y, mean, rstd, gate] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
+  auto [y, mean, rstd, gate] = run_below_autograd([&] {
     return forward_op().redispatch(below_autograd(keys), x, weight_, bias_, eps, relu, pool,
                                    norm_first);
-  }();
+  });
   const Point point{x, weight, mean, rstd, gate, eps, pool, norm_first};
   if (node) {
-    node->point.save(point);
+    node->save_point(point);
     torch::autograd::set_history(y, node);
   }
   set_tangent(y, tangent_of_block(point, bias));
@@ -145,14 +110,13 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_backward(c10::DispatchKeySet ke
   const Tensor weight = or_undefined(weight_);
   const Point point{x, weight, mean, rstd, gate, eps, pool, norm_first};
   const auto node = node_of<NormActPoolBackwardBackward>(grad, x, weight);
-  auto [gx, gw, gb] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
+  auto [gx, gw, gb] = run_below_autograd([&] {
     return backward_op().redispatch(below_autograd(keys), grad, x, weight_, mean, rstd, gate, eps,
                                     pool, norm_first);
-  }();
+  });
   if (node) {
-    node->point.save(point);
-    node->grad = SavedVariable(grad, false);
+    node->save_point(point);
+    node->save({grad});
     torch::autograd::set_history({gx, gw, gb}, node);
   }
   const auto dot = tangent_of_backward(point, grad);
@@ -171,14 +135,13 @@ Tensor norm_act_pool_tangent(c10::DispatchKeySet keys, const Tensor& x_dot,
   const Point point{x, weight, mean, rstd, gate, eps, pool, norm_first};
   const NormDirection v{x_dot, or_undefined(weight_dot), or_undefined(bias_dot)};
   const auto node = node_of<NormActPoolTangentBackward>(v.x, v.weight, v.bias, x, weight);
-  auto out = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
+  auto out = run_below_autograd([&] {
     return tangent_op().redispatch(below_autograd(keys), x_dot, weight_dot, bias_dot, x, weight_,
                                    mean, rstd, gate, eps, pool, norm_first);
-  }();
+  });
   if (node) {
-    node->point.save(point);
-    node->direction.save(v);
+    node->save_point(point);
+    node->save({v.x, v.weight, v.bias});
     torch::autograd::set_history(out, node);
   }
   set_tangent(out, tangent_of_tangent(point, v));
@@ -195,15 +158,14 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_double_backward(
   const NormDirection v{x_dot, or_undefined(weight_dot), or_undefined(bias_dot)};
   const auto node =
       node_of<NormActPoolDoubleBackwardBackward>(v.x, v.weight, v.bias, grad, x, weight);
-  auto [y_dot, gx, gw] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
+  auto [y_dot, gx, gw] = run_below_autograd([&] {
     return double_backward_op().redispatch(below_autograd(keys), x_dot, weight_dot, bias_dot, grad,
                                            x, weight_, mean, rstd, gate, eps, pool, norm_first);
-  }();
+  });
   if (node) {
-    node->point.save(point);
-    node->direction.save(v);
-    node->grad = SavedVariable(grad, false);
+    node->save_point(point);
+    node->save({v.x, v.weight, v.bias});
+    node->save({grad});
     torch::autograd::set_history({y_dot, gx, gw}, node);
   }
   const auto [y_dot_dot, dot] = tangent_of_double_backward(point, v, grad);

@@ -15,6 +15,7 @@ namespace metasparse::norm_autograd {
 
 using at::Tensor;
 using dense::NormDirection;
+using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
 // ---- the ops, called through the dispatcher -----------------------------------------------------
@@ -88,68 +89,44 @@ bool any_defined(const NormDirection& v);
 NormDirection tangents_of(const NormDirection& v);
 NormDirection primals_of(const NormDirection& v);
 
-// What Nodes keep of a point and of a direction.
-class SavedPoint {
- public:
-  void save(const Point& p);
-  Point unpack() const;
-  void reset();
-
- private:
-  torch::autograd::SavedVariable x, weight, mean, rstd, gate;
-  double eps;
-  bool pool, norm_first;
-};
-
-class SavedDirection {
- public:
-  void save(const NormDirection& v);
-  NormDirection unpack() const;
-  void reset();
-
- private:
-  torch::autograd::SavedVariable x, weight, bias;
-};
-
 // ---- reverse mode: a Node for the block and for each of its derivatives -------------------------
 
-// Of (x, weight, bias) -> y.
-struct NormActPoolBackward : torch::autograd::Node {
-  SavedPoint point;
+// Saves a point, and what of direction and gradient follows it.
+struct NormActPoolNode : SavingNode {
+  void save_point(const Point& p);
 
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-  void release_variables() override;
+ protected:
+  Point point() const;
+  NormDirection direction() const;  // which was saved after the point
+  Tensor last() const { return value(saved.size() - 1); }
+
+ private:
+  double eps_;
+  bool pool_, norm_first_;
+};
+
+// Of (x, weight, bias) -> y.
+struct NormActPoolBackward : NormActPoolNode {
+  variable_list gradients(const variable_list& grads) override;
   std::string name() const override { return "NormActPoolBackward"; }
 };
 
-// Of (x_dot, weight_dot, bias_dot, x, weight) -> f'[v].
-struct NormActPoolTangentBackward : torch::autograd::Node {
-  SavedPoint point;
-  SavedDirection direction;
-
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-  void release_variables() override;
+// Of (x_dot, weight_dot, bias_dot, x, weight) -> f'[v]. Saves point and direction.
+struct NormActPoolTangentBackward : NormActPoolNode {
+  variable_list gradients(const variable_list& grads) override;
   std::string name() const override { return "NormActPoolTangentBackward"; }
 };
 
-// Of (grad, x, weight) -> B(grad).
-struct NormActPoolBackwardBackward : torch::autograd::Node {
-  SavedPoint point;
-  torch::autograd::SavedVariable grad;
-
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-  void release_variables() override;
+// Of (grad, x, weight) -> B(grad). Saves point and grad.
+struct NormActPoolBackwardBackward : NormActPoolNode {
+  variable_list gradients(const variable_list& grads) override;
   std::string name() const override { return "NormActPoolBackwardBackward"; }
 };
 
-// Of (x_dot, weight_dot, bias_dot, grad, x, weight) -> (f'[v], H(v; grad)).
-struct NormActPoolDoubleBackwardBackward : torch::autograd::Node {
-  SavedPoint point;
-  SavedDirection direction;
-  torch::autograd::SavedVariable grad;
-
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-  void release_variables() override;
+// Of (x_dot, weight_dot, bias_dot, grad, x, weight) -> (f'[v], H(v; grad)). Saves point, direction
+// and grad.
+struct NormActPoolDoubleBackwardBackward : NormActPoolNode {
+  variable_list gradients(const variable_list& grads) override;
   std::string name() const override { return "NormActPoolDoubleBackwardBackward"; }
 };
 

@@ -3,8 +3,6 @@
 
 namespace metasparse::norm_autograd {
 
-using torch::autograd::SavedVariable;
-
 // ---- the family at a point ----------------------------------------------------------------------
 
 Point Point::primal() const {
@@ -68,39 +66,18 @@ NormDirection primals_of(const NormDirection& v) {
   return {primal_of(v.x), primal_of(v.weight), primal_of(v.bias)};
 }
 
-void SavedPoint::save(const Point& p) {
-  x = SavedVariable(p.x, /*is_output=*/false);
-  weight = SavedVariable(p.weight, false);
-  mean = SavedVariable(p.mean, false);
-  rstd = SavedVariable(p.rstd, false);
-  gate = SavedVariable(p.gate, false);
-  eps = p.eps;
-  pool = p.pool;
-  norm_first = p.norm_first;
+void NormActPoolNode::save_point(const Point& p) {
+  save({p.x, p.weight, p.mean, p.rstd, p.gate});
+  eps_ = p.eps;
+  pool_ = p.pool;
+  norm_first_ = p.norm_first;
 }
 
-Point SavedPoint::unpack() const {
-  return {x.unpack(), weight.unpack(), mean.unpack(), rstd.unpack(), gate.unpack(), eps,
-          pool,       norm_first};
+Point NormActPoolNode::point() const {
+  return {value(0), value(1), value(2), value(3), value(4), eps_, pool_, norm_first_};
 }
 
-void SavedPoint::reset() {
-  for (SavedVariable* variable : {&x, &weight, &mean, &rstd, &gate}) variable->reset_data();
-}
-
-void SavedDirection::save(const NormDirection& v) {
-  x = SavedVariable(v.x, /*is_output=*/false);
-  weight = SavedVariable(v.weight, false);
-  bias = SavedVariable(v.bias, false);
-}
-
-NormDirection SavedDirection::unpack() const {
-  return {x.unpack(), weight.unpack(), bias.unpack()};
-}
-
-void SavedDirection::reset() {
-  for (SavedVariable* variable : {&x, &weight, &bias}) variable->reset_data();
-}
+NormDirection NormActPoolNode::direction() const { return {value(5), value(6), value(7)}; }
 
 // ---- forward mode -------------------------------------------------------------------------------
 

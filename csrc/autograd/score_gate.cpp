@@ -5,7 +5,6 @@
 //
 // is of the same form in g and in f, and in s of order n + 1. Forward mode is composed of ATen's
 // operators.
-#include <mutex>
 
 #include "../dense/score_gate.h"
 #include "node.h"
@@ -14,8 +13,6 @@ namespace metasparse {
 namespace {
 
 using at::Tensor;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -31,31 +28,24 @@ const auto& grad_op() {
   return op;
 }
 
-struct ScoreGateBackward : Node {
-  SavedVariable scores;
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+// Saves scores.
+struct ScoreGateBackward : SavingNode {
+  variable_list gradients(const variable_list& grads) override {
     if (!grads[0].defined()) return {Tensor()};
-    return {grad_op().call(grads[0], std::nullopt, scores.unpack(), 1)};
-  }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    scores.reset_data();
+    return {grad_op().call(grads[0], std::nullopt, value(0), 1)};
   }
   std::string name() const override { return "ScoreGateBackward"; }
 };
 
-struct ScoreGateGradBackward : Node {
-  SavedVariable grad, factor, scores;
+// Saves grad, factor, scores.
+struct ScoreGateGradBackward : SavingNode {
   int64_t order = 1;
 
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+  variable_list gradients(const variable_list& grads) override {
     variable_list out(3);
     const Tensor& h = grads[0];
     if (!h.defined()) return out;
-    const Tensor g = grad.unpack(), f = factor.unpack(), s = scores.unpack();
+    const Tensor g = value(0), f = value(1), s = value(2);
     if (task_should_compute_output(0)) out[0] = grad_op().call(h, or_none(f), s, order);
     if (task_should_compute_output(1)) out[1] = grad_op().call(h, g, s, order);
     if (task_should_compute_output(2)) {
@@ -63,23 +53,15 @@ struct ScoreGateGradBackward : Node {
     }
     return out;
   }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    grad.reset_data();
-    factor.reset_data();
-    scores.reset_data();
-  }
   std::string name() const override { return "ScoreGateGradBackward"; }
 };
 
 Tensor score_gate(c10::DispatchKeySet keys, const Tensor& scores) {
   const auto node = node_of<ScoreGateBackward>(scores);
-  auto mask = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return gate_op().redispatch(below_autograd(keys), scores);
-  }();
+  auto mask =
+      run_below_autograd([&] { return gate_op().redispatch(below_autograd(keys), scores); });
   if (node) {
-    node->scores = SavedVariable(scores, false);
+    node->save({scores});
     torch::autograd::set_history(mask, node);
   }
   if (const auto dot = tangent_of(scores); dot.defined()) {
@@ -95,14 +77,10 @@ Tensor score_gate_grad(c10::DispatchKeySet keys, const Tensor& grad, const Optio
     return dense::score_gate_grad(grad, factor_, scores, order);
   }
   const auto node = node_of<ScoreGateGradBackward>(grad, factor, scores);
-  auto out = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return grad_op().redispatch(below_autograd(keys), grad, factor_, scores, order);
-  }();
+  auto out = run_below_autograd(
+      [&] { return grad_op().redispatch(below_autograd(keys), grad, factor_, scores, order); });
   if (node) {
-    node->grad = SavedVariable(grad, false);
-    node->factor = SavedVariable(factor, false);
-    node->scores = SavedVariable(scores, false);
+    node->save({grad, factor, scores});
     node->order = order;
     torch::autograd::set_history(out, node);
   }

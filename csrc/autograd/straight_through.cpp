@@ -19,10 +19,7 @@ struct StraightThroughBackward : Node {
 template <class Redispatch>
 Tensor straight_through(const Tensor& scores, Redispatch&& redispatch) {
   const auto node = node_of<StraightThroughBackward>(scores);
-  auto mask = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return redispatch();
-  }();
+  auto mask = run_below_autograd(redispatch);
   if (node) torch::autograd::set_history(mask, node);
   // a copy, so that writing to the mask in place leaves the tangent of the scores alone
   const auto dot = tangent_of(scores);

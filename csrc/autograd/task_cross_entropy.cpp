@@ -5,7 +5,6 @@
 //     double_backward   sum of v (p - e) / N in g, and g / N p (v - <p, v>) in the logits
 //
 // Third derivatives, and forward mode, are those of the same formulas in ATen's operators.
-#include <mutex>
 
 #include "../dense/task_cross_entropy.h"
 #include "node.h"
@@ -14,8 +13,6 @@ namespace metasparse {
 namespace {
 
 using at::Tensor;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using Pair = std::tuple<Tensor, Tensor>;
 
@@ -37,37 +34,22 @@ const auto& double_backward_op() {
   return op;
 }
 
-struct TaskCrossEntropyBackward : Node {
-  SavedVariable logits, labels;
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+// Saves logits, labels.
+struct TaskCrossEntropyBackward : SavingNode {
+  variable_list gradients(const variable_list& grads) override {
     if (!grads[0].defined()) return {Tensor()};
-    return {backward_op().call(grads[0], logits.unpack(), labels.unpack())};
-  }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    logits.reset_data();
-    labels.reset_data();
+    return {backward_op().call(grads[0], value(0), value(1))};
   }
   std::string name() const override { return "TaskCrossEntropyBackward"; }
 };
 
-struct TaskCrossEntropyBackwardBackward : Node {
-  SavedVariable grad, logits, labels;
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+// Saves grad, logits, labels.
+struct TaskCrossEntropyBackwardBackward : SavingNode {
+  variable_list gradients(const variable_list& grads) override {
     if (!grads[0].defined()) return variable_list(2);
     auto [grad_dot, logits_grad] =
-        double_backward_op().call(grads[0], grad.unpack(), logits.unpack(), labels.unpack());
+        double_backward_op().call(grads[0], value(0), value(1), value(2));
     return {grad_dot, logits_grad};
-  }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    grad.reset_data();
-    logits.reset_data();
-    labels.reset_data();
   }
   std::string name() const override { return "TaskCrossEntropyBackwardBackward"; }
 };
@@ -75,13 +57,10 @@ struct TaskCrossEntropyBackwardBackward : Node {
 Tensor task_cross_entropy(c10::DispatchKeySet keys, const Tensor& logits, const Tensor& labels) {
   if (tangent_of(logits).defined()) return dense::task_cross_entropy(logits, labels);
   const auto node = node_of<TaskCrossEntropyBackward>(logits);
-  auto losses = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return forward_op().redispatch(below_autograd(keys), logits, labels);
-  }();
+  auto losses = run_below_autograd(
+      [&] { return forward_op().redispatch(below_autograd(keys), logits, labels); });
   if (node) {
-    node->logits = SavedVariable(logits, false);
-    node->labels = SavedVariable(labels, false);
+    node->save({logits, labels});
     torch::autograd::set_history(losses, node);
   }
   return losses;
@@ -93,14 +72,10 @@ Tensor task_cross_entropy_backward(c10::DispatchKeySet keys, const Tensor& grad,
     return dense::task_cross_entropy_backward(grad, logits, labels);
   }
   const auto node = node_of<TaskCrossEntropyBackwardBackward>(grad, logits);
-  auto out = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return backward_op().redispatch(below_autograd(keys), grad, logits, labels);
-  }();
+  auto out = run_below_autograd(
+      [&] { return backward_op().redispatch(below_autograd(keys), grad, logits, labels); });
   if (node) {
-    node->grad = SavedVariable(grad, false);
-    node->logits = SavedVariable(logits, false);
-    node->labels = SavedVariable(labels, false);
+    node->save({grad, logits, labels});
     torch::autograd::set_history(out, node);
   }
   return out;

@@ -8,7 +8,6 @@
 // The gradient of the latter with (a, c, d) is a w' + x c' + d in g, and (g c, g' a) in x and w.
 // Forward mode goes through the same in ATen's operators.
 #include <algorithm>
-#include <mutex>
 
 #include "../dense/task_linear.h"
 #include "node.h"
@@ -17,8 +16,6 @@ namespace metasparse {
 namespace {
 
 using at::Tensor;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
@@ -42,12 +39,11 @@ const auto& linear_backward_op() {
 }
 
 // What follows the arguments of one term or of two: x, w, (x, w,) b.
-struct TaskLinearBackward : Node {
-  std::vector<SavedVariable> saved;  // x and w of each term
+// Saves x and w of each term.
+struct TaskLinearBackward : SavingNode {
   bool biased = false;
 
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+  variable_list gradients(const variable_list& grads) override {
     const size_t bias = saved.size();
     variable_list out(bias + 1);
     const Tensor& g = grads[0];
@@ -58,31 +54,25 @@ struct TaskLinearBackward : Node {
       if (to_x && to_weight) {
         Tensor sum;
         std::tie(out[first], out[first + 1], sum) =
-            linear_backward_op().call(g, saved[first].unpack(), saved[first + 1].unpack());
+            linear_backward_op().call(g, value(first), value(first + 1));
         if (biased) out[bias] = sum;
       } else if (to_x) {
-        out[first] = at::bmm(g, saved[first + 1].unpack());
+        out[first] = at::bmm(g, value(first + 1));
       } else if (to_weight) {
-        out[first + 1] = at::bmm(g.mT(), saved[first].unpack());
+        out[first + 1] = at::bmm(g.mT(), value(first));
       }
     }
     if (biased && !out[bias].defined() && task_should_compute_output(bias)) out[bias] = g.sum(1);
     return out;
   }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& variable : saved) variable.reset_data();
-  }
   std::string name() const override { return "TaskLinearBackward"; }
 };
 
-struct TaskLinearBackwardBackward : Node {
-  std::vector<SavedVariable> saved;  // grad, x, weight
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+// Saves grad, x, weight.
+struct TaskLinearBackwardBackward : SavingNode {
+  variable_list gradients(const variable_list& grads) override {
     const Tensor &a = grads[0], &c = grads[1], &d = grads[2];
-    const Tensor g = saved[0].unpack(), x = saved[1].unpack(), w = saved[2].unpack();
+    const Tensor g = value(0), x = value(1), w = value(2);
     variable_list out(3);
     if (task_should_compute_output(0)) {
       if (a.defined() && c.defined()) {
@@ -106,10 +96,6 @@ struct TaskLinearBackwardBackward : Node {
     }
     return out;
   }
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& variable : saved) variable.reset_data();
-  }
   std::string name() const override { return "TaskLinearBackwardBackward"; }
 };
 
@@ -118,19 +104,13 @@ Tensor linear_with_autograd(const std::vector<Tensor>& terms, const Tensor& bias
                             Redispatch&& redispatch) {
   auto arguments = terms;
   arguments.push_back(bias);
-  PointerTo<TaskLinearBackward> node;
-  const auto needs_grad = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
-  if (at::GradMode::is_enabled() && std::any_of(arguments.begin(), arguments.end(), needs_grad)) {
-    node = make_node<TaskLinearBackward>();
-    node->set_next_edges(torch::autograd::collect_next_edges(arguments));
+  const auto node = node_of<TaskLinearBackward>(at::TensorList(arguments));
+  Tensor out = run_below_autograd(redispatch);
+  if (node) {
     node->biased = bias.defined();
-    for (const auto& t : terms) node->saved.emplace_back(t, false);
+    node->save(terms);
+    torch::autograd::set_history(out, node);
   }
-  Tensor out = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return redispatch();
-  }();
-  if (node) torch::autograd::set_history(out, node);
   return out;
 }
 
@@ -156,12 +136,10 @@ Triple task_linear_backward(c10::DispatchKeySet keys, const Tensor& grad, const 
                             const Tensor& weight) {
   if (any_tangent({grad, x, weight})) return dense::task_linear_backward(grad, x, weight);
   const auto node = node_of<TaskLinearBackwardBackward>(grad, x, weight);
-  auto [x_grad, weight_grad, bias_grad] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return linear_backward_op().redispatch(below_autograd(keys), grad, x, weight);
-  }();
+  auto [x_grad, weight_grad, bias_grad] = run_below_autograd(
+      [&] { return linear_backward_op().redispatch(below_autograd(keys), grad, x, weight); });
   if (node) {
-    for (const auto& t : {grad, x, weight}) node->saved.emplace_back(t, false);
+    node->save({grad, x, weight});
     torch::autograd::set_history({x_grad, weight_grad, bias_grad}, node);
   }
   return {x_grad, weight_grad, bias_grad};

@@ -51,20 +51,24 @@ def _push(
     return push(tuple(filled))[0]
 
 
-class _Attach(Function):
-    generate_vmap_rule = True
+class _AtPoint(Function):
+    """Saves its result and all arguments but the first one."""
 
-    @staticmethod
-    def forward(
-        weight: Tensor, features: Tensor, labels: Tensor, center: Tensor, lam: Tensor
-    ) -> Tensor:
-        return weight.clone()
+    generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, *point = inputs
         ctx.save_for_backward(output, *point)
         ctx.save_for_forward(output, *point)
+
+
+class _Attach(_AtPoint):
+    @staticmethod
+    def forward(
+        weight: Tensor, features: Tensor, labels: Tensor, center: Tensor, lam: Tensor
+    ) -> Tensor:
+        return weight.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -94,10 +98,8 @@ class _Attach(Function):
         return -_Solve.apply(slope_dot, weight, features, labels, lam)
 
 
-class _Solve(Function):
+class _Solve(_AtPoint):
     """H^-1 g: (T, C, D) -> (T, C, D)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -106,12 +108,6 @@ class _Solve(Function):
         # the gradient in the center is lambda times the solution
         _, by_center, _ = choose("softmax_head_grad")(grad, weight, features, labels, weight, lam)
         return by_center / lam[:, None, None]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, *point = inputs
-        ctx.save_for_backward(output, *point)
-        ctx.save_for_forward(output, *point)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
