@@ -83,6 +83,51 @@ Tensor scores_of(const Tensor& weight, const Tensor& features) {
   return out;
 }
 
+// What combined() makes: the sums (T, C, D) and, for each task, the scalar product asked for.
+struct Combined {
+  Tensor sums, products;
+};
+
+// base + scale * coefficients X for each task, in float64 and rounded once: where samples repeat,
+// large coefficients cancel. The product is that of the unrounded sums with from - to.
+Combined combined(const Tensor& base, double scale, const Tensor& coefficients,
+                  const Tensor& features, const Tensor& from = {}, const Tensor& to = {}) {
+  constexpr int64_t kColumns = 512;  // of a part that one thread computes
+  const auto tasks = features.size(0), samples = features.size(1), size = features.size(2);
+  const auto classes = base.size(1), parts = (size + kColumns - 1) / kColumns;
+  const auto start = base.contiguous();
+  const auto minuend = from.defined() ? from.contiguous() : Tensor();
+  const auto subtrahend = to.defined() ? to.contiguous() : Tensor();
+  auto sums = at::empty_like(start);
+  auto products = at::empty({tasks, parts}, coefficients.options());
+  auto* const product = products.mutable_data_ptr<double>();
+  AT_DISPATCH_FLOATING_TYPES(features.scalar_type(), "softmax_head", [&] {
+    const auto of_task = [&](const Tensor& t, int64_t task) {
+      return t.defined() ? t.const_data_ptr<scalar_t>() + task * classes * size : nullptr;
+    };
+    parallel_range(0, tasks * parts, parts, [&](int64_t begin, int64_t end) {
+      for (int64_t index = begin; index < end; ++index) {
+        const auto task = index / parts, column = index % parts * kColumns;
+        const auto stride = coefficients.size(2);
+        const RowSum<scalar_t> sum = {
+            coefficients.const_data_ptr<double>() + task * classes * stride,
+            stride,
+            classes,
+            features.const_data_ptr<scalar_t>() + task * samples * size,
+            samples,
+            size,
+            scale,
+            of_task(start, task),
+            sums.mutable_data_ptr<scalar_t>() + task * classes * size};
+        product[index] =
+            row_products_for<scalar_t>().combine(sum, column, std::min(size, column + kColumns),
+                                                 of_task(minuend, task), of_task(subtrahend, task));
+      }
+    });
+  });
+  return {sums, products.sum(1)};
+}
+
 // The dual problems of T tasks, as the kernels read them.
 struct Problems {
   Problems(const Tensor& features, const Tensor& labels, int64_t classes, const Tensor& lam)
@@ -136,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head(const Tensor& features,
   check_softmax_head(op, features, labels, center, lam);
   check_labels(op, labels, center.size(1));
   check_lambda(op, lam);
-  const auto tasks = features.size(0), samples = features.size(1);
+  const auto tasks = features.size(0);
   const auto x = features.contiguous();
   const Problems problems(x, labels, center.size(1), lam);
   const auto scores = scores_of(center, x);
@@ -158,11 +203,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_head(const Tensor& features,
     norms[t] = report.residual;
     states[t] = report.status;
   });
-  // In float64: where samples repeat, large coefficients cancel.
-  const auto weight =
-      at::baddbmm(center.to(at::kDouble), dual.narrow(2, 0, samples), x.to(at::kDouble))
-          .to(center.scalar_type());
-  return {weight, iterations, residual, status};
+  return {combined(center, 1, dual, x).sums, iterations, residual, status};
 }
 
 std::tuple<Tensor, Tensor, Tensor> softmax_head_grad(const Tensor& grad, const Tensor& weight,
@@ -190,15 +231,10 @@ std::tuple<Tensor, Tensor, Tensor> softmax_head_grad(const Tensor& grad, const T
   });
 
   const auto narrowed = [&](const Tensor& t) { return t.narrow(2, 0, samples).to(dtype); };
-  // In float64: the gradient in lambda is a sum of these that may cancel.
-  const auto wide = [](const Tensor& t) { return t.to(at::kDouble); };
-  const auto exact = at::baddbmm(wide(grad), solution.narrow(2, 0, samples), wide(x), /*beta=*/1,
-                                 /*alpha=*/-1);
-  const auto center_grad = exact.to(dtype);
+  const auto [center_grad, along] = combined(grad, -1, solution, x, center, weight);
   auto features_grad = at::bmm(narrowed(scores).mT(), center_grad);
   features_grad.baddbmm_(narrowed(direction).mT(), weight);
-  const auto lam_grad = at::mul(exact, wide(center) - wide(weight)).sum({1, 2}) / wide(lam);
-  return {features_grad, center_grad, lam_grad.to(lam.scalar_type())};
+  return {features_grad, center_grad, (along / problems.lam).to(lam.scalar_type())};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Scalar products between rows, against sums in double.
+// Scalar products between rows, and sums of rows, against loops in double.
 #include "../../csrc/cpu/kernels/row_products.h"
 
 #include "check.h"
@@ -74,6 +74,45 @@ bool run_case(int64_t rows, int64_t columns, int64_t size, int64_t gap, bool at_
   return good;
 }
 
+// A sum in two parts of its columns, as threads share it.
+template <class T>
+bool run_combine(int64_t rows, int64_t b_rows, int64_t size, int64_t gap, bool at_end,
+                 unsigned seed) {
+  const std::string name =
+      text("combine, %d of %d x %d, %s", int(rows), int(b_rows), int(size), kTypeName<T>);
+  Random random(seed);
+  const int64_t stride = b_rows + gap;
+  const Array<double> coefficients(rows * stride, at_end), product(1, at_end);
+  const Array<T> b(b_rows * size, at_end), base(rows * size, at_end), from(rows * size, at_end),
+      to(rows * size, at_end), out(rows * size, at_end);
+  coefficients.fill([&] { return random.normal(); });
+  for (const Array<T>* operand : {&b, &base, &from, &to}) {
+    operand->fill([&] { return random.normal(); });
+  }
+  const RowSum<T> sum = {coefficients.data(), stride,    rows, b.data(), b_rows, size, -0.5,
+                         base.data(),         out.data()};
+  const int64_t middle = random.whole(0, size);
+  const auto combine = kernels(T()).combine;
+  product[0] = combine(sum, 0, middle, from.data(), to.data()) +
+               combine(sum, middle, size, from.data(), to.data());
+  std::vector<double> expected, expected_product(1);
+  for (int64_t e = 0; e < out.size(); ++e) {
+    double value = 0;
+    for (int64_t n = 0; n < b_rows; ++n) {
+      value += coefficients[e / size * stride + n] * b[n * size + e % size];
+    }
+    expected.push_back(base[e] - 0.5 * value);
+    expected_product[0] += expected.back() * (double(from[e]) - to[e]);
+  }
+  const double bound = sizeof(T) == 8 ? 1e-13 : 1e-6, scale = std::sqrt(double(b_rows)) + 4;
+  bool good = close("combine", name, out, expected, bound, scale);
+  good &= close("combine's product", name, product, expected_product, 1e-12,
+                scale * std::sqrt(double(rows * size)) + 4);
+  good &= combine(sum, 0, size, nullptr, nullptr) == 0;
+  good &= close("combine alone", name, out, expected, bound, scale);
+  return good;
+}
+
 }  // namespace
 
 static Count run(int draws, unsigned seed) {
@@ -86,6 +125,8 @@ static Count run(int draws, unsigned seed) {
     for (const bool at_end : {false, true}) {
       count.add(run_case<float>(rows, columns, size, gap, at_end, seed));
       count.add(run_case<double>(rows, columns, size, gap, at_end, seed));
+      count.add(run_combine<float>(rows, columns, size, gap, at_end, seed));
+      count.add(run_combine<double>(rows, columns, size, gap, at_end, seed));
     }
   }
   return count;

@@ -1,5 +1,6 @@
 // A block of products keeps its sums in registers while the rows stream by: each vector loaded
-// serves a whole side of the block. The lanes of a sum are added up in float64.
+// serves a whole side of the block. The lanes of a sum are added up in float64. Sums of rows widen
+// what they read in registers.
 #include "row_products.h"
 
 namespace metasparse::cpu::METASPARSE_ISA {
@@ -97,8 +98,88 @@ void gram(const F* a, int64_t begin, int64_t end, int64_t size, double* out, int
   }
 }
 
+typedef double Wide __attribute__((vector_size(kVectorBytes)));
+constexpr int kWideLanes = kVectorBytes / sizeof(double);
+
+template <class F>
+struct NarrowOf {
+  typedef F type
+      __attribute__((vector_size(kWideLanes * sizeof(F)), aligned(sizeof(F)), may_alias));
+};
+
+template <class F>
+Wide widened(const F* x) {
+  return __builtin_convertvector(*reinterpret_cast<const typename NarrowOf<F>::type*>(x), Wide);
+}
+
+// kRowBlock rows from `row` and kVectors vectors from `column`.
+template <class F, int kVectors>
+double combine_block(const RowSum<F>& sum, int64_t row, int64_t column, const F* from,
+                     const F* to) {
+  using Narrow = typename NarrowOf<F>::type;
+  const double* coefficients[kRowBlock];
+  take_rows(sum.coefficients, row, sum.rows, sum.stride, coefficients);
+  Wide sums[kRowBlock][kVectors] = {};
+  for (int64_t n = 0; n < sum.b_rows; ++n) {
+    Wide b[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      b[v] = widened(sum.b + n * sum.size + column + v * kWideLanes);
+    }
+    for (int r = 0; r < kRowBlock; ++r) {
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += coefficients[r][n] * b[v];
+    }
+  }
+  double product = 0;
+  for (int r = 0; r < kRowBlock && row + r < sum.rows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = (row + r) * sum.size + column + v * kWideLanes;
+      const Wide value = widened(sum.base + at) + sum.scale * sums[r][v];
+      *reinterpret_cast<Narrow*>(sum.out + at) = __builtin_convertvector(value, Narrow);
+      if (from == nullptr) continue;
+      const Wide products = value * (widened(from + at) - widened(to + at));
+      for (int lane = 0; lane < kWideLanes; ++lane) product += products[lane];
+    }
+  }
+  return product;
+}
+
+template <class F>
+double combine_column(const RowSum<F>& sum, int64_t column, const F* from, const F* to) {
+  double product = 0;
+  for (int64_t row = 0; row < sum.rows; ++row) {
+    double value = 0;
+    for (int64_t n = 0; n < sum.b_rows; ++n) {
+      value += sum.coefficients[row * sum.stride + n] * sum.b[n * sum.size + column];
+    }
+    const int64_t at = row * sum.size + column;
+    value = sum.base[at] + sum.scale * value;
+    sum.out[at] = static_cast<F>(value);
+    if (from != nullptr) product += value * (double(from[at]) - to[at]);
+  }
+  return product;
+}
+
+template <class F>
+double combine(const RowSum<F>& sum, int64_t begin, int64_t end, const F* from, const F* to) {
+  double product = 0;
+  int64_t column = begin;
+  for (; column + kColumnBlock * kWideLanes <= end; column += kColumnBlock * kWideLanes) {
+    for (int64_t row = 0; row < sum.rows; row += kRowBlock) {
+      product += combine_block<F, kColumnBlock>(sum, row, column, from, to);
+    }
+  }
+  for (; column + kWideLanes <= end; column += kWideLanes) {
+    for (int64_t row = 0; row < sum.rows; row += kRowBlock) {
+      product += combine_block<F, 1>(sum, row, column, from, to);
+    }
+  }
+  for (; column < end; ++column) product += combine_column(sum, column, from, to);
+  return product;
+}
+
 }  // namespace
 
-const RowProductsTable row_products = {{all<float>, gram<float>}, {all<double>, gram<double>}};
+const RowProductsTable row_products = {{all<float>, gram<float>, combine<float>},
+                                       {all<double>, gram<double>, combine<double>}};
 
 }  // namespace metasparse::cpu::METASPARSE_ISA
