@@ -135,7 +135,7 @@ def test_the_readme_lists_these_layouts():
 
 def test_the_train_folder_of_imagenet_is_not_the_training_split(copies):
     root = copies("`train/n01530575/*.JPEG`, as ImageNet")
-    with pytest.raises(DataNotFoundError, match="mini-imagenet: no file"):
+    with pytest.raises(DataNotFoundError, match="mini-imagenet: nothing of split train"):
         load("mini-imagenet", root)
 
 
@@ -221,8 +221,15 @@ def test_an_image_that_is_missing_is_named(copies, tmp_path):
 @pytest.mark.parametrize("name", [row.data for row in ROWS.values() if row.classes])
 def test_an_empty_folder_is_told_what_was_looked_for(name, tmp_path):
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataNotFoundError, match=f"{name}: no file .* in {tmp_path}; there: other"):
+    told = f"{name}: nothing of split train in {tmp_path}; looked for .*; there: other$"
+    with pytest.raises(DataNotFoundError, match=told):
         load(name, tmp_path)
+
+
+def test_a_folder_too_deep_is_told_of_the_one_above(copies):
+    root = copies(CUB) / "CUB_200_2011"
+    with pytest.raises(DataNotFoundError, match=f"it is in the folder above, {root}$"):
+        load("cub", root / "images")
 
 
 class TestPickles:

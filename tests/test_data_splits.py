@@ -36,7 +36,7 @@ def shipped():
 
 def test_every_list_has_its_source_and_its_classes():
     lists = shipped()
-    assert set(lists) == set(SIZES)
+    assert set(lists) == set(SIZES), "a row of SIZES for each file of split_lists"
     for name, held in lists.items():
         assert held.pop("source").strip()
         assert tuple(len(held.get(split, ())) for split in replicas.SPLITS) == SIZES[name], name

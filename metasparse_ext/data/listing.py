@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -108,9 +109,19 @@ def first_found(request: Request, layouts: Iterable[Layout]) -> tuple[Layout, So
     there = sorted(path.name for path in request.root.iterdir() if not path.name.startswith("."))
     shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
     raise DataNotFoundError(
-        f"{request.name}: no file {', nor '.join(layout.text for layout in layouts)} of split "
-        f"{request.split} in {request.root}; there: {shown or 'nothing'}"
+        f"{request.name}: nothing of split {request.split} in {request.root}; looked for "
+        f"{', or '.join(layout.text for layout in layouts)}; there: {shown or 'nothing'}"
+        f"{_hint_of_parent(request, layouts)}"
     )
+
+
+def _hint_of_parent(request: Request, layouts: Iterable[Layout]) -> str:
+    """That the folder above is meant, if one of the layouts is there."""
+    above = replace(request, root=request.root.resolve().parent)
+    with suppress(DataError, OSError):
+        if any(layout.find(above) is not None for layout in layouts):
+            return f"; it is in the folder above, {above.root}"
+    return ""
 
 
 def _require_taken(request: Request, layout: Layout) -> None:
