@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 import torch
 
-from benchmarks import contributions, published, training_curves
+from benchmarks import contributions, errors, published, ticket_patterns, training_curves
 from benchmarks.markdown import markdown
 from benchmarks.studies import TASKS, Budget, Case
 from benchmarks.study import ALL, Measured, measured
@@ -107,16 +107,14 @@ def budgets(results: Results) -> list[str]:
 
 def kernels(results: Results) -> list[str]:
     """Figure 1: a picture of runs, whose checkpoints are not kept here."""
-    shown = results.picture("What input kernels contribute", contributions.PICTURE)
-    if shown:
-        return shown
     run = "runs/budgets/5shot-64-0.5"
-    return [
-        _missing(
-            "python -m benchmarks.study budgets --only 5shot-64-0.5",
-            f"python -m benchmarks.contributions {run}/0 {run}/1",
-        )
-    ]
+    return _picture_or_commands(
+        results,
+        "What input kernels contribute",
+        contributions.PICTURE,
+        "python -m benchmarks.study budgets --only 5shot-64-0.5",
+        f"python -m benchmarks.contributions {run}/0 {run}/1",
+    )
 
 
 def gems(results: Results) -> list[str]:
@@ -184,6 +182,17 @@ def densities(results: Results) -> list[str]:
     return results.blocks("densities", _unless_empty("5-way:", head, rows))
 
 
+def patterns(results: Results) -> list[str]:
+    """What tickets have in common: a picture of runs, whose checkpoints are not kept here."""
+    return _picture_or_commands(
+        results,
+        "Densities of layers and channels, and overlaps of masks, of several tickets",
+        ticket_patterns.PICTURE,
+        "python -m benchmarks.study densities --only 'conv4-*'",
+        "python -m benchmarks.ticket_patterns runs/densities/conv4-*-0.*/0",
+    )
+
+
 def convex(results: Results) -> list[str]:
     """Six learners, and how soon they reach an accuracy."""
     rows, times, names = [], [], []
@@ -207,6 +216,24 @@ def convex(results: Results) -> list[str]:
     return results.blocks("learners", tables, names)
 
 
+def misread(results: Results) -> list[str]:
+    """The images that most tasks get wrong: pictures of runs."""
+    blocks = []
+    for task in MISREAD:
+        words = f"Test images that most tasks get wrong, {task}"
+        blocks += _picture_or_commands(
+            results,
+            words,
+            errors.picture(task),
+            f"python -m benchmarks.study learners --only {task}",
+            f"python -m benchmarks.errors runs/learners/{task}/0",
+        )
+    return blocks
+
+
+# Learners whose errors are shown: the best of each data set.
+MISREAD = ("omniglot-1shot-convex-imaml", "cifar-fs-5shot-convex-maml")
+
 _LEVELS = (0.8, 0.9, 0.95)
 
 
@@ -220,6 +247,10 @@ def _reached(folder: Path, found: Measured) -> Row:
         first = next((r["elapsed"] for r in validations if r["accuracy"] >= level), None)
         cells.append("—" if first is None else f"{before + first:.0f}")
     return tuple(cells)
+
+
+def _picture_or_commands(results: Results, words: str, path: Path, *commands: str) -> list[str]:
+    return results.picture(words, path) or [_missing(*commands)]
 
 
 def _missing(*commands: str) -> str:
@@ -288,5 +319,8 @@ def _seconds(runs: Sequence[Done]) -> float | None:
 
 SECTIONS: dict[str, Callable[[Results], list[str]]] = {
     make.__name__: make
-    for make in (imaml, cifar_fs, budgets, kernels, gems, ablations, tickets, densities, convex)
+    for make in (
+        *(imaml, cifar_fs, budgets, kernels, gems, ablations),
+        *(tickets, densities, patterns, convex, misread),
+    )
 }

@@ -17,6 +17,7 @@ from metasparse_ext.training import (
     compare,
     evaluate_run,
 )
+from metasparse_ext.training.evaluation import require_one_task
 from metasparse_ext.training.kept import find, kept
 from metasparse_ext.training.paired import paired_test, t_quantile, two_sided_p
 from metasparse_ext.training.setting import Setting
@@ -61,6 +62,8 @@ def fresh(runs, tmp_path):
         ({"queries": 4, "tasks": 50}, "test-4query-50tasks"),
         ({"transductive": False, "split": "train"}, "train-not-transductive"),
         ({"data": "cifar-fs"}, "test-cifar-fs"),
+        ({"every_set": True, "ways": 2}, "test-2way-every-set"),
+        ({"every_set": False}, "test"),
     ],
 )
 def test_the_name_tells_what_differs_from_the_runs_own(tiny_root, given, name):
@@ -95,6 +98,7 @@ def test_no_evaluation_takes_the_place_of_another(fresh):
     assert few.setting == "2-way 3-shot, omniglot test classes"
     assert few.drawn == {
         **{"data": "omniglot", "split": "test", "ways": 2, "shots": 3, "queries": 4},
+        "every_set": False,
     }
     assert {round(8 * accuracy, 6) % 1 for accuracy in few.numbers["accuracies"]} == {0}
     assert many.adapt_steps == 5
@@ -103,6 +107,29 @@ def test_no_evaluation_takes_the_place_of_another(fresh):
     assert find(run, tasks=9) is None
     assert find(run, adapt_steps=2).name == "test"
     assert find(run, adapt_steps=3) is None
+
+
+def test_one_task_of_every_set_of_classes(fresh):
+    """Of the eight test classes there are 28 sets of two."""
+    run = fresh["a0"]
+    found = evaluate_run(run, every_set=True, ways=2)
+    assert (found.name, found.numbers["tasks"]) == ("test-2way-every-set", 28)
+    assert found.drawn["every_set"] is True
+    drawn = evaluate_run(run, ways=2, tasks=28)
+    assert drawn.numbers["episodes"] != found.numbers["episodes"]
+    assert vars(find(run, every_set=True, ways=2)) == json.loads(json.dumps(vars(found)))
+    with pytest.raises(ValueError, match=r"evaluations to be of one kind .* one of every"):
+        require_one_task("plot", {"every": found, "drawn": drawn})
+    with pytest.raises(CheckpointError, match=r"one task of every set .* --every-set"):
+        compare([run, fresh["b"]], every_set=True)
+
+
+def test_every_set_is_of_classes_and_no_number_of_tasks(fresh, tiny_root, tmp_path):
+    with pytest.raises(ValueError, match="expected tasks to be None, as one task of every set"):
+        evaluate_run(fresh["a0"], every_set=True, tasks=5)
+    mixed = trained(tiny_root, tmp_path, "multi-maml", data="omniglot+cifar-fs")
+    with pytest.raises(ValueError, match=r"every_set to be False, omniglot\+cifar-fs/test are no"):
+        evaluate_run(mixed, every_set=True)
 
 
 def test_the_runs_own_steps_are_no_difference(fresh):

@@ -1,15 +1,18 @@
 """Tasks: what is in them, that they are reproducible, and that workers change nothing."""
 
+import dataclasses
+import math
 import threading
-from itertools import islice
+from itertools import combinations, islice
 
 import numpy as np
 import pytest
 import torch
 from support.data_sets import coded_classes, decode
 
-from metasparse_ext.data import DataError, EpisodeSampler, ImageClasses, episodes
+from metasparse_ext.data import DataError, EpisodeSampler, ImageClasses, Mixture, episodes
 from metasparse_ext.data.prefetch import prefetch
+from metasparse_ext.data.sampler import nth_set
 
 TASK = {"ways": 5, "shots": 2, "queries": 3, "tasks": 4}
 
@@ -69,6 +72,36 @@ def test_every_class_label_and_image_comes_up_equally_often(data):
     assert abs(counts - 250).max() < 75
     # class 4 has 20 images and is chosen about 1000 times: each image 50 times, deviation 7.
     assert abs(np.bincount(indices[classes == 4], minlength=20) - 50).max() < 35
+
+
+def test_sets_are_numbered_as_combinations_are():
+    for count, size in ((6, 3), (5, 5), (7, 1), (1, 1)):
+        every = [nth_set(count, size, number).tolist() for number in range(math.comb(count, size))]
+        assert every == [list(each) for each in combinations(range(count), size)]
+    assert nth_set(64, 5, math.comb(64, 5) - 1).tolist() == [59, 60, 61, 62, 63]
+
+
+def test_a_task_of_every_set_of_classes(data):
+    sampler = EpisodeSampler(data, ways=3, shots=1, queries=2, tasks=56, every_set=True)
+    assert sampler.sets == 56
+    classes, _ = decode(sampler[0].support.images)
+    assert sorted(sorted(task) for task in classes.tolist()) == [
+        list(each) for each in combinations(range(8), 3)
+    ]
+    again, _ = decode(sampler[1].support.images)
+    assert [sorted(task) for task in again.tolist()] == [sorted(task) for task in classes.tolist()]
+    # Which class has which label is drawn: of 6 orders each comes about 9 times in 56.
+    orders = {tuple(np.argsort(task)) for task in classes.tolist()}
+    assert len(orders) == 6
+    assert not equal(sampler[0], sampler[1])
+
+
+def test_every_set_is_of_one_data_set(data):
+    mixture = Mixture.of([data, dataclasses.replace(data, name="other")])
+    with pytest.raises(ValueError, match=r"every_set to be False, \w+\+other"):
+        episodes(mixture, **TASK, every_set=True)
+    with pytest.raises(TypeError, match="every_set"):
+        EpisodeSampler(data, **TASK, every_set=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

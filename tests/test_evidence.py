@@ -1,19 +1,31 @@
 """The tables of the sources: made of what is there, and of nothing that is not."""
 
+import itertools
 import json
 from fnmatch import fnmatch
 
 import numpy as np
 import pytest
 import torch
+from support.data_sets import coded_classes
 from support.training_helpers import tiny_config
 
-from benchmarks import contributions, evidence, published, sources, study, training_curves
+from benchmarks import (
+    contributions,
+    errors,
+    evidence,
+    published,
+    sources,
+    study,
+    ticket_patterns,
+    training_curves,
+)
 from benchmarks.evidence_tables import MISSING, SECTIONS, Results
 from benchmarks.harness import RESULTS
 from benchmarks.studies import Budget
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.training import Run, Trainer, build
+from metasparse_ext.data import EpisodeSampler
+from metasparse_ext.training import Run, Trainer, build, evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,6 +129,70 @@ def test_smoothing_takes_what_there_is():
     np.testing.assert_allclose(few, [1.5, 3.0, 4.5])
     ramp = training_curves.smoothed(np.arange(100.0))
     np.testing.assert_allclose(ramp[20:80], np.arange(20.0, 80.0))
+
+
+def test_the_images_that_tasks_get_wrong(tmp_path, tiny_root):
+    run = Run(tmp_path / "run")
+    config = build.resolved(tiny_config(tiny_root, iterations=1))
+    Trainer(config, run).fit()
+    found = errors.tally(run, tasks=20)
+    data = build.images(config, "test")
+    task = {"ways": config.ways, "shots": config.shots, "queries": config.queries}
+    batches = EpisodeSampler(data, **task, tasks=config.tasks, seed=errors._SEED)
+    made = build.trained(run, config, data.shape)
+    expected = evaluate(made, (batches[index] for index in itertools.count()), tasks=20)
+    assert found.tasks.sum() == 20 * config.ways * config.queries
+    assert found.wrong.sum() / found.tasks.sum() == pytest.approx(1 - expected.accuracy)
+    worst = found.worst(5, least=1)
+    rates = [each.wrong / each.tasks for each in worst]
+    assert rates == sorted(rates, reverse=True)
+    assert all(each.name != each.taken_for for each in worst)
+    errors.draw(worst, tmp_path / "sheet.png", "five")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_a_tally_by_hand():
+    data = coded_classes([2, 2, 3])
+    found = errors.Tally(data)
+    # Classes 2 and 0 are labels 0 and 1: image 5 of class 2 is taken for class 0 in one task.
+    found.add(np.array([[4, 5], [0, 1]]), np.array([[0, 1], [1, 1]]))
+    found.add(np.array([[5, 6], [2, 3]]), np.array([[0, 0], [0, 1]]))
+    assert found.tasks.tolist() == [1, 1, 1, 1, 1, 2, 1]
+    assert found.wrong.tolist() == [0, 0, 1, 0, 0, 1, 0]
+    first, second = found.worst(9, least=1)
+    assert (first.name, first.taken_for, first.wrong, first.tasks) == ("class1", "class2", 1, 1)
+    assert (second.name, second.taken_for, second.wrong, second.tasks) == ("class2", "class0", 1, 2)
+    assert [each.name for each in found.worst(9, least=2)] == ["class2"]
+
+
+def test_the_patterns_of_tickets(tmp_path, tiny_root):
+    runs = {}
+    for seed in (0, 1):
+        run = Run(tmp_path / f"ticket{seed}")
+        options = {"density": 0.5, "rounds": 1, "inner_steps": 1}
+        given = {"iterations": 4, "width": 8, "seed": seed, "options": options}
+        Trainer(tiny_config(tiny_root, "meta-ticket", **given), run).fit()
+        runs[f"seed {seed}"] = ticket_patterns.masks(run)
+    first, second = runs.values()
+    assert all(mask.dtype == bool for mask in first.values())
+    densities = ticket_patterns.densities(first)
+    sizes = np.array([mask.size for mask in first.values()])
+    assert (densities * sizes).sum() / sizes.sum() == pytest.approx(0.5, abs=0.05)
+    assert ticket_patterns.overlap(first, first) == 1
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    either = sum(int((first[name] | second[name]).sum()) for name in first)
+    assert ticket_patterns.overlap(first, second) == both / either
+    ticket_patterns.draw(runs, tmp_path / "patterns.png")
+    assert (tmp_path / "patterns.png").stat().st_size > 1000
+
+
+def test_the_overlap_of_chance():
+    """Of masks of densities p and q that know nothing of each other: pq / (p + q - pq)."""
+    draw = np.random.default_rng(0)
+    ours, theirs = ({"a": draw.random((300, 300)) < p} for p in (0.3, 0.6))
+    expected = ticket_patterns.chance(ours, theirs)
+    assert expected == pytest.approx(0.18 / 0.72, rel=0.02)
+    assert ticket_patterns.overlap(ours, theirs) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("learner", ["maml", "metadock"])

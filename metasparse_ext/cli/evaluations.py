@@ -28,6 +28,12 @@ def _setting(command: Callable[..., Any]) -> Callable[..., Any]:
             "query.",
         ),
         click.option("--tasks", type=click.IntRange(1), help="How many tasks."),
+        click.option(
+            "--every-set",
+            is_flag=True,
+            default=None,
+            help="One task of every set of --ways classes, instead of --tasks.",
+        ),
         click.option("--queries", type=click.IntRange(1), help="Query images per class."),
         click.option("--shots", type=click.IntRange(1), help="Support images per class."),
         click.option("--ways", type=click.IntRange(2), help="Classes per task, at most the run's."),

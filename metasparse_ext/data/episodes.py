@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from metasparse_ext._arguments import require_count, require_type
+from metasparse_ext._arguments import require, require_count, require_type
 from metasparse_ext.data.batch import TaskBatch
 from metasparse_ext.data.errors import DataError
 from metasparse_ext.data.images import ImageClasses
@@ -32,6 +32,7 @@ def episodes(
     workers: int = 0,
     start: int = 0,
     rotations: bool = False,
+    every_set: bool = False,
 ) -> Iterator[TaskBatch]:
     """Draws batches of N-way K-shot tasks without end.
 
@@ -53,6 +54,8 @@ def episodes(
         workers: threads that draw batches ahead; 0 draws each when it is asked for.
         start: number of the first batch.
         rotations: random multiples of 90 degrees per class per task.
+        every_set: task n has the n-th of all sets of ``ways`` classes, instead of drawn ones; of
+            one data set only.
 
     Returns:
         An iterator of batches with images (T, ways * K, C, H, W) float32 in [0, 1] and labels
@@ -85,5 +88,8 @@ def episodes(
         "rotations": rotations,
     }
     if isinstance(data, Mixture):
+        expected = f"False, {data} has no sets of classes across its data sets"
+        require(every_set is False, "episodes", "every_set", expected, every_set)
         return prefetch(MixtureSampler(data, **task).__getitem__, start, workers)
-    return prefetch(EpisodeSampler(data, **task).__getitem__, start, workers)
+    sampler = EpisodeSampler(data, **task, every_set=every_set)
+    return prefetch(sampler.__getitem__, start, workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import numpy as np
@@ -35,6 +36,9 @@ class EpisodeSampler:
         rotations: turn the images of each class of each task by one random multiple of 90
             degrees, which makes four classes of every character (Santoro et al., 2016; usual
             for training on Omniglot).
+        every_set: task n has the n-th of all sets of ``ways`` classes, in the order of their
+            numbers and from the first set again after the last one: there are
+            :attr:`sets`. By default the classes of a task are drawn.
         length: how many batches there are; without end if None. ``torch.utils.data.DataLoader``
             needs one: ``DataLoader(sampler, batch_size=None, num_workers=2, pin_memory=True)``
             gives the batches in order, and ``batch_size=B`` joins the tasks of B of them.
@@ -56,15 +60,17 @@ class EpisodeSampler:
         tasks: int,
         seed: int = 0,
         rotations: bool = False,
+        every_set: bool = False,
         length: int | None = None,
     ) -> None:
         require_type("EpisodeSampler", "data", data, ImageClasses, "an ImageClasses")
         check_task("EpisodeSampler", ways, shots, queries, tasks, seed, rotations)
+        require_flag("EpisodeSampler", "every_set", every_set)
         if length is not None:
             require_count("EpisodeSampler", "length", length, most=MOST)
         self.data, self.length = data, length
         self.ways, self.shots, self.queries, self.tasks = ways, shots, queries, tasks
-        self.rotations = rotations
+        self.rotations, self.every_set = rotations, every_set
         self._check_enough()
         entropy = [seed, zlib.crc32(data.split.encode())]
         self._key = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
@@ -88,6 +94,11 @@ class EpisodeSampler:
                 f"{data}: rotations need square images, these are "
                 f"{data.shape[1]}x{data.shape[2]}; image_size makes them square"
             )
+
+    @property
+    def sets(self) -> int:
+        """The number of sets of ``ways`` classes."""
+        return math.comb(len(self.data), self.ways)
 
     def __len__(self) -> int:
         """The number of batches.
@@ -114,8 +125,7 @@ class EpisodeSampler:
 
     def draw(self, numbers: np.ndarray) -> TaskBatch:
         """Draws the tasks of these numbers."""
-        draws = [self._draw(int(number)) for number in numbers]
-        rows, turns = (np.stack(parts) for parts in zip(*draws, strict=True))
+        rows, turns = self._drawn(numbers)
         images = self.data.images[rows]  # (T, ways, shots + queries, C, H, W)
         if self.rotations:
             for turn in (1, 2, 3):
@@ -126,12 +136,29 @@ class EpisodeSampler:
             query=self._samples(images[:, :, self.shots :]),
         )
 
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """(T, ways, shots + queries): which rows of ``data.images`` the tasks of numbers have.
+
+        Those of the support set come first.
+        """
+        return self._drawn(numbers)[0]
+
+    def _drawn(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        draws = [self._draw(int(number)) for number in numbers]
+        rows, turns = (np.stack(parts) for parts in zip(*draws, strict=True))
+        return rows, turns
+
     def _draw(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of ``data.images`` (ways, shots + queries) and quarter turns (ways,) of a task."""
         # The counter's high words are the task's number, so that tasks are 2^128 values apart.
         counter = np.array([0, 0, number, 0], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
-        classes = _smallest(rng.random(len(self.data)), self.ways)
+        order = rng.random(len(self.data))
+        if self.every_set:
+            members = nth_set(len(self.data), self.ways, number % self.sets)
+            classes = members[np.argsort(order[members])]
+        else:
+            classes = _smallest(order, self.ways)
         sizes = self.data.sizes[classes]
         ranks = rng.random((self.ways, sizes.max()))
         ranks[np.arange(sizes.max()) >= sizes[:, np.newaxis]] = np.inf
@@ -148,6 +175,25 @@ class EpisodeSampler:
         return Samples(
             torch.from_numpy(pixels.reshape(tasks, ways * each, *images.shape[3:])), labels
         )
+
+
+def nth_set(count: int, size: int, number: int) -> np.ndarray:
+    """(size,) the rising numbers of the set of this place among those of ``count`` things.
+
+    The sets are in lexicographic order, as ``itertools.combinations`` gives them.
+    """
+    members: list[int] = []
+    for thing in range(count):
+        left = size - len(members)
+        if left == 0:
+            break
+        # those that go on with this thing come before those without it
+        with_it = math.comb(count - thing - 1, left - 1)
+        if number < with_it:
+            members.append(thing)
+        else:
+            number -= with_it
+    return np.array(members)
 
 
 def check_task(

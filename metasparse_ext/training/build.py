@@ -170,7 +170,13 @@ def require_loss(config: RunConfig, classes: Tasks) -> None:
 
 
 def episodes(
-    config: RunConfig, classes: Tasks, *, seed: int, tasks: int, start: int = 0
+    config: RunConfig,
+    classes: Tasks,
+    *,
+    seed: int,
+    tasks: int,
+    start: int = 0,
+    every_set: bool = False,
 ) -> Iterator[TaskBatch]:
     """Draws meta-batches; batch ``i`` depends on the seed, the split and ``i`` alone."""
     if isinstance(classes, OwnTasks):
@@ -185,15 +191,18 @@ def episodes(
         start=start,
         workers=config.workers,
         rotations=config.rotations and classes.split == "train",
+        every_set=every_set,
     )
 
 
-def held_out_episodes(config: RunConfig, classes: Tasks, *, seed: int) -> Iterator[TaskBatch]:
+def held_out_episodes(
+    config: RunConfig, classes: Tasks, *, seed: int, every_set: bool = False
+) -> Iterator[TaskBatch]:
     """Draws the meta-batches of a validation or an evaluation."""
     if isinstance(classes, OwnTasks):
         return classes.batches(seed, 0, config.workers, endless=False)
     config = config.replace(queries=config.evaluation_queries or config.queries)
-    return episodes(config, classes, seed=seed, tasks=config.tasks)
+    return episodes(config, classes, seed=seed, tasks=config.tasks, every_set=every_set)
 
 
 def network(

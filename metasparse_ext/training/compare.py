@@ -78,6 +78,7 @@ def compare(
     ways: int | None = None,
     shots: int | None = None,
     queries: int | None = None,
+    every_set: bool | None = None,
     data: str | None = None,
 ) -> Comparison:
     """Compares runs by the evaluations that they keep, each with the first by a paired t-test.
@@ -89,8 +90,9 @@ def compare(
 
     Args:
         runs: The runs; the first, and those that belong to it, is what others are compared to.
-        split, tasks, transductive, adapt_steps, ways, shots, queries, data: Which evaluations, as
-            :func:`~metasparse_ext.training.evaluate_run` takes them; by default the runs' own.
+        split, tasks, transductive, adapt_steps, ways, shots, queries, every_set, data: Which
+            evaluations, as :func:`~metasparse_ext.training.evaluate_run` takes them; by default the
+            runs' own.
 
     Raises:
         CheckpointError: If a run keeps no such evaluation, or one without the tasks' accuracies, or
@@ -104,6 +106,7 @@ def compare(
     setting = {
         **{"split": split, "tasks": tasks, "transductive": transductive, "data": data},
         **{"adapt_steps": adapt_steps, "ways": ways, "shots": shots, "queries": queries},
+        "every_set": every_set,
     }
     check_setting("compare", **setting)
     found = {str(run): (run.config(), _kept(run, setting)) for run in runs}
@@ -141,7 +144,7 @@ def _words(run: Run, setting: Mapping[str, Any]) -> str:
     wanted = Setting.of(run.config(), **of_tasks)
     manner = "transductive" if wanted.transductive else "not transductive"
     adapted = "" if steps is None else f", {steps} steps of adaptation"
-    return f"{wanted}, {wanted.tasks} tasks, {manner}{adapted}"
+    return f"{wanted}, {wanted.count}, {manner}{adapted}"
 
 
 def _flags(setting: Mapping[str, Any]) -> list[str]:
@@ -149,9 +152,11 @@ def _flags(setting: Mapping[str, Any]) -> list[str]:
     flags = []
     for name, value in setting.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value not in (None, "test"):
+        if value is True:
+            flags.append(f"--{flag}")
+        elif value is False and name == "transductive":
+            flags.append(f"--no-{flag}")
+        elif value not in (None, False, "test"):
             flags.append(f"--{flag} {value}")
     return flags
 

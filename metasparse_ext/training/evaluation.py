@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ from metasparse_ext._arguments import (
 from metasparse_ext.algorithms.base import MetaLearner
 from metasparse_ext.algorithms.tasks import TaskFunction
 from metasparse_ext.data.batch import is_image
+from metasparse_ext.data.images import ImageClasses
 from metasparse_ext.training import build, metrics
 from metasparse_ext.training.checkpoint import CheckpointError
 from metasparse_ext.training.config import RunConfig
@@ -57,6 +59,7 @@ def evaluate_best(
     ways: int | None = None,
     shots: int | None = None,
     queries: int | None = None,
+    every_set: bool | None = None,
     data: str | Data | None = None,
     root: str | None = None,
     device: str | None = None,
@@ -75,6 +78,8 @@ def evaluate_best(
             time than in training.
         ways: Classes of a task, if fewer than the run's, which the network has outputs for.
         shots, queries: Support and query images of each class, if not the run's.
+        every_set: One task of every set of ``ways`` classes of the split, instead of ``tasks``
+            that are drawn.
         data: Another data set, whose images are brought to the size and channels of the network's;
             or data of one's own, as for :class:`~metasparse_ext.training.Trainer`.
         root: Where the data set's files are now, if not where the run found them.
@@ -92,7 +97,8 @@ def evaluate_best(
     own = None if isinstance(data, str) else data
     named = {
         **{"tasks": tasks, "transductive": transductive, "ways": ways, "shots": shots},
-        **{"queries": queries, "data": data if isinstance(data, str) else None},
+        **{"queries": queries, "every_set": every_set},
+        "data": data if isinstance(data, str) else None,
     }
     check_setting(owner, split=split, adapt_steps=adapt_steps, **named)
     given = Parts(data=own, model=model, learner=learner, loss=loss, metric=metric)
@@ -107,6 +113,7 @@ def evaluate_best(
         evaluation_queries=setting.queries,
     )
     classes = _tasks(run, config, asked, split, own)
+    count = _count(owner, setting, classes)
     outputs = build.outputs(classes)
     if outputs is not None:
         require(ways is None, owner, "ways", f"None, {classes} has targets, not classes", ways)
@@ -116,13 +123,13 @@ def evaluate_best(
         made.adapt_steps = adapt_steps
     found = evaluate(
         made,
-        build.held_out_episodes(asked, classes, seed=_SEED),
-        tasks=setting.tasks,
+        build.held_out_episodes(asked, classes, seed=_SEED, every_set=setting.every_set),
+        tasks=count,
         transductive=setting.transductive,
         distributions=build.distributions(classes),
         ways=setting.ways if setting.ways < config.ways else None,
     )
-    drawn = ("data", "split", "ways", "shots", "queries")
+    drawn = ("data", "split", "ways", "shots", "queries", "every_set")
     return RunEvaluation(
         setting=build.setting(asked, classes),
         adapt_steps=made.adapt_steps,
@@ -134,6 +141,15 @@ def evaluate_best(
         name=_name(run, begun, setting, adapt_steps if changed else None, found),
         drawn={name: getattr(setting, name) for name in drawn},
     ), found
+
+
+def _count(owner: str, setting: Setting, classes: build.Tasks) -> int:
+    """How many tasks an evaluation is on."""
+    if not setting.every_set:
+        return setting.tasks
+    if not isinstance(classes, ImageClasses):
+        refuse(owner, "every_set", f"False, {classes} are no classes of one data set", "True")
+    return math.comb(len(classes), setting.ways)
 
 
 def _made(
@@ -210,9 +226,10 @@ def by_kind(evaluations: Mapping[str, RunEvaluation]) -> list[dict[str, RunEvalu
 
 
 def _kind(evaluation: RunEvaluation) -> dict[str, str]:
+    every = ", one of every set of classes" if evaluation.drawn.get("every_set") else ""
     kind = {
         "setting": evaluation.setting,
-        "tasks": f"{evaluation.numbers['tasks']} tasks",
+        "tasks": f"{evaluation.numbers['tasks']} tasks{every}",
         "manner": _manner(evaluation.numbers["transductive"]),
         "measure": evaluation.measure,
     }
@@ -224,7 +241,7 @@ def _kind(evaluation: RunEvaluation) -> dict[str, str]:
 def _words(setting: Setting) -> dict[str, str]:
     return {
         "setting": str(setting),
-        "tasks": f"{setting.tasks} tasks",
+        "tasks": setting.count,
         "manner": _manner(setting.transductive),
         "queries": f"{setting.queries} queries a class",
     }

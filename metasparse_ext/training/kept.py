@@ -38,8 +38,8 @@ class RunEvaluation:
     Attributes:
         setting: Data set, split and kind of task, in words.
         name: The split, and what differs from the run's own setting: what its files are called.
-        drawn: How the tasks were drawn, ``data``, ``split``, ``ways``, ``shots`` and ``queries``;
-            empty in files of earlier versions.
+        drawn: How the tasks were drawn, ``data``, ``split``, ``ways``, ``shots``, ``queries`` and
+            ``every_set``; less or nothing in files of earlier versions.
         adapt_steps: Gradient steps of adaptation; without meaning where a solver adapts.
         checkpoint: ``best`` or, where no checkpoint met the budget, ``last``.
         iteration: Meta-iterations behind that checkpoint.
@@ -124,7 +124,7 @@ def find(run: Run, *, adapt_steps: int | None = None, **setting: Any) -> RunEval
         if evaluation is None or adapt_steps not in (None, evaluation.adapt_steps):
             continue
         # A run that went on may have another number of tasks for its own.
-        if evaluation.numbers["tasks"] == wanted.tasks:
+        if wanted.every_set or evaluation.numbers["tasks"] == wanted.tasks:
             return evaluation
     return None
 

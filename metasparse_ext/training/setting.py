@@ -10,6 +10,7 @@ from typing import Any
 
 from metasparse_ext._arguments import (
     LARGEST,
+    refuse,
     require,
     require_choice,
     require_count,
@@ -31,8 +32,9 @@ class Setting:
         data: The data set, as a run names it.
         split: ``train``, ``val`` or ``test``.
         ways, shots, queries: Classes of a task; support and query images of each class.
-        tasks: How many tasks.
+        tasks: How many tasks, where they are drawn.
         transductive: Whether batch statistics are taken over the whole query set.
+        every_set: Whether there is one task of every set of classes.
     """
 
     data: str
@@ -42,6 +44,7 @@ class Setting:
     queries: int
     tasks: int
     transductive: bool
+    every_set: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, integers={"least": 1, "most": LARGEST})
@@ -62,6 +65,9 @@ class Setting:
             "queries": config.evaluation_queries or config.queries,
             "tasks": config.evaluation_tasks,
         }
+        if given.get("every_set") and given.get("tasks") is not None:
+            expected = "None, as one task of every set of classes is asked for"
+            refuse("evaluate_run", "tasks", expected, given["tasks"])
         chosen = {name: value for name, value in given.items() if value is not None}
         if "data" in chosen and absolute(chosen["data"]) == absolute(config.data):
             del chosen["data"]  # the run's own, by another path
@@ -69,6 +75,11 @@ class Setting:
 
     def __str__(self) -> str:
         return f"{self.ways}-way {self.shots}-shot, {self.data} {self.split} classes"
+
+    @property
+    def count(self) -> str:
+        """How many tasks, in words."""
+        return "one task of every set of classes" if self.every_set else f"{self.tasks} tasks"
 
     def name(self, config: RunConfig, adapt_steps: int | None = None, episodes: str = "") -> str:
         """The split, and what differs from the run's own setting: the name of a file.
@@ -87,6 +98,7 @@ class Setting:
             "queries": f"{self.queries}query",
             "tasks": f"{self.tasks}tasks",
             "transductive": kind,
+            "every_set": "every-set",
         }
         differ = [words[name] for name in words if getattr(self, name) != own[name]]
         steps = [] if adapt_steps is None else [f"{adapt_steps}steps"]
@@ -106,7 +118,7 @@ def check_setting(owner: str, *, split: Any, **given: Any) -> None:
             continue
         if name == "data":
             require_text(owner, name, value, empty=False)
-        elif name == "transductive":
+        elif name in ("transductive", "every_set"):
             require_flag(owner, name, value)
         else:
             require_count(owner, name, value, least=_LEAST[name], most=LARGEST)
