@@ -4,10 +4,12 @@
 //
 // Every CUDA thread is a fiber. A launch runs its blocks one after the other (the blocks of a
 // cluster together), and a fiber runs until it meets a barrier: the most unfair schedule there can
-// be, in a shuffled order, so a missing barrier shows as a wrong result. Further aids:
+// be, in an order shuffled anew after every barrier, so a missing barrier shows as a wrong result.
+// Blocks come in a shuffled order, too. Further aids:
 //   - shared memory starts as NaN and ends at an inaccessible page;
 //   - an asynchronous copy takes place when it is waited for, not earlier;
-//   - a barrier that not all threads reach fails the launch, with a sentence on stderr.
+//   - a barrier that not all threads reach fails the launch, with a sentence on stderr;
+//   - in an instrumented build, a log of accesses that no barrier orders (races.h).
 #include <math.h>
 
 #include <algorithm>
@@ -87,6 +89,7 @@ const uint64_t* warp_exchange(uint64_t value);
 unsigned warp_lanes();
 unsigned lane();
 
+void log_atomic(const void* address, size_t bytes);
 void copy_later(void* to, const void* from, size_t bytes);
 void commit_copies();
 void finish_copies(size_t groups_left);
@@ -179,7 +182,8 @@ unsigned __match_all_sync(unsigned mask, T value, int* all) {
 
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 
-inline int atomicAdd(int* address, int value) {
+__attribute__((no_sanitize("thread"))) inline int atomicAdd(int* address, int value) {
+  metasparse::emulation::log_atomic(address, sizeof(int));
   const int before = *address;
   *address += value;
   return before;

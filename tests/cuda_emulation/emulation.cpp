@@ -8,10 +8,12 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "races.h"
 
 namespace metasparse::emulation {
 namespace {
@@ -58,6 +60,7 @@ class SharedMemory {
   ~SharedMemory() { munmap(base_, size_); }
 
   unsigned char* data() const { return data_; }
+  size_t room() const { return static_cast<size_t>(base_ + size_ - data_); }
 
  private:
   unsigned char *base_, *data_;
@@ -66,7 +69,7 @@ class SharedMemory {
 
 struct Block {
   uint3 index;
-  unsigned rank = 0;
+  unsigned rank = 0, cluster = 0;
   Barrier barrier;
   std::vector<Warp> warps;
   std::unique_ptr<SharedMemory> shared;
@@ -104,6 +107,7 @@ const std::function<void()>* kernel;
 Fiber* running;
 Barrier* cluster;
 std::vector<Block>* team;
+unsigned char *stacks_begin, *stacks_end;
 
 void to_scheduler() {
   if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
@@ -149,6 +153,7 @@ void resume(Fiber& fiber) {
   threadIdx = {fiber.thread % blockDim.x, fiber.thread / blockDim.x % blockDim.y,
                fiber.thread / blockDim.x / blockDim.y};
   to_fiber(fiber);
+  running = nullptr;
 }
 
 // Runs the blocks of one cluster to their end; false if they wait for each other for ever.
@@ -160,6 +165,8 @@ bool run_team(std::vector<Block>& blocks, unsigned threads, std::mt19937& random
   cluster = &whole;
   team = &blocks;
   unsigned char* const stack = stacks(fibers.size());
+  stacks_begin = stack;
+  stacks_end = stack + fibers.size() * kStack;
   for (size_t f = 0; f < fibers.size(); ++f) {
     Fiber& fiber = fibers[f];
     fiber.block = &blocks[f / threads];
@@ -171,8 +178,8 @@ bool run_team(std::vector<Block>& blocks, unsigned threads, std::mt19937& random
     makecontext(&fiber.beginning, start, 0);
     order.push_back(&fiber);
   }
-  std::shuffle(order.begin(), order.end(), random);
   for (size_t left = fibers.size(); left > 0;) {
+    std::shuffle(order.begin(), order.end(), random);
     bool moved = false;
     for (Fiber* fiber : order) {
       if (!fiber->can_run()) continue;
@@ -182,13 +189,22 @@ bool run_team(std::vector<Block>& blocks, unsigned threads, std::mt19937& random
     }
     if (!moved) return false;
   }
+  for (const Block& block : blocks) {
+    forget_accesses(block.shared->data(), block.shared->room());  // another block's may lie there
+  }
   return true;
 }
 
-Block make_block(uint3 index, unsigned rank, unsigned threads, size_t shared) {
+int from_environment(const char* name, int otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::atoi(value);
+}
+
+Block make_block(uint3 index, unsigned rank, unsigned cluster, unsigned threads, size_t shared) {
   Block block;
   block.index = index;
   block.rank = rank;
+  block.cluster = cluster;
   block.barrier.expected = threads;
   block.warps.resize((threads + kWarp - 1) / kWarp);
   for (size_t w = 0; w < block.warps.size(); ++w) {
@@ -211,35 +227,47 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& b
       config.dynamicSmemBytes > 163 * 1024) {
     return cudaErrorInvalidValue;
   }
-  std::mt19937 random(1);
+  std::mt19937 random(static_cast<unsigned>(from_environment("METASPARSE_EMULATED_SEED", 1)));
   kernel = &body;
   blockDim = config.blockDim;
   gridDim = config.gridDim;
-  for (unsigned z = 0; z < gridDim.z; ++z) {
-    for (unsigned y = 0; y < gridDim.y; ++y) {
-      for (unsigned x = 0; x < gridDim.x; x += in_team) {
-        std::vector<Block> blocks;
-        for (unsigned rank = 0; rank < in_team; ++rank) {
-          blocks.push_back(make_block({x + rank, y, z}, rank, threads, config.dynamicSmemBytes));
-        }
-        if (!run_team(blocks, threads, random)) {
-          std::fprintf(stderr, "block (%u, %u, %u): not all threads reach a barrier\n", x, y, z);
-          return cudaErrorLaunchFailure;
-        }
-      }
+  forget_accesses();
+  const unsigned teams_in_row = gridDim.x / in_team;
+  std::vector<unsigned> teams(size_t{teams_in_row} * gridDim.y * gridDim.z);
+  std::iota(teams.begin(), teams.end(), 0u);
+  std::shuffle(teams.begin(), teams.end(), random);
+  for (const unsigned place : teams) {
+    const unsigned x = place % teams_in_row * in_team, row = place / teams_in_row;
+    const unsigned y = row % gridDim.y, z = row / gridDim.y;
+    std::vector<Block> blocks;
+    for (unsigned rank = 0; rank < in_team; ++rank) {
+      blocks.push_back(make_block({x + rank, y, z}, rank, place, threads, config.dynamicSmemBytes));
+    }
+    if (!run_team(blocks, threads, random)) {
+      std::fprintf(stderr, "block (%u, %u, %u): not all threads reach a barrier\n", x, y, z);
+      return cudaErrorLaunchFailure;
     }
   }
   return cudaSuccess;
 }
 
+bool current(Moment& moment) {
+  if (running == nullptr) return false;
+  const Block& block = *running->block;
+  moment.block = (block.index.z * gridDim.y + block.index.y) * gridDim.x + block.index.x;
+  moment.thread = running->thread;
+  moment.cluster = block.cluster;
+  moment.cluster_barriers = static_cast<uint32_t>(cluster->generation);
+  moment.block_barriers = static_cast<uint32_t>(block.barrier.generation);
+  moment.warp_barriers = static_cast<uint32_t>(running->warp().barrier.generation);
+  return true;
+}
+
+bool is_own(const void* address) { return address >= stacks_begin && address < stacks_end; }
+
 namespace {
 
 cudaError_t last = cudaSuccess;
-
-int from_environment(const char* name, int otherwise) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? otherwise : std::atoi(value);
-}
 
 }  // namespace
 
@@ -280,6 +308,13 @@ const uint64_t* warp_exchange(uint64_t value) {
 }
 
 void copy_later(void* to, const void* from, size_t bytes) {
+  // It may take place at any time from here to where it is waited for.
+  log_alignment(to, bytes);
+  log_write(to, bytes);
+  if (from != nullptr) {
+    log_alignment(from, bytes);
+    log_read(from, bytes);
+  }
   running->open.push_back({to, from, bytes});
 }
 
@@ -291,6 +326,7 @@ void commit_copies() {
 void finish_copies(size_t groups_left) {
   for (auto& groups = running->groups; groups.size() > groups_left; groups.pop_front()) {
     for (const Copy& copy : groups.front()) {
+      log_write(copy.to, copy.bytes);
       if (copy.from == nullptr) {
         std::memset(copy.to, 0, copy.bytes);
       } else {
