@@ -1,7 +1,7 @@
 """No accesses of the CUDA C++ kernels race, no wide one is unaligned, no order changes a result.
 
 The kernels run emulated, on drawn orders of blocks and threads, with every access logged
-(cuda_emulation/races.h). What that cannot see: races of what only one thread of a launch touches in
+(cuda_emulation/races.h) and operands between pages that nobody may touch. What that cannot see: races of what only one thread of a launch touches in
 these calls, and the hardware's own ordering of memory, which it takes for no ordering at all.
 """
 

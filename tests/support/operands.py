@@ -92,15 +92,16 @@ def _negative(shape, fill):
 
 def _before_guard(shape, fill):
     """Ends where reading any further is a segmentation fault."""
-    return _guarded(fill(shape), at_end=True)
+    return guarded(fill(shape), at_end=True)
 
 
 def _after_guard(shape, fill):
     """Starts where reading what precedes it is a segmentation fault."""
-    return _guarded(fill(shape), at_end=False)
+    return guarded(fill(shape), at_end=False)
 
 
-def _guarded(values: Tensor, at_end: bool) -> Tensor:
+def guarded(values: Tensor, at_end: bool) -> Tensor:
+    """A copy whose memory ends, or begins, where a page begins that nobody may touch."""
     pages = -(-values.nbytes // _PAGE)
     buffer = mmap.mmap(-1, (pages + 2) * _PAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
