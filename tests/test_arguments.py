@@ -664,7 +664,7 @@ def public_names(package: ModuleType) -> Iterator[str]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_is_in_the_registry(package):
     missing = set(public_names(PACKAGES[package])) - CALLS.keys() - NO_ARGUMENTS.keys()
-    assert missing == set()
+    assert not missing, f"add a valid call to CALLS, or a reason to NO_ARGUMENTS: {missing}"
 
 
 def test_containers_of_tensors_are_shown_in_one_line():

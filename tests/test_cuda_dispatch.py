@@ -11,7 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.host import NothingOnTheHost
-from support.op_calls import WINDOW, all_calls, conv_calls, norm_calls, other_calls
+from support.op_calls import (
+    WINDOW,
+    all_calls,
+    composed_calls,
+    conv_calls,
+    norm_calls,
+    other_calls,
+)
 from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
 from metasparse_ext.ops import backends, cuda, cuda_features, cuda_table
@@ -42,7 +49,8 @@ def unforced(monkeypatch):
 
 
 def test_every_op_of_the_key_is_called_here():
-    assert all_calls().keys() == cuda.OPS.keys()
+    differ = all_calls().keys() ^ cuda.OPS.keys()
+    assert not differ, f"of all_calls() in tests/support/op_calls.py or of OPS alone: {differ}"
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -334,7 +342,7 @@ def test_why_a_launch_cannot_serve(monkeypatch):
 
 def test_every_op_has_a_kernel_on_every_device():
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    for op in (*cuda.OPS, "masked_conv_backward", "binary_mask"):
+    for op in (*cuda.OPS, *composed_calls()):
         assert has(f"metasparse::{op}", "CompositeExplicitAutograd"), op
 
 

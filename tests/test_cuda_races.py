@@ -1,8 +1,9 @@
 """No accesses of the CUDA C++ kernels race, no wide one is unaligned, no order changes a result.
 
 The kernels run emulated, on drawn orders of blocks and threads, with every access logged
-(cuda_emulation/races.h) and operands between pages that nobody may touch. What that cannot see: races of what only one thread of a launch touches in
-these calls, and the hardware's own ordering of memory, which it takes for no ordering at all.
+(cuda_emulation/races.h) and operands between pages that nobody may touch. What that cannot see:
+races of what only one thread of a launch touches in these calls, and what the hardware would make
+of one.
 """
 
 import ctypes

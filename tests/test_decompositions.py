@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.op_calls import conv_calls, norm_calls
+from support.op_calls import all_calls, composed_calls, conv_calls, norm_calls, other_calls
 from torch import nn
 
 import metasparse_ext as ms
@@ -83,7 +83,25 @@ def test_symbolic_sizes_are_inferred_by_the_fake_kernels(monkeypatch):
     assert any(node.target is op for node in program.graph.nodes)
 
 
-@pytest.mark.parametrize("name", ["masked_conv", "norm_act_pool", "binary_mask", "topk_mask"])
+# Ops that no forward pass of a network calls.
+OF_DERIVATIVES = ("_grad", "_backward", "_tangent", "_pair", "_gradient")
+OF_LEARNERS = {"cg_step", "softmax_head", "task_cross_entropy"}
+
+
+def test_every_op_of_a_forward_pass_is_there():
+    names = {op.name().removeprefix("metasparse::") for op in ms.decompositions()}
+    forward = {
+        name
+        for name in (*all_calls(), *composed_calls())
+        if not name.endswith(OF_DERIVATIVES) and name not in OF_LEARNERS
+    }
+    assert names == forward
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["masked_conv", "norm_act_pool", "binary_mask", "topk_mask", "score_gate", "task_linear"],
+)
 def test_each_is_its_op(name):
     op = getattr(torch.ops.metasparse, name)
     scores = torch.randint(-2, 3, (4, 9)).double()
@@ -91,6 +109,7 @@ def test_each_is_its_op(name):
     calls = {
         **conv_calls(),
         **norm_calls(),
+        **other_calls(),
         "binary_mask": (scores, 0.1),
         "topk_mask": (scores, torch.tensor([0, 3, 4, 9])),
     }

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from support.op_calls import all_calls
+from support.op_calls import all_calls, composed_calls
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -14,11 +14,11 @@ from metasparse_ext.implicit import cg, softmax_head
 
 pytestmark = pytest.mark.skipif(_library.problem is not None, reason="no compiled library")
 
-CALLS = all_calls()
-# A further op that no backend of CUDA has of its own: what a whole backward pass wants.
-GRAD, IMAGES, WEIGHT, MASK = (*CALLS["masked_conv_mask_grad"][:3], CALLS["masked_conv"][2])
-CALLS["masked_conv_backward"] = (GRAD, IMAGES, WEIGHT, MASK, True, False, True, (2, 2), (1, 1))
-CALLS["binary_mask"] = (torch.randn(3), 0.0)
+CALLS = {**all_calls(), **composed_calls()}
+GRAD, IMAGES, WEIGHT, MASK = CALLS["masked_conv_backward"][:4]
+# Ops that say something, and those that take tensors of any kind apart and put them together.
+OTHERS = {"build_info", "cpu_isa", "explain_conv", "conv_backend", "set_conv_backend"}
+OTHERS |= {"unflatten_tasks", "flatten_tasks"}
 
 CHANGES = {
     "dimensions": lambda t: t[None],
@@ -46,6 +46,14 @@ def run_fake(name: str, args: tuple) -> Exception | None:
     with FakeTensorMode() as mode:
         fakes = tuple(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args)
         return run(name, fakes)
+
+
+def test_every_op_is_called_here():
+    every = {
+        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("metasparse::")
+    }
+    left = {name.removeprefix("metasparse::") for name in every} - CALLS.keys() - OTHERS
+    assert not left, f"add calls to tests/support/op_calls.py: {left}"
 
 
 @pytest.mark.parametrize("change", CHANGES)

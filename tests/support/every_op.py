@@ -15,6 +15,7 @@ def results(seed: int, side: int = 12) -> list[Tensor]:
         *_convolution(drawn, side, stride=2),
         *_block(drawn, side),
         ms.topk_mask(torch.randn(3, 5000, generator=drawn), 0.2),
+        *_between(drawn),
         *_solve(drawn),
         *_head(drawn),
     ]
@@ -29,6 +30,20 @@ def _derivatives(y: Tensor, *leaves: Tensor) -> list[Tensor]:
     first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
     return [t.detach() for t in (y, *first, *second)]
+
+
+def _between(drawn: torch.Generator) -> list[Tensor]:
+    """What lies between the convolutions: gates, the head's product and the loss."""
+    ops = torch.ops.metasparse
+    scores, features = _leaf(drawn, 3, 700), _leaf(drawn, 3, 20, 300)
+    weight, bias = _leaf(drawn, 3, 5, 300), _leaf(drawn, 3, 5)
+    labels = torch.randint(5, (3, 20), generator=drawn)
+    losses = ops.task_cross_entropy(ops.task_linear(features, weight, bias), labels)
+    return [
+        ops.binary_mask(scores.detach(), 0.1),
+        *_derivatives(ops.score_gate(scores), scores),
+        *_derivatives(losses, features, weight, bias),
+    ]
 
 
 def _convolution(drawn: torch.Generator, side: int, stride: int) -> list[Tensor]:

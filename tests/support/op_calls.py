@@ -1,4 +1,8 @@
-"""A call of every op of the CUDA key: its name and arguments."""
+"""A call of every op: its name and arguments.
+
+Ops with a row of ``OPS`` in metasparse_ext/ops/cuda.py are in :func:`all_calls`, those that every
+device but the CPU composes of others in :func:`composed_calls`.
+"""
 
 import torch
 
@@ -66,3 +70,14 @@ def other_calls(dtype=torch.float64):
 
 def all_calls():
     return {**conv_calls(), **norm_calls(), **other_calls()}
+
+
+def composed_calls(dtype=torch.float64):
+    """Ops that have no backends of their own on CUDA."""
+    calls = conv_calls(dtype)
+    grad, images, weight = calls["masked_conv_mask_grad"][:3]
+    mask = calls["masked_conv"][2]
+    return {
+        "masked_conv_backward": (grad, images, weight, mask, True, False, True, *WINDOW),
+        "binary_mask": (torch.randn(3, dtype=dtype), 0.0),
+    }
