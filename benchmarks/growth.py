@@ -2,10 +2,10 @@
 
 MAML, second order, on the strided Conv-4 of 64 channels at 28x28, four tasks of five classes, one
 image each, five inner steps; one of inner steps, tasks, channels, image size and density is varied
-at a time. Beside ours: learn2learn's loop over the tasks, and torch.func.vmap over them. Sides are
-timed in turns; for its peak of resident memory each has a process of its own. All sides must give
-one meta-gradient in float64 first. Writes ``results/growth-N-threads.json`` and
-``docs/growth.png``.
+at a time. Beside ours: torch.func.vmap over the tasks, and the loops over them of learn2learn,
+higher and TorchOpt, as far as they are installed, and of torch.autograd. Sides are timed in turns;
+for its peak of resident memory each has a process of its own. All sides must give one meta-gradient
+in float64 first. Writes ``results/growth-N-threads.json`` and ``docs/growth.png``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from benchmarks.gpu.peers import vmap_maml
 from benchmarks.harness import RESULTS, environment, fair_process, interleave, verify
 from benchmarks.meta_steps import BOUND, MamlStep
 from metasparse_ext.algorithms import MAML
-from metasparse_ext.data import TaskBatch
 
 BASE = MamlStep("strided", 28, 1, 64, 1.0)
 AXES: Mapping[str, tuple[float, ...]] = {
-    "steps": (1, 2, 4, 8, 16),
-    "tasks": (1, 2, 4, 8, 16),
-    "width": (32, 64, 128),
+    "steps": (1, 2, 4, 8, 16, 32),
+    "tasks": (1, 2, 4, 8, 16, 32, 64),
+    "width": (32, 64, 128, 256),
     "size": (28, 42, 84),
     "density": (1.0, 0.5, 0.2, 0.1, 0.05),
 }
@@ -57,13 +56,11 @@ def sides(case: MamlStep, dtype: torch.dtype) -> dict[str, Step]:
         learner.meta_backward(batch)
         return [p.grad for p in learner.parameters()]
 
-    def by(peer: Callable[[Any, TaskBatch, float, int], list[Tensor]]) -> Step:
+    def by(peer: peers.Maml) -> Step:
         return lambda: peer(twin, batch, case.inner_lr, case.steps)
 
-    found = {OURS: ours, "torch.func.vmap": by(vmap_maml)}
-    if peers.HAS_LEARN2LEARN:
-        return found | {"learn2learn": by(peers.learn2learn_maml)}
-    return found | {"loop over tasks": by(peers.stock_maml)}
+    loops = {name: by(peer) for name, peer in peers.installed_maml().items()}
+    return {OURS: ours, "torch.func.vmap": by(vmap_maml), **loops}
 
 
 def check(case: MamlStep) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from metasparse_ext.data import TaskBatch
 from metasparse_ext.nn import Conv4
 
-HAS_LEARN2LEARN = importlib.util.find_spec("learn2learn") is not None
+
+def _is_there(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+HAS_LEARN2LEARN = _is_there("learn2learn")
 
 
 @cache
@@ -109,8 +114,67 @@ def learn2learn_maml(net: nn.Module, batch: TaskBatch, inner_lr: float, steps: i
     return [p.grad for p in net.parameters()]
 
 
+def higher_maml(net: nn.Module, batch: TaskBatch, inner_lr: float, steps: int) -> list[Tensor]:
+    """The same by higher, as its examples do it: a differentiable optimizer, task by task."""
+    import higher
+
+    net.zero_grad()
+    for (images, labels), (queries, answers) in _tasks(batch):
+        plain = torch.optim.SGD(net.parameters(), lr=inner_lr)
+        with higher.innerloop_ctx(net, plain, copy_initial_weights=False) as (learner, optimizer):
+            for _ in range(steps):
+                optimizer.step(F.cross_entropy(learner(images), labels))
+            loss = F.cross_entropy(learner(queries), answers)
+            (loss / len(batch.support.labels)).backward()
+    return [p.grad for p in net.parameters()]
+
+
+def torchopt_maml(net: nn.Module, batch: TaskBatch, inner_lr: float, steps: int) -> list[Tensor]:
+    """The same by TorchOpt's ``MetaSGD``: steps in place, and the network recovered after each."""
+    import torchopt
+
+    net.zero_grad()
+    optimizer = torchopt.MetaSGD(net, lr=inner_lr)
+    begun = [torchopt.extract_state_dict(each, by="reference") for each in (net, optimizer)]
+    for (images, labels), (queries, answers) in _tasks(batch):
+        for _ in range(steps):
+            optimizer.step(F.cross_entropy(net(images), labels))
+        loss = F.cross_entropy(net(queries), answers)
+        (loss / len(batch.support.labels)).backward()
+        for each, state in zip((net, optimizer), begun, strict=True):
+            torchopt.recover_state_dict(each, state)
+    return [p.grad for p in net.parameters()]
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _tasks(batch: TaskBatch) -> Iterator[tuple[Pair, Pair]]:
+    """Images and labels of the support set, and of the query set, task by task."""
+    support, query = batch
+    yield from zip(
+        zip(support.images, support.labels, strict=True),
+        zip(query.images, query.labels, strict=True),
+        strict=True,
+    )
+
+
+Maml = Callable[[nn.Module, TaskBatch, float, int], list[Tensor]]
+
+
+def installed_maml() -> dict[str, Maml]:
+    """Every implementation of MAML that can be had here, by name."""
+    packages = {
+        "learn2learn": ("learn2learn", learn2learn_maml),
+        "higher": ("higher", higher_maml),
+        "TorchOpt": ("torchopt", torchopt_maml),
+    }
+    found = {name: maml for name, (package, maml) in packages.items() if _is_there(package)}
+    return {**found, "torch.autograd": stock_maml}
+
+
 def stock_maml(net: nn.Module, batch: TaskBatch, inner_lr: float, steps: int) -> list[Tensor]:
-    """The same with torch.func alone, for where learn2learn is not installed."""
+    """The same by torch.autograd alone, a loop over the tasks."""
     names = [name for name, _ in net.named_parameters()]
     theta = list(net.parameters())
 
