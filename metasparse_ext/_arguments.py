@@ -55,7 +55,7 @@ def require_number(
 ) -> None:
     """Refuses what is not a real number, or not finite, or not in the range asked for."""
     # A number may be a symbol while a program is traced.
-    kinds = (numbers.Real, torch.SymFloat, torch.SymInt)
+    kinds = (float, numbers.Real, torch.SymFloat, torch.SymInt)
     if not isinstance(got, kinds) or isinstance(got, bool):
         refuse(owner, name, "a number", typed(got), TypeError)
     try:
@@ -119,9 +119,12 @@ def require_mapping(owner: str, name: str, got: Any) -> None:
 
 def require_choice(owner: str, name: str, got: object, choices: Any) -> None:
     """Refuses a value that is not among the choices: a sequence, or a ``Literal`` type."""
-    named = get_args(choices) or tuple(choices)
+    named = choices if type(choices) is tuple else get_args(choices) or tuple(choices)
     # By type too: 1 equals True, and an array is equal to nothing in particular.
-    if not any(isinstance(got, type(choice)) and got == choice for choice in named):
+    for choice in named:
+        if isinstance(got, type(choice)) and got == choice:
+            break
+    else:
         other = not isinstance(got, tuple(map(type, named)))
         shows, error = (typed(got), TypeError) if other else (shown(got), ValueError)
         refuse(owner, name, f"one of {', '.join(map(repr, named))}", shows, error)
@@ -138,13 +141,14 @@ def require_choices(owner: str, name: str, got: Any, choices: Any) -> None:
 def require_pair(owner: str, name: str, got: Any, *, least: int = 0) -> tuple[int, int]:
     """One integer, or two (vertical, horizontal), as two."""
     pair = got if isinstance(got, (tuple, list)) else (got, got)
-    if len(pair) != 2 or not all(map(_is_integer, pair)):
+    if len(pair) != 2 or not (_is_integer(pair[0]) and _is_integer(pair[1])):
         refuse(owner, name, "one integer or two", typed(got), TypeError)
-    if min(pair) < least:
+    first, second = pair
+    if first < least or second < least:
         refuse(owner, name, f"at least {least}", shown(got))
-    if max(pair) > LARGEST:
+    if first > LARGEST or second > LARGEST:
         refuse(owner, name, f"at most {LARGEST}", shown(got))
-    return pair[0], pair[1]
+    return first, second
 
 
 def require_callable(owner: str, name: str, got: object, expected: str = "a function") -> None:
@@ -248,6 +252,8 @@ def _in_letters(shape: tuple[Any, ...]) -> str:
 
 def _is_integer(value: object) -> bool:
     """Sizes may be symbols while a program is traced."""
+    if type(value) is int:  # asking an abstract class takes ten times as long
+        return True
     kinds = (numbers.Integral, torch.SymInt)
     return isinstance(value, kinds) and not isinstance(value, bool)
 

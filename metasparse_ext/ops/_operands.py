@@ -42,6 +42,36 @@ def is_widened(tensor: Tensor) -> bool:
     return tensor.dtype in NARROW_FLOATS and tensor.is_cpu and not autocast_is_on(tensor)
 
 
+def are_ready(dtypes: tuple[torch.dtype, ...], *operands: tuple[Tensor | None, int]) -> bool:
+    """Whether operands need neither words nor changes, asked as fast as it can be.
+
+    They are dense tensors of one of the dtypes, all on one device, each of so many dimensions of
+    which the first are the tasks, one or more; no autocast region surrounds them. Any but the first
+    may be None. Where the answer is no, they may still be right.
+    """
+    first = operands[0][0]
+    if not isinstance(first, Tensor) or first.dtype not in dtypes or first.layout != torch.strided:
+        return False
+    if first.is_nested or autocast_is_on(first):
+        return False
+    dtype, device, tasks = first.dtype, first.device, first.shape[0] if first.dim() else 0
+    for tensor, rank in operands:
+        if tensor is None:
+            continue
+        fits = (
+            isinstance(tensor, Tensor)
+            and tensor.dtype is dtype
+            and tensor.layout is torch.strided
+            and not tensor.is_nested
+            and tensor.dim() == rank
+            and tensor.shape[0] == tasks
+            and tensor.device == device
+        )
+        if not fits:
+            return False
+    return tasks > 0
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether the host may look at the values.
 

@@ -17,8 +17,9 @@ from metasparse_ext._arguments import (
     require_like,
     require_pair,
     require_tensor,
+    shown,
 )
-from metasparse_ext.ops._operands import is_cast, is_widened, without_autocast
+from metasparse_ext.ops._operands import are_ready, is_cast, is_widened, without_autocast
 from metasparse_ext.ops._register import register
 from metasparse_ext.ops._tasks import with_tasks
 
@@ -74,6 +75,8 @@ def masked_conv2d(
     The kernel-wise gate is that of MetaDOCK (Chavan et al., "Dynamic Kernel Selection for Improved
     Generalization and Memory Efficiency in Meta-learning", CVPR 2022).
     """
+    if weight is not None and are_ready(FLOATS, (x, 5), (weight, 5), (mask, 3), (bias, 2)):
+        return _convolved(x, weight, mask, bias, stride, padding, dilation, groups)
     single = isinstance(x, Tensor) and x.dim() == 3
     if single:
         x = x.unsqueeze(0)
@@ -86,19 +89,7 @@ def masked_conv2d(
         args["mask"] = (mask.to(dtype), 2)
     args = {name: (_grown(tensor, rank), rank) for name, (tensor, rank) in args.items()}
     x, weight, mask, bias = _leading(args, tasks or 1)
-    sizes = (weight.shape[1], *weight.shape[3:])
-    require(0 not in sizes, _OP, "weight", "of kernels, with no empty axis but I", weight)
-    stride = require_pair(_OP, "stride", stride, least=1)
-    dilation = require_pair(_OP, "dilation", dilation, least=1)
-    require_count(_OP, "groups", groups, least=1)
-    extent = reach(weight.shape[-2:], dilation)
-    x, padding = padded(x, extent, stride, padding)
-    _require_fit(extent, x, padding)
-    if groups > 1 or dilation != (1, 1):
-        y = _by_library(x, weight, mask, bias, stride, padding, dilation, groups)
-    else:
-        run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
-        y = run(x, weight, mask, bias, stride, padding)
+    y = _convolved(x, weight, mask, bias, stride, padding, dilation, groups)
     if single:
         y = y.squeeze(1)
     if tasks is None:
@@ -106,6 +97,32 @@ def masked_conv2d(
     elif tasks == 0:
         y = y[:0]
     return y.to(dtype) if widened else y
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    dilation: int | tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """The convolution of operands with a task axis, of one dtype; the options are checked here."""
+    outs, _, height, width = weight.shape[1:]
+    if 0 in (outs, height, width):
+        refuse(_OP, "weight", "of kernels, with no empty axis but I", shown(weight))
+    stride = require_pair(_OP, "stride", stride, least=1)
+    dilation = require_pair(_OP, "dilation", dilation, least=1)
+    require_count(_OP, "groups", groups, least=1)
+    extent = reach((height, width), dilation)
+    x, padding = padded(x, extent, stride, padding)
+    _require_fit(extent, x, padding)
+    if groups > 1 or dilation != (1, 1):
+        return _by_library(x, weight, mask, bias, stride, padding, dilation, groups)
+    run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
+    return run(x, weight, mask, bias, stride, padding)
 
 
 def _by_library(
@@ -138,8 +155,8 @@ def _by_library(
 
 def reach(kernel_size: Sequence[int], dilation: tuple[int, int]) -> tuple[int, int]:
     """The pixels that a dilated kernel extends over."""
-    height, width = (d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
-    return height, width
+    height, width = kernel_size
+    return dilation[0] * (height - 1) + 1, dilation[1] * (width - 1) + 1
 
 
 def _require_fit(extent: tuple[int, int], x: Tensor, padding: tuple[int, int]) -> None:

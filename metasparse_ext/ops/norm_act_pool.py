@@ -16,13 +16,14 @@ from metasparse_ext._arguments import (
     require_shape,
     require_tensor,
 )
-from metasparse_ext.ops._operands import autocast_is_on, is_widened
+from metasparse_ext.ops._operands import are_ready, autocast_is_on, is_widened
 from metasparse_ext.ops._register import register
 from metasparse_ext.ops._tasks import with_tasks
 
 _OP = "norm_act_pool"
 ACTIVATIONS = ("relu", "none")
 ORDERS = ("norm_act_pool", "norm_pool_act", "act_pool_norm")
+POOLS = (False, True, 0, 2)
 
 
 def norm_act_pool(
@@ -108,19 +109,21 @@ def _check(
     """Checks every argument; returns T, or None when no argument has a task axis."""
     require_choice(_OP, "activation", activation, ACTIVATIONS)
     require_choice(_OP, "order", order, ORDERS)
-    require_choice(_OP, "pool", pool, (False, True, 0, 2))
+    require_choice(_OP, "pool", pool, POOLS)
     require_number(_OP, "eps", eps, least=0.0)
-    require_tensor(_OP, "x", x)
-    if not _to_be_cast(x):
-        require_tensor(_OP, "x", x, dtypes=(*FLOATS, *NARROW_FLOATS))
-    require_shape(_OP, "x", x, tuple("NCHW"), tuple("TNCHW"))
+    ready = are_ready(FLOATS, (x, 5), (weight, 2), (bias, 2))
+    if not ready:
+        require_tensor(_OP, "x", x)
+        if not _to_be_cast(x):
+            require_tensor(_OP, "x", x, dtypes=(*FLOATS, *NARROW_FLOATS))
+        require_shape(_OP, "x", x, tuple("NCHW"), tuple("TNCHW"))
     least = 2 if pool else 1
     fits = x.size(-4) >= 1 and x.size(-2) >= least and x.size(-1) >= least
     if not fits:
         refuse(_OP, "x", f"of N >= 1 and H, W >= {least}", f"shape {tuple(x.shape)}")
     tasks = x.size(0) if x.dim() == 5 else None
     for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
+        if value is not None and not (ready and value.size(1) == x.size(2)):
             tasks = _check_affine(name, value, x, tasks)
     return tasks
 
