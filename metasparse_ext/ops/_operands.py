@@ -43,19 +43,20 @@ def is_widened(tensor: Tensor) -> bool:
 
 
 def are_ready(dtypes: tuple[torch.dtype, ...], *operands: tuple[Tensor | None, int]) -> bool:
-    """Whether operands need neither words nor changes, asked as fast as it can be.
+    """Whether operands need no words and no change but a task axis, asked as fast as it can be.
 
-    They are dense tensors of one of the dtypes, all on one device, each of so many dimensions of
-    which the first are the tasks, one or more; no autocast region surrounds them. Any but the first
-    may be None. Where the answer is no, they may still be right.
+    They are dense tensors of one of the dtypes, all on one device, given with their number of
+    dimensions without tasks. The first has a task axis of one task or more, the others may have the
+    same, or none, or be None; no autocast region surrounds them. Where the answer is no, they may
+    still be right.
     """
-    first = operands[0][0]
+    first, rank = operands[0]
     if not isinstance(first, Tensor) or first.dtype not in dtypes or first.layout != torch.strided:
         return False
-    if first.is_nested or autocast_is_on(first):
+    if first.is_nested or first.dim() != rank + 1 or autocast_is_on(first):
         return False
-    dtype, device, tasks = first.dtype, first.device, first.shape[0] if first.dim() else 0
-    for tensor, rank in operands:
+    dtype, device, tasks = first.dtype, first.device, first.shape[0]
+    for tensor, rank in operands[1:]:
         if tensor is None:
             continue
         fits = (
@@ -63,9 +64,8 @@ def are_ready(dtypes: tuple[torch.dtype, ...], *operands: tuple[Tensor | None, i
             and tensor.dtype is dtype
             and tensor.layout is torch.strided
             and not tensor.is_nested
-            and tensor.dim() == rank
-            and tensor.shape[0] == tasks
             and tensor.device == device
+            and (tensor.dim() == rank or (tensor.dim() == rank + 1 and tensor.shape[0] == tasks))
         )
         if not fits:
             return False

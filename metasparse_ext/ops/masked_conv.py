@@ -75,12 +75,13 @@ def masked_conv2d(
     The kernel-wise gate is that of MetaDOCK (Chavan et al., "Dynamic Kernel Selection for Improved
     Generalization and Memory Efficiency in Meta-learning", CVPR 2022).
     """
-    if weight is not None and are_ready(FLOATS, (x, 5), (weight, 5), (mask, 3), (bias, 2)):
+    args: _Operands = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
+    if weight is not None and are_ready(FLOATS, *args.values()):
+        x, weight, mask, bias = _leading(args, x.shape[0])
         return _convolved(x, weight, mask, bias, stride, padding, dilation, groups)
     single = isinstance(x, Tensor) and x.dim() == 3
     if single:
-        x = x.unsqueeze(0)
-    args: _Operands = {"x": (x, 4), "weight": (weight, 4), "mask": (mask, 2), "bias": (bias, 1)}
+        args["x"] = (x.unsqueeze(0), 4)
     tasks = _task_count(args)
     dtype, widened = x.dtype, is_widened(x)
     if widened or is_cast(x, x):

@@ -111,7 +111,7 @@ def _check(
     require_choice(_OP, "order", order, ORDERS)
     require_choice(_OP, "pool", pool, POOLS)
     require_number(_OP, "eps", eps, least=0.0)
-    ready = are_ready(FLOATS, (x, 5), (weight, 2), (bias, 2))
+    ready = are_ready(FLOATS, (x, 4), (weight, 1), (bias, 1))
     if not ready:
         require_tensor(_OP, "x", x)
         if not _to_be_cast(x):
@@ -123,7 +123,7 @@ def _check(
         refuse(_OP, "x", f"of N >= 1 and H, W >= {least}", f"shape {tuple(x.shape)}")
     tasks = x.size(0) if x.dim() == 5 else None
     for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and not (ready and value.size(1) == x.size(2)):
+        if value is not None and not (ready and value.size(-1) == x.size(2)):
             tasks = _check_affine(name, value, x, tasks)
     return tasks
 
