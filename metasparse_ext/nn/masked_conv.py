@@ -140,11 +140,12 @@ class MaskedConv2d(nn.Conv2d):
             reset()
 
     def forward(self, input: Tensor) -> Tensor:
-        x = require_tensor(_OWNER, "input", input)
-        cast = is_cast(x, self.weight)
-        require_like(_OWNER, "input", x, "its weight", self.weight, dtype=not cast)
-        weight, learned = self.weight, getattr(self.masker, "learned", True)
-        mask: Tensor | None = self._mask(learned)
+        # A module looks its tensors up anew at every mention.
+        x, weight, masker = require_tensor(_OWNER, "input", input), self.weight, self.masker
+        differs = x.dtype is not weight.dtype and not is_cast(x, weight)
+        require_like(_OWNER, "input", x, "its weight", weight, dtype=differs)
+        learned = getattr(masker, "learned", True)
+        mask: Tensor | None = self._mask(masker, weight, learned)
         mask = require_tensor(_OWNER, "the masker's result", mask)
         if mask.dim() >= 4:
             weight, mask = _masked_weights(weight, mask, learned)
@@ -152,17 +153,19 @@ class MaskedConv2d(nn.Conv2d):
         padding: int | str | tuple[int, int] = self.padding
         if self.padding_mode != "zeros":
             # Copies of pixels of 16 bits would have their gradients added up in 16 bits.
-            x, padding = self._extended(x.float() if cast and x.itemsize == 2 else x), 0
+            narrow = x.itemsize == 2 and is_cast(x, self.weight)
+            x, padding = self._extended(x.float() if narrow else x), 0
         return masked_conv2d(
             x, weight, mask, bias, self.stride, padding, self.dilation, self.groups
         )
 
-    def _mask(self, learned: bool) -> Tensor:
+    @staticmethod
+    def _mask(masker: nn.Module, weight: Tensor, learned: bool) -> Tensor:
         # FlopCounterMode's module hooks fail on parameters that autograd.grad differentiates: a
         # maker of masks gets none where the mask does not depend on it.
-        if type(self.masker) is FixedMask:
-            return self.masker.forward(self.weight)
-        return self.masker(self.weight if learned else self.weight.detach())
+        if type(masker) is FixedMask:
+            return masker.forward(weight)
+        return masker(weight if learned else weight.detach())
 
     def _extended(self, x: Tensor) -> Tensor:
         """The images with the border that the padding mode makes of them."""
