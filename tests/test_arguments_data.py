@@ -72,13 +72,14 @@ CALLS = {
             "root": (*PATHS, "empty text"),
             "split": ("none",),
             "rotations": ("flag",),
+            "every_set": ("flag",),
         },
     ),
     "EpisodeSampler": Call(
         "EpisodeSampler",
         data.EpisodeSampler,
         lambda: {"data": classes(), **TASK},
-        {**COUNTS, "length": ("none",), "rotations": ("flag",)},
+        {**COUNTS, "length": ("none",), "rotations": ("flag",), "every_set": ("flag",)},
     ),
     "Sinusoids": Call(
         "Sinusoids",

@@ -75,7 +75,7 @@ class TestNothingThere:
             load(name, tmp_path / "nowhere")
 
     def test_empty_root(self, name, tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"{name}: no (file|folder) .*{tmp_path}"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: (nothing|no folder) .*{tmp_path}"):
             load(name, tmp_path)
 
 

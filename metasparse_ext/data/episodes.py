@@ -72,7 +72,8 @@ def episodes(
         require_type("episodes", "split", split, str, "the name of a split")
     if root is not None:
         require_type("episodes", "root", root, (str, os.PathLike), "a path")
-    check_task("episodes", ways, shots, queries, tasks, seed, rotations)
+    flags = {"rotations": rotations, "every_set": every_set}
+    check_task("episodes", ways, shots, queries, tasks, seed, **flags)
     require_count("episodes", "workers", workers, most=_MOST_WORKERS)
     require_count("episodes", "start", start, most=MOST)
     if isinstance(data, str):

@@ -64,8 +64,8 @@ class EpisodeSampler:
         length: int | None = None,
     ) -> None:
         require_type("EpisodeSampler", "data", data, ImageClasses, "an ImageClasses")
-        check_task("EpisodeSampler", ways, shots, queries, tasks, seed, rotations)
-        require_flag("EpisodeSampler", "every_set", every_set)
+        flags = {"rotations": rotations, "every_set": every_set}
+        check_task("EpisodeSampler", ways, shots, queries, tasks, seed, **flags)
         if length is not None:
             require_count("EpisodeSampler", "length", length, most=MOST)
         self.data, self.length = data, length
@@ -197,14 +197,15 @@ def nth_set(count: int, size: int, number: int) -> np.ndarray:
 
 
 def check_task(
-    owner: str, ways: int, shots: int, queries: int, tasks: int, seed: int, rotations: bool
+    owner: str, ways: int, shots: int, queries: int, tasks: int, seed: int, **flags: bool
 ) -> None:
-    """Refuses numbers that no task can have."""
+    """Refuses numbers that no task can have, and flags that are none."""
     numbers = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks}
     for argument, value in numbers.items():
         require_count(owner, argument, value, least=1, most=MOST)
     require_count(owner, "seed", seed)
-    require_flag(owner, "rotations", rotations)
+    for argument, flag in flags.items():
+        require_flag(owner, argument, flag)
 
 
 def finite(length: int | None) -> int:
