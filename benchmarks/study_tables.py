@@ -39,7 +39,7 @@ def learners() -> Iterator[str]:
             )
             for found, result in done
         ]
-        title = f"{done[0][1].setting}: {_budget(done[0])}."
+        title = f"{done[0][1].setting}: {_budget(*done)}."
         yield markdown(title, (*head, "memory"), rows)
 
 
@@ -108,10 +108,10 @@ def _macs(count: int | None) -> str:
     return "" if count is None else f"{count / 1e9:.1f} G"
 
 
-def _budget(done: Done) -> str:
-    """What each case of a table may take, and how it was evaluated."""
-    found, result = done
-    last, where = found.stages[-1], found.environment
+def _budget(*done: Done) -> str:
+    """What each case of a table may take, how it was evaluated, and on which machines."""
+    found, result = done[0]
+    last = found.stages[-1]
     seconds = sum(stage["max_seconds"] or 0 for stage in found.stages)
     cost = (
         f"{seconds:g} s of processor time"
@@ -120,4 +120,10 @@ def _budget(done: Done) -> str:
     )
     kind = "transductive" if result.numbers["transductive"] else "not transductive"
     tasks = f"{result.numbers['tasks']} test tasks, {kind}"
-    return f"{cost}, {tasks}; one thread of {where['processor']}, torch {where['torch']}"
+    machines: dict[str, list[str]] = {}
+    for each, _ in done:
+        where = f"{each.environment['processor']}, torch {each.environment['torch']}"
+        machines.setdefault(where, []).append(f"`{each.labels.get('learner', '')}`")
+    most, *others = sorted(machines, key=lambda where: -len(machines[where]))
+    rest = (f"; {', '.join(machines[where])}: of {where}" for where in others)
+    return f"{cost}, {tasks}; one thread of {most}{''.join(rest)}"
