@@ -69,9 +69,12 @@ class Tally:
                     self.taken_for.setdefault(image, Counter())[int(classes[answer])] += 1
 
     def worst(self, count: int, least: int) -> list[Misread]:
-        """The images that were wrong most often, of those in at least so many tasks."""
+        """The images that were wrong most often, of those in at least so many tasks.
+
+        Of images that are wrong equally often those in most tasks come first.
+        """
         rate = np.where(self.tasks >= least, self.wrong / np.maximum(self.tasks, 1), 0.0)
-        chosen = np.argsort(-rate, kind="stable")[:count]
+        chosen = np.lexsort((-self.wrong, -rate))[:count]
         return [self._misread(int(row)) for row in chosen if rate[row]]
 
     def _misread(self, row: int) -> Misread:
