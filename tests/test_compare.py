@@ -124,6 +124,17 @@ def test_one_task_of_every_set_of_classes(fresh):
         compare([run, fresh["b"]], every_set=True)
 
 
+def test_the_command_that_makes_an_evaluation_says_every_option(fresh):
+    """No steps of adaptation are an option too, though 0 equals False."""
+    pair = [fresh["a0"], fresh["b"]]
+    asked = {"adapt_steps": 0, "transductive": False, "every_set": False, "ways": 2}
+    flags = "--no-transductive --adapt-steps 0 --ways 2`"
+    with pytest.raises(CheckpointError, match=f"metasparse evaluate {fresh['a0']} {flags}"):
+        compare(pair, **asked)
+    with pytest.raises(CheckpointError, match="--every-set`"):
+        compare(pair, every_set=True)
+
+
 def test_every_set_is_of_classes_and_no_number_of_tasks(fresh, tiny_root, tmp_path):
     with pytest.raises(ValueError, match="expected tasks to be None, as one task of every set"):
         evaluate_run(fresh["a0"], every_set=True, tasks=5)

@@ -90,8 +90,9 @@ Pair task_cross_entropy_double_backward(c10::DispatchKeySet keys, const Tensor& 
   if (recorded || forward_mode) {
     return dense::task_cross_entropy_double_backward(direction, grad, logits, labels);
   }
-  at::AutoDispatchBelowADInplaceOrView below;
-  return double_backward_op().redispatch(below_autograd(keys), direction, grad, logits, labels);
+  return run_below_autograd([&] {
+    return double_backward_op().redispatch(below_autograd(keys), direction, grad, logits, labels);
+  });
 }
 
 }  // namespace

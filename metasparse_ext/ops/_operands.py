@@ -51,7 +51,11 @@ def are_ready(dtypes: tuple[torch.dtype, ...], *operands: tuple[Tensor | None, i
     still be right.
     """
     first, rank = operands[0]
-    if not isinstance(first, Tensor) or first.dtype not in dtypes or first.layout != torch.strided:
+    if (
+        not isinstance(first, Tensor)
+        or first.dtype not in dtypes
+        or first.layout is not torch.strided
+    ):
         return False
     if first.is_nested or first.dim() != rank + 1 or autocast_is_on(first):
         return False

@@ -144,7 +144,7 @@ def _words(run: Run, setting: Mapping[str, Any]) -> str:
     wanted = Setting.of(run.config(), **of_tasks)
     manner = "transductive" if wanted.transductive else "not transductive"
     adapted = "" if steps is None else f", {steps} steps of adaptation"
-    return f"{wanted}, {wanted.count}, {manner}{adapted}"
+    return f"{wanted}, {wanted.tasks_in_words}, {manner}{adapted}"
 
 
 def _flags(setting: Mapping[str, Any]) -> list[str]:
@@ -156,7 +156,7 @@ def _flags(setting: Mapping[str, Any]) -> list[str]:
             flags.append(f"--{flag}")
         elif value is False and name == "transductive":
             flags.append(f"--no-{flag}")
-        elif value not in (None, False, "test"):
+        elif value is not None and value is not False and value != "test":  # 0 equals False
             flags.append(f"--{flag} {value}")
     return flags
 

@@ -241,7 +241,7 @@ def _kind(evaluation: RunEvaluation) -> dict[str, str]:
 def _words(setting: Setting) -> dict[str, str]:
     return {
         "setting": str(setting),
-        "tasks": setting.count,
+        "tasks": setting.tasks_in_words,
         "manner": _manner(setting.transductive),
         "queries": f"{setting.queries} queries a class",
     }

@@ -77,7 +77,7 @@ class Setting:
         return f"{self.ways}-way {self.shots}-shot, {self.data} {self.split} classes"
 
     @property
-    def count(self) -> str:
+    def tasks_in_words(self) -> str:
         """How many tasks, in words."""
         return "one task of every set of classes" if self.every_set else f"{self.tasks} tasks"
 
