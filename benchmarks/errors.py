@@ -32,7 +32,7 @@ def picture(task: str) -> Path:
     return PICTURES / f"errors-{task}.png"
 
 
-class Misread(NamedTuple):
+class Misclassified(NamedTuple):
     """An image that tasks got wrong.
 
     Attributes:
@@ -68,21 +68,21 @@ class Tally:
                     self.wrong[image] += 1
                     self.taken_for.setdefault(image, Counter())[int(classes[answer])] += 1
 
-    def worst(self, count: int, least: int) -> list[Misread]:
+    def worst(self, count: int, least: int) -> list[Misclassified]:
         """The images that were wrong most often, of those in at least so many tasks.
 
         Of images that are wrong equally often those in most tasks come first.
         """
         rate = np.where(self.tasks >= least, self.wrong / np.maximum(self.tasks, 1), 0.0)
         chosen = np.lexsort((-self.wrong, -rate))[:count]
-        return [self._misread(int(row)) for row in chosen if rate[row]]
+        return [self._misclassified(int(row)) for row in chosen if rate[row]]
 
-    def _misread(self, row: int) -> Misread:
+    def _misclassified(self, row: int) -> Misclassified:
         names = self.data.class_names
         own = int(np.searchsorted(self.data.offsets, row, side="right") - 1)
         other = self.taken_for[row].most_common(1)[0][0]
         wrong, tasks = int(self.wrong[row]), int(self.tasks[row])
-        return Misread(self.data.images[row], names[own], names[other], wrong, tasks)
+        return Misclassified(self.data.images[row], names[own], names[other], wrong, tasks)
 
 
 def tally(run: Run, *, tasks: int = 2000, split: str = "test") -> Tally:
@@ -118,7 +118,7 @@ def _images(samples: Samples) -> torch.Tensor:
     return samples.images
 
 
-def draw(found: list[Misread], path: Path, title: str) -> None:
+def draw(found: list[Misclassified], path: Path, title: str) -> None:
     """A sheet of the images, each with its class, what it was taken for, and how often."""
     rows = max(1, -(-len(found) // _COLUMNS))
     with mpl.rc_context({"savefig.dpi": 130, "figure.constrained_layout.use": True}):

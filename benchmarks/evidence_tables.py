@@ -216,10 +216,10 @@ def convex(results: Results) -> list[str]:
     return results.blocks("learners", tables, names)
 
 
-def misread(results: Results) -> list[str]:
+def misclassified(results: Results) -> list[str]:
     """The images that most tasks get wrong: pictures of runs."""
     blocks = []
-    for task in MISREAD:
+    for task in MISCLASSIFIED:
         words = f"Test images that most tasks get wrong, {task}"
         blocks += _picture_or_commands(
             results,
@@ -232,7 +232,7 @@ def misread(results: Results) -> list[str]:
 
 
 # Learners whose errors are shown: the best of each data set.
-MISREAD = ("omniglot-1shot-convex-imaml", "cifar-fs-5shot-protonet")
+MISCLASSIFIED = ("omniglot-1shot-convex-imaml", "cifar-fs-5shot-protonet")
 
 _LEVELS = (0.8, 0.9, 0.95)
 
@@ -321,6 +321,6 @@ SECTIONS: dict[str, Callable[[Results], list[str]]] = {
     make.__name__: make
     for make in (
         *(imaml, cifar_fs, budgets, kernels, gems, ablations),
-        *(tickets, densities, patterns, convex, misread),
+        *(tickets, densities, patterns, convex, misclassified),
     )
 }

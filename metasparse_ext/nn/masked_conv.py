@@ -140,7 +140,7 @@ class MaskedConv2d(nn.Conv2d):
             reset()
 
     def forward(self, input: Tensor) -> Tensor:
-        # A module looks its tensors up anew at every mention.
+        # Once each: every `self.weight` is a call of nn.Module.__getattr__.
         x, weight, masker = require_tensor(_OWNER, "input", input), self.weight, self.masker
         differs = x.dtype is not weight.dtype and not is_cast(x, weight)
         require_like(_OWNER, "input", x, "its weight", weight, dtype=differs)

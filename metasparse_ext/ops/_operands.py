@@ -43,12 +43,16 @@ def is_widened(tensor: Tensor) -> bool:
 
 
 def are_ready(dtypes: tuple[torch.dtype, ...], *operands: tuple[Tensor | None, int]) -> bool:
-    """Whether operands need no words and no change but a task axis, asked as fast as it can be.
+    """A fast test that most valid operands pass, so that the checks with messages can be skipped.
 
-    They are dense tensors of one of the dtypes, all on one device, given with their number of
-    dimensions without tasks. The first has a task axis of one task or more, the others may have the
-    same, or none, or be None; no autocast region surrounds them. Where the answer is no, they may
-    still be right.
+    Args:
+        dtypes: That are computed as they are.
+        operands: Each with its number of dimensions without tasks.
+
+    Returns:
+        True if all are dense tensors of one of the dtypes on one device, outside autocast, the
+        first with a task axis of at least one task, the others with the same, without, or None.
+        False says nothing: the operands may be valid still.
     """
     first, rank = operands[0]
     if (

@@ -141,7 +141,7 @@ def _try(learner: MetaLearner, batch: TaskBatch) -> None:
 
 def _peak(work: Callable[[], None], device: torch.device) -> int:
     """The most bytes in use meanwhile: of torch's tensors on a GPU, else of the process."""
-    gc.collect()  # or what others left would count for the first work and be gone in the second
+    gc.collect()  # garbage of earlier code would count in the first peak and not in the second
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
