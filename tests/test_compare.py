@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from scipy import stats
+from support.data_sets import coded_classes
 from support.training_helpers import tiny_config
 from test_cli import assert_one_line_error, invoke
 
@@ -17,7 +18,7 @@ from metasparse_ext.training import (
     compare,
     evaluate_run,
 )
-from metasparse_ext.training.evaluation import require_one_task
+from metasparse_ext.training.evaluation import _count, require_one_task
 from metasparse_ext.training.kept import find, kept
 from metasparse_ext.training.paired import paired_test, t_quantile, two_sided_p
 from metasparse_ext.training.setting import Setting
@@ -122,6 +123,13 @@ def test_one_task_of_every_set_of_classes(fresh):
         require_one_task("plot", {"every": found, "drawn": drawn})
     with pytest.raises(CheckpointError, match=r"one task of every set .* --every-set"):
         compare([run, fresh["b"]], every_set=True)
+
+
+def test_more_sets_than_can_be_evaluated_are_refused():
+    numbers = {"ways": 5, "shots": 1, "queries": 1, "tasks": 600}
+    setting = Setting(data="coded", split="test", **numbers, transductive=True, every_set=True)
+    with pytest.raises(ValueError, match="every_set to be False, there are 4804945320 sets of 5"):
+        _count("evaluate_run", setting, coded_classes([1] * 227))
 
 
 def test_the_command_that_makes_an_evaluation_says_every_option(fresh):

@@ -489,3 +489,27 @@ def test_a_bias_may_change_before_the_backward_pass():
         bias.add_(1)
     y.sum().backward()
     assert bias.grad.tolist() == [2 * 4 * 4] * 4
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dilation": 2}, {"stride": 2, "padding": 1}, {"groups": 5}]
+)
+@pytest.mark.parametrize("tasks", [None, 2])
+def test_without_input_channels_the_bias_is_left(tasks, options):
+    lead = () if tasks is None else (tasks,)
+    x, weight = torch.ones(*lead, 2, 0, 7, 6), torch.ones(*lead, 5, 0, 3, 3)
+    mask, bias = torch.ones(*lead, 5, 0), torch.randn(*lead, 5, requires_grad=True)
+    y = ms.masked_conv2d(x, weight, mask, bias, **options)
+    assert y.shape[-3] == 5
+    assert torch.equal(y, bias[..., None, :, None, None].expand(y.shape))
+    y.sum().backward()
+    assert torch.equal(bias.grad, torch.full_like(bias, y.numel() / bias.numel()))
+    assert ms.masked_conv2d(x, weight, None, None, **options).eq(0).all()
+
+
+def test_a_bias_of_another_length_is_named_with_dilation_and_groups():
+    x, weight = torch.ones(2, 4, 7, 7), torch.ones(6, 4, 3, 3)
+    with pytest.raises(ValueError, match=r"expected bias to be \(6,\), O, got \(3,\)"):
+        ms.masked_conv2d(x, weight, None, torch.ones(3), dilation=2)
+    with pytest.raises(ValueError, match=r"expected bias to be \(6,\), O, got \(3,\)"):
+        ms.masked_conv2d(x, torch.ones(6, 2, 3, 3), None, torch.ones(3), groups=2)

@@ -117,6 +117,8 @@ def _convolved(
     stride = require_pair(_OP, "stride", stride, least=1)
     dilation = require_pair(_OP, "dilation", dilation, least=1)
     require_count(_OP, "groups", groups, least=1)
+    if x.shape[2] == weight.shape[2] == 0:
+        x, weight, mask = _with_channels(x, weight, mask, groups)
     extent = reach((height, width), dilation)
     x, padding = padded(x, extent, stride, padding)
     _require_fit(extent, x, padding)
@@ -124,6 +126,17 @@ def _convolved(
         return _by_library(x, weight, mask, bias, stride, padding, dilation, groups)
     run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
     return run(x, weight, mask, bias, stride, padding)
+
+
+def _with_channels(
+    x: Tensor, weight: Tensor, mask: Tensor | None, groups: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One channel of zeros a group, where there is none: of no channels conv2d makes no outputs."""
+    x = F.pad(x, (0, 0, 0, 0, 0, groups))
+    weight = F.pad(weight, (0, 0, 0, 0, 0, 1))
+    if mask is not None and mask.dim() == 3 and mask.shape[2] == 0:
+        mask = F.pad(mask, (0, 1))
+    return x, weight, mask
 
 
 def _by_library(
@@ -146,6 +159,8 @@ def _by_library(
     if mask is not None:
         require(mask.shape == weight.shape[:3], _OP, "mask", "(O, I / groups)", tuple(mask.shape))
         weight = reference.masked_weight(weight, mask)
+    if bias is not None:
+        require(bias.shape == (tasks, outs), _OP, "bias", f"({outs},), O", tuple(bias.shape[1:]))
     side_by_side = x.transpose(0, 1).flatten(1, 2)
     flat_bias = None if bias is None else bias.flatten()
     with without_autocast(x):

@@ -15,6 +15,7 @@ from metasparse_ext import _atomic as atomic
 from metasparse_ext import _entries
 from metasparse_ext import data as data_sets
 from metasparse_ext._arguments import (
+    LARGEST,
     refuse,
     require,
     require_path,
@@ -149,7 +150,11 @@ def _count(owner: str, setting: Setting, classes: build.Tasks) -> int:
         return setting.tasks
     if not isinstance(classes, ImageClasses):
         refuse(owner, "every_set", f"False, {classes} are no classes of one data set", "True")
-    return math.comb(len(classes), setting.ways)
+    count = math.comb(len(classes), setting.ways)
+    if count > LARGEST:
+        sets = f"{count} sets of {setting.ways} of {len(classes)} classes"
+        refuse(owner, "every_set", f"False, there are {sets}", "True")
+    return count
 
 
 def _made(
