@@ -86,6 +86,20 @@ def cifar_fs(results: Results) -> list[str]:
     return results.blocks("learners", [table], names)
 
 
+def long(results: Results) -> list[str]:
+    """Hours of one core, beside minutes and what is published."""
+    rows = []
+    for case, done in results.cases("long"):
+        task, learner = case.labels["task"], case.labels["learner"]
+        minutes = _cell(results.of("learners", case.name), "")
+        hours = f"{done[0].seconds / 3600:.1f}" if done else ""
+        rows.append(
+            (f"{task}, {learner}", published.of(task, learner), minutes, _cell(done), hours)
+        )
+    head = ("5-way", "published", "ours, minutes", "ours, hours", "hours of one core")
+    return results.blocks("long", [markdown("Accuracy, %:", head, rows)])
+
+
 def budgets(results: Results) -> list[str]:
     """Accuracy against parameters and multiply-accumulates."""
     head = ("budget", "parameters", "MACs", "accuracy, %")
@@ -320,7 +334,7 @@ def _seconds(runs: Sequence[Done]) -> float | None:
 SECTIONS: dict[str, Callable[[Results], list[str]]] = {
     make.__name__: make
     for make in (
-        *(imaml, cifar_fs, budgets, kernels, gems, ablations),
+        *(imaml, cifar_fs, long, budgets, kernels, gems, ablations),
         *(tickets, densities, patterns, convex, misclassified),
     )
 }

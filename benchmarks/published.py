@@ -91,3 +91,12 @@ CONVEX: dict[str, dict[str, tuple[int, int]]] = {
 # "Finding Meta Winning Ticket" (KDD 2022), abstract: cost of the early search, part of the
 # iterative one's.
 TICKETS: dict[str, str] = {"conv4": "8 to 14 %", "resnet12": "19 to 29 %"}
+
+
+def of(task: str, learner: str) -> str:
+    """The accuracy on tasks of five classes, as of ``omniglot-1shot``; empty if there is none."""
+    data, _, shots = task.rpartition("-")
+    if data == "cifar-fs":
+        return CIFAR_FS[task].get(learner, "")
+    number = IMAML[f"5way-{shots}"].get(learner)
+    return number or f"{CONVEX[shots][learner][0]}"

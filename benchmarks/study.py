@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks.harness import RESULTS, environment, fair_process
+from benchmarks.long import long
 from benchmarks.sources import SOURCES
 from benchmarks.studies import STUDIES, Budget, Case
 from metasparse_ext.training import Run, RunConfig, Trainer, build, evaluate_run, metrics
 
-ALL = {**STUDIES, **SOURCES}
+ALL = {**STUDIES, **SOURCES, "long": long}
 KEPT = ("config.json", "metrics.jsonl", "evaluation-test.json")
 
 
