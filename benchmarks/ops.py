@@ -7,6 +7,7 @@ batch norm, ReLU and max-pool one after another. Both sides produce a fresh outp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -98,6 +99,43 @@ def stock_conv(case: Conv, x, w, g) -> Iterator[tuple[str, Callable[[], Tensor]]
     xg, gg = (t.transpose(0, 1).flatten(1, 2).contiguous() for t in (x, g))
     yield "grouped", lambda: _one(case, xg, w.flatten(0, 1), gg, groups=case.tasks)
     yield "vmap", lambda: torch.func.vmap(lambda *task: _one(case, *task))(x, w, g)
+
+
+class MovingMask(Conv):
+    """A convolution whose mask is another at every call, as where scores are learned."""
+
+    #: Calls before the masks come again, and the part of the kernels that is drawn anew for each.
+    MASKS, REDRAWN = 32, 0.02
+
+    def masks(self, first: Tensor) -> list[Tensor]:
+        """Masks of the same density, more or less, each a little different from the last."""
+        generator, masks = torch.Generator().manual_seed(1), [first]
+        for _ in range(self.MASKS - 1):
+            redrawn = torch.rand(first.shape, generator=generator) < self.REDRAWN
+            drawn = (torch.rand(first.shape, generator=generator) < self.density).float()
+            masks.append(torch.where(redrawn, drawn, masks[-1]))
+        return masks
+
+
+def run_moving(case: MovingMask, budget: float) -> Row:
+    """Beside the stock ways, ours with a mask that stays, and with all kernels, as ``more``."""
+    x, weight, mask, grad = case.tensors()
+    ways = [our_conv(case, x, weight, each, grad) for each in case.masks(mask)]
+    effective = weight * mask[..., None, None]
+    expected = definition(case, x.double(), effective.double(), grad.double())
+    if case.op == "weight gradient":
+        expected = expected * mask[..., None, None]
+    error = verify(str(case), ways[0](), expected, BOUND)
+    turn = itertools.cycle(ways)
+    others = {
+        "a mask that stays": ways[0],
+        "all kernels": our_conv(case, x, weight, torch.ones_like(mask), grad),
+    }
+    stock = dict(stock_conv(case, x, effective, grad))
+    timings = interleave({"ours": lambda: next(turn)(), **others, **stock}, budget=budget)
+    more: dict[str, object] = {name: timings.pop(name).median for name in others}
+    ours = timings.pop("ours")
+    return Row("moving", asdict(case), error, ours, timings, more)
 
 
 @dataclass(frozen=True)
@@ -215,6 +253,23 @@ def conv_grid(quick: bool) -> Iterator[Conv]:
             yield Conv(op, 1, 25, channels, 64, size, stride, 1.0)
 
 
+def deep_grid(quick: bool) -> Iterator[Conv]:
+    """The last stages of residual networks: many channels on maps of few pixels."""
+    for op, density in itertools.product(CONV_OPS, (1.0, 0.1) if quick else (1.0, 0.5, 0.1)):
+        for channels in (128,) if quick else (128, 256, 512):
+            for tasks, samples in ((4, 5),) if quick else ((1, 5), (1, 25), (4, 5), (4, 25)):
+                for size, stride in itertools.product((8, 4, 2), (1, 2)):
+                    yield Conv(op, tasks, samples, channels, channels, size, stride, density)
+
+
+def moving_grid(quick: bool) -> Iterator[MovingMask]:
+    """The layers of MetaDOCK's network, half of the kernels in use."""
+    for op in CONV_OPS:
+        for channels, size in ((64, 8),) if quick else ((3, 32), (64, 16), (64, 8), (64, 4)):
+            if (op, channels) != ("input gradient", 3):
+                yield MovingMask(op, 4, 25, channels, 64, size, 2, 0.5)
+
+
 def block_grid(quick: bool) -> Iterator[Block]:
     for op in ("forward", "forward and backward"):
         for pool in (False, True):
@@ -230,6 +285,8 @@ def topk_grid(quick: bool) -> Iterator[TopK]:
 
 GROUPS = {
     "conv": Group(run_conv, conv_grid),
+    "deep": Group(run_conv, deep_grid),
+    "moving": Group(run_moving, moving_grid),
     "block": Group(run_block, block_grid),
     "topk_mask": Group(run_topk, topk_grid),
 }

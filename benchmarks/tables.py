@@ -10,6 +10,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,56 @@ def ops() -> Iterator[str]:
     yield markdown(title, head, lines)
 
 
+def deep() -> Iterator[str]:
+    document = load("ops-deep-1-threads")
+    if document is None:
+        return
+    lines = []
+    for channels, op in product((128, 256, 512), ("forward", "input gradient", "weight gradient")):
+        rows = [r for r in document["rows"] if r["case"]["out_channels"] == channels]
+        found = [[r for r in rows if _is(r, op, density)] for density in (1.0, 0.5, 0.1)]
+        spread = (f"{_median(each)} (least {_least(each)})" for each in found)
+        lines.append((f"{channels} channels: {op}", *spread))
+    head = ("maps of 8, 4 and 2", *(f"density {d:g}" for d in (1.0, 0.5, 0.1)))
+    title = (
+        "Many channels on few pixels, one and four tasks of 5 and 25 images, both strides: median"
+    )
+    yield markdown(_measured(title, document), head, lines)
+
+
+def moving() -> Iterator[str]:
+    document = load("ops-moving-1-threads")
+    if document is None:
+        return
+    lines = []
+    for row in document["rows"]:
+        case, more = row["case"], row["more"]
+        seconds = (more["all kernels"], more["a mask that stays"], row["ours"]["median"])
+        times = (f"{1e6 * each:.0f}" for each in seconds)
+        stock = row["stock"][row["best_stock"]]["median"]
+        layer = f"{case['in_channels']} to 64, {case['size']} pixels: {case['op']}"
+        lines.append((layer, f"{1e6 * stock:.0f}", *times))
+    head = ("four tasks, microseconds", "fastest stock", "all kernels", "half", "half, moving")
+    title = "Half of the kernels, with one mask and with another one at every call"
+    yield markdown(_measured(title, document), head, lines)
+
+
+def networks() -> Iterator[str]:
+    document = load("networks-step-1-threads")
+    if document is None:
+        return
+    lines: dict[str, list[str]] = {}
+    for row in document["rows"]:
+        case, memory = row["case"], row["more"]["memory"]
+        name = f"{case['network']}, {case['size']} pixels, T = {case['tasks']}"
+        cells = lines.setdefault(name, [f"{memory['ours']}, {memory['loop']} MB"])
+        cells.append(f"{row['speedup']:.2f}")
+    head = ("one inner step", "peak memory: ours, loop", *(f"density {d:g}" for d in DENSITIES))
+    title = "Networks of `torch.nn` through `sparsify`, times faster than a loop over tasks"
+    rows = [(name, *cells) for name, cells in lines.items()]
+    yield markdown(_measured(title, document), head, rows)
+
+
 def _is(row: dict[str, Any], op: str, density: float) -> bool:
     return row["case"]["op"] == op and row["case"]["density"] == density
 
@@ -181,6 +232,10 @@ def _conv_groups() -> dict[str, Callable[[dict[str, Any]], bool]]:
     }
 
 
+def _least(rows: list[dict[str, Any]]) -> str:
+    return f"{min(row['speedup'] for row in rows):.2f}"
+
+
 def _median(rows: list[dict[str, Any]]) -> str:
     return f"{statistics.median(row['speedup'] for row in rows):.2f}" if rows else ""
 
@@ -193,7 +248,7 @@ def _measured(what: str, document: dict[str, Any]) -> str:
 
 DOCUMENTS: dict[Path, tuple[Callable[[], Iterator[str]], ...]] = {
     README: (meta_steps, one_task, training),
-    BENCHMARKS: (implicit, ops),
+    BENCHMARKS: (networks, implicit, ops, moving, deep),
     STUDIES: (study_tables.learners, study_tables.tickets, study_tables.mixtures),
 }
 
