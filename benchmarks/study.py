@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -116,7 +119,16 @@ def _in_a_process(config: RunConfig, run: Run) -> tuple[float, int]:
 
 def _work(config: str, folder: str, answer: Any) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     answer.send(train_here(RunConfig.from_json(config), Run(folder)))
+
+
+def _stop_with_parent() -> None:
+    """Saves and ends where the study was killed: started again, it would train beside this."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def train_here(config: RunConfig, run: Run) -> tuple[float, int]:

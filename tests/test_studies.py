@@ -1,11 +1,16 @@
 """The studies: their settings build, a case is run once, and tables come from what it kept."""
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
-from support.training_helpers import tiny_config
+from support.training_helpers import package_path, tiny_config
 
 from benchmarks import studies, study, study_tables
 from metasparse_ext.algorithms import LEARNERS
-from metasparse_ext.training import build
+from metasparse_ext.training import Run, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,3 +99,53 @@ def test_tables_show_what_the_cases_kept(tmp_path, tiny_root, here, monkeypatch)
     assert [row[0] for row in rows[2:]] == ["| dense", "| iterative", "| early"]
     assert rows[3][5] == "100.0 %"
     assert 0 < float(rows[4][5].split()[0]) < 100
+
+
+KILLED = """
+import threading, time
+from multiprocessing import active_children
+from pathlib import Path
+from benchmarks.study import Case, run_case
+from metasparse_ext.training import RunConfig
+
+def tell():
+    while not active_children():
+        time.sleep(0.05)
+    print(active_children()[0].pid, flush=True)
+
+threading.Thread(target=tell).start()
+folder = Path({folder!r})
+run_case(Case("one", (RunConfig.from_json({config!r}),), {{}}), folder / "runs", folder / "results")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_killed_study_trains_saves_and_ends(tmp_path, tiny_root):
+    config = tiny_config(tiny_root, iterations=1_000_000, validate_every=1_000_000, log_every=1)
+    program = KILLED.format(folder=str(tmp_path), config=config.to_json())
+    command = [sys.executable, "-c", program]
+    environment = {**package_path(), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    run = Run(tmp_path / "runs" / "one" / "0")
+    _wait_for(run.config_path.exists)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    _wait_for(lambda: not _is_at_work(child))
+    assert run.last_path.exists()
+
+
+def _is_at_work(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def _wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
