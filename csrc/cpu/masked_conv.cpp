@@ -82,10 +82,23 @@ PerTask<const T> per_task(const TaskOperand& operand) {
   return {operand.data<T>(), operand.task_stride()};
 }
 
+// at::count_nonzero takes four nanoseconds an entry: for a mask of 512 x 512 a millisecond, a
+// twentieth of its convolution of few images.
+template <class T>
+int64_t count_active(const T* mask, int64_t entries) {
+  int64_t active = 0;
+#pragma omp simd reduction(+ : active)
+  for (int64_t k = 0; k < entries; ++k) active += mask[k] != 0;
+  return active;
+}
+
 double density(const OptionalTensor& mask) {
   if (!mask.has_value() || mask->numel() == 0) return 1.0;
-  const Tensor distinct = mask->stride(0) == 0 ? (*mask)[0] : *mask;
-  return distinct.count_nonzero().item<double>() / static_cast<double>(distinct.numel());
+  const Tensor distinct = (mask->stride(0) == 0 ? (*mask)[0] : *mask).contiguous();
+  const int64_t active = AT_DISPATCH_FLOATING_TYPES(distinct.scalar_type(), "masked_conv", [&] {
+    return count_active(distinct.const_data_ptr<scalar_t>(), distinct.numel());
+  });
+  return static_cast<double>(active) / static_cast<double>(distinct.numel());
 }
 
 ConvShape shape_of(IntArrayRef x, IntArrayRef y, IntArrayRef kernel, IntArrayRef stride,

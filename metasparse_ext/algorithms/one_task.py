@@ -12,16 +12,26 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.overrides import TorchFunctionMode
 
+from metasparse_ext._arguments import FLOATS
+from metasparse_ext.ops._operands import autocast_is_on
+from metasparse_ext.ops.norm_act_pool import norm_act_pool
+
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
 class AsOneTask(TorchFunctionMode):
-    """Where ``torch.func.vmap``, or a flat buffer of parameters, gives other numbers than a task.
+    """Where ``torch.func.vmap``, or a flat buffer of parameters, is no good stand-in for a task.
+
+    What would give other numbers:
 
     - The rule of vmap for an embedding knows the padding of the first task alone.
     - Gradients of embeddings are dense: a flat buffer has no sparse ones.
     - Inside a vmap no tensor says that it requires grad, and a hook that asks first would be left
       out. Told that it may, it meets vmap's refusal, and the model runs task by task.
+
+    What would be slow: the rule of vmap for a batch norm lays the channels of all tasks side by
+    side, in a copy, and multiplies and adds the parameters one after the other. Norms by the
+    statistics of a batch are our op on all tasks.
     """
 
     def __torch_function__(
@@ -38,6 +48,8 @@ class AsOneTask(TorchFunctionMode):
             return _looked_up(*args, **kwargs)
         if func is F.embedding_bag:
             args, kwargs = _of_dense_bag(args, kwargs)
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
         if func == _REQUIRES_GRAD:
             return _unmapped(args[0]).requires_grad
         return func(*args, **kwargs)
@@ -79,6 +91,29 @@ def _of_dense_bag(
     if len(args) > 7:
         return (*args[:7], False, *args[8:]), kwargs
     return args, {**kwargs, "sparse": False}
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm``; by the statistics of a batch of images, all tasks at once."""
+    tracked = running_mean is not None or running_var is not None or not training
+    if tracked or not (is_batchedtensor(input) and input.dim() == 4 and _is_ready(input)):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return norm_act_pool(input, weight, bias, eps=eps, activation="none")
+
+
+def _is_ready(images: Tensor) -> bool:
+    """Whether our op takes them as they are; a batch of one number a channel PyTorch refuses."""
+    several = images.numel() > images.shape[1]
+    return several and images.dtype in FLOATS and not autocast_is_on(images)
 
 
 def _unmapped(tensor: Tensor) -> Tensor:

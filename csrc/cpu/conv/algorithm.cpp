@@ -1,6 +1,7 @@
 #include "algorithm.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <sstream>
 #include <stdexcept>
@@ -43,20 +44,29 @@ bool strides_are(const ConvShape& s, int64_t stride) {
   return s.stride_h == stride && s.stride_w == stride;
 }
 
+// What a weight costs, in registers of tiles.
+double weight_registers(ConvOp op, const ConvShape& s, const Density& density) {
+  const double channels = std::sqrt(static_cast<double>(s.in_channels * s.out_channels));
+  const double many = channels * (op == ConvOp::weight_grad ? heuristics::kSddmmRegistersPerChannel
+                                                            : heuristics::kSpmmRegistersPerChannel);
+  const bool costs_more =
+      many > heuristics::kWeightRegisters && density() >= heuristics::kManyWeightsDensity;
+  return costs_more ? many : heuristics::kWeightRegisters;
+}
+
 // The tile that costs least for a task: its registers of tiles, empty lanes and overhanging tiles
-// included, and its weights, times its points. `points` is of a tile's side.
+// included, and those that its weights cost, times its points. `points` is of a tile's side.
 template <size_t N, class Points>
 int cheapest_tile(const heuristics::TileCost (&costs)[N], const Points& points, ConvOp op,
-                  int64_t images, int64_t height, int64_t width) {
+                  double weights, int64_t images, int64_t height, int64_t width) {
   const int64_t lanes = conv_kernels_of<float>(active_isa()).lanes;
   int best = 0;
   double least = std::numeric_limits<double>::infinity();
   for (const auto& [tile, spmm, sddmm] : costs) {
     const int64_t tiles = images * divide_up(height, tile) * divide_up(width, tile);
     const double products = op == ConvOp::weight_grad ? sddmm : spmm;
-    const double cost =
-        static_cast<double>(points(tile)) *
-        (static_cast<double>(divide_up(tiles, lanes)) * products + heuristics::kWeightRegisters);
+    const double cost = static_cast<double>(points(tile)) *
+                        (static_cast<double>(divide_up(tiles, lanes)) * products + weights);
     if (cost < least) {
       least = cost;
       best = tile;
@@ -65,25 +75,27 @@ int cheapest_tile(const heuristics::TileCost (&costs)[N], const Points& points, 
   return best;
 }
 
-int winograd_tile(ConvOp op, const ConvShape& s) {
+int winograd_tile(ConvOp op, const ConvShape& s, const Density& density) {
   const bool input_grad = op == ConvOp::input_grad;
   const auto points = [](int m) { return (m + 2) * (m + 2); };
-  return cheapest_tile(heuristics::kWinogradCosts, points, op, s.samples,
-                       input_grad ? s.height : s.out_height, input_grad ? s.width : s.out_width);
+  return cheapest_tile(heuristics::kWinogradCosts, points, op, weight_registers(op, s, density),
+                       s.samples, input_grad ? s.height : s.out_height,
+                       input_grad ? s.width : s.out_width);
 }
 
-int polyphase_tile(ConvOp op, const ConvShape& s) {
+int polyphase_tile(ConvOp op, const ConvShape& s, const Density& density) {
   const auto points = [](int m) { return (2 * m + 1) * (2 * m + 1); };
-  return cheapest_tile(heuristics::kPolyphaseCosts, points, op, s.samples, s.out_height,
-                       s.out_width);
+  return cheapest_tile(heuristics::kPolyphaseCosts, points, op, weight_registers(op, s, density),
+                       s.samples, s.out_height, s.out_width);
 }
 
-ConvAlgorithm with_best_tile(ConvKind kind, ConvOp op, const ConvShape& shape, bool precise) {
+ConvAlgorithm with_best_tile(ConvKind kind, ConvOp op, const ConvShape& shape,
+                             const Density& density, bool precise) {
   switch (kind) {
     case ConvKind::winograd:
-      return {kind, precise ? 2 : winograd_tile(op, shape)};
+      return {kind, precise ? 2 : winograd_tile(op, shape, density)};
     case ConvKind::polyphase:
-      return {kind, polyphase_tile(op, shape)};
+      return {kind, polyphase_tile(op, shape, density)};
     default:
       return {kind};
   }
@@ -204,7 +216,7 @@ ConvAlgorithm choose_algorithm(const ConvRequest& request, ConvOp op, const Conv
   }
   for (const Rule& rule : heuristics::kRules) {
     if (miss(rule, op, shape, density) != Miss::none) continue;
-    return with_best_tile(rule.kind, op, shape, request.mode == ConvMode::precise);
+    return with_best_tile(rule.kind, op, shape, density, request.mode == ConvMode::precise);
   }
   return {ConvKind::library};
 }
@@ -218,7 +230,7 @@ std::vector<Candidate> explain_choice(const ConvRequest& request, ConvOp op, con
   }
   const bool precise = request.mode == ConvMode::precise;
   for (const Rule& rule : heuristics::kRules) {
-    const ConvAlgorithm algorithm = with_best_tile(rule.kind, op, shape, precise);
+    const ConvAlgorithm algorithm = with_best_tile(rule.kind, op, shape, density, precise);
     const Miss missed = miss(rule, op, shape, density);
     considered.push_back(
         {algorithm, verdict(missed, rule, algorithm, op, shape, density, precise)});

@@ -46,9 +46,16 @@ inline constexpr Rule kRules[] = {
     {ConvKind::direct, kWeightGrad, 0, 2 * kMany, kAny, 1, 1, 1, 1.0},
     {ConvKind::direct, kWeightGrad, 0, 5, 8, 2, kAny, 16, 0.3},
     {ConvKind::winograd, kAll, 1, 8, kMany - 1, 2, kAny, 1, 1.0},
-    {ConvKind::winograd, kInputs, 1, kMany, kAny, 2, kAny, 200, 1.0},
-    {ConvKind::winograd, kWeightGrad, 1, kMany, kAny, 2, kAny, 100, 1.0},
-    {ConvKind::direct, kInputs, 1, kMany, kAny, 2, kAny, 1, 0.6},
+    {ConvKind::winograd, kInputs, 1, kMany, kAny, 2, kAny, 1, 0.3},
+    {ConvKind::winograd, kInputs, 1, kMany, 2 * kMany - 1, 2, kAny, 15, 0.8},
+    {ConvKind::winograd, kInputs, 1, kMany, 2 * kMany - 1, 2, kAny, 40, 1.0},
+    {ConvKind::winograd, kInputs, 1, 2 * kMany, kAny, 2, kAny, 40, 0.8},
+    {ConvKind::winograd, kInputs, 1, 2 * kMany, 4 * kMany - 1, 2, kAny, 110, 1.0},
+    {ConvKind::winograd, kInputs, 1, 4 * kMany, kAny, 2, kAny, 200, 1.0},
+    {ConvKind::direct, kInputs, 1, kMany, kAny, 2, kAny, 1, 0.8},
+    {ConvKind::winograd, kWeightGrad, 1, kMany, 4 * kMany - 1, 2, kAny, 15, 1.0},
+    {ConvKind::winograd, kWeightGrad, 1, 4 * kMany, kAny, 2, kAny, 40, 1.0},
+    {ConvKind::winograd, kWeightGrad, 1, 4 * kMany, kAny, 2, kAny, 15, 0.3},
     {ConvKind::direct, kWeightGrad, 1, kMany, kAny, 2, kAny, 1, 1.0},
     {ConvKind::library, kInputs, 1, kMany, kAny, 2, kAny, 1, 1.0},
     {ConvKind::few_channels, kForward, 1, 1, 4, 2, kAny, 1, 1.0},
@@ -80,6 +87,13 @@ inline constexpr TileCost kPolyphaseCosts[] = {{2, 1.0, 1.0}, {3, 1.0, 1.0}};
 // instead of 577 microseconds, instead of F(4) on one of 4 196 instead of 421; ratios of all tiles
 // on maps of 4 to 14 agree with 3 to 5.
 inline constexpr double kWeightRegisters = 4;
+
+// Most weights of many channels lie outside of the caches, and cost more the more there are:
+// registers by the geometric mean of input and output channels, from this density on. 512 channels,
+// four tasks of 15 images of 3x3, half the kernels: F(2) instead of F(3) for the weight gradient 34
+// instead of 62 ms; of 256 channels 6.2 instead of 7.9.
+inline constexpr double kManyWeightsDensity = 0.4;
+inline constexpr double kSpmmRegistersPerChannel = 1.0 / 73, kSddmmRegistersPerChannel = 1.0 / 42;
 
 // SpMM cuts the sources into so many equal ranges that the longest row, spread evenly, has at most
 // this many active kernels in each, and adds the partial sums up: this keeps the error in float32
@@ -151,8 +165,9 @@ inline constexpr int64_t kShareChannels = 8;
 
 // ---- memory ------------------------------------------------------------------------------------
 
-// Matrices of active kernels that are kept from call to call, for each type of matrix.
-inline constexpr std::size_t kKeptBytes = std::size_t{16} << 20;
+// Matrices of active kernels that are kept from call to call, for each type of matrix. Half the
+// kernels of a ResNet-18 are 25 MB; building them anew took a sixth of a step on images of 32x32.
+inline constexpr std::size_t kKeptBytes = std::size_t{128} << 20;
 
 // A strip of pixels in the algorithm for few channels: rows of V of three channels fit the
 // first-level cache.

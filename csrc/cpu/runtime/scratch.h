@@ -2,8 +2,9 @@
 //
 // A kernel asks for what it needs at its start and never frees it. Memory is aligned to a cache
 // line, grows to the largest request, and is uninitialised: whoever reads a value has written it in
-// the same call. A buffer above the bound is given back by the next request that is below it, so a
-// single huge call does not hold its memory for ever.
+// the same call. A buffer above the bound is given back after so many requests that are below it, so
+// a single huge call does not hold its memory for ever, and a network with a huge layer keeps it
+// from step to step.
 #pragma once
 
 #include <cstddef>
@@ -26,10 +27,12 @@ class ScratchBuffer {
     constexpr size_t kLine = 64;
     const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kLine) / kLine * kLine;
     const bool oversized = capacity_ > kKeepBytes && bytes <= kKeepBytes;
-    if (bytes > capacity_ || oversized) {
+    smaller_ = oversized ? smaller_ + 1 : 0;
+    if (bytes > capacity_ || smaller_ > kPatience) {
       std::free(data_);
       data_ = std::aligned_alloc(kLine, bytes);
       capacity_ = data_ == nullptr ? 0 : bytes;
+      smaller_ = 0;
       if (data_ == nullptr) throw std::bad_alloc();
     }
     return static_cast<T*>(data_);
@@ -37,9 +40,11 @@ class ScratchBuffer {
 
  private:
   static constexpr size_t kKeepBytes = size_t{64} << 20;
+  static constexpr int kPatience = 1000;  // a step of a ResNet-18 makes some hundred
 
   void* data_ = nullptr;
   size_t capacity_ = 0;
+  int smaller_ = 0;  // requests below the bound since the last one above it
 };
 
 }  // namespace metasparse::cpu
