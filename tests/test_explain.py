@@ -131,6 +131,24 @@ def test_few_images_take_smaller_tiles(images, side, algorithm):
     assert found == dict.fromkeys(found, algorithm)
 
 
+@pytest.mark.parametrize(
+    ("channels", "side", "density", "algorithms"),
+    [
+        (256, 6, 0.5, ["winograd3", "winograd3", "winograd3"]),
+        (512, 3, 1.0, ["library", "library", "winograd2"]),
+        (512, 3, 0.5, ["winograd2", "winograd2", "winograd2"]),
+        (512, 3, 0.1, ["winograd3", "winograd3", "winograd3"]),
+        (512, 2, 0.5, ["direct", "direct", "direct"]),
+        (512, 2, 0.1, ["winograd2", "winograd2", "winograd2"]),
+    ],
+)
+def test_many_channels_on_few_pixels(channels, side, density, algorithms):
+    """The more kernels are in use, the more pixels their transformed weights need to pay."""
+    x, weight = torch.rand(4, 15, channels, side, side), torch.rand(channels, channels, 3, 3)
+    mask = (torch.rand(weight.shape[:2], generator=torch.manual_seed(0)) < density).float()
+    assert chosen(x, weight, mask, padding=1) == algorithms
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_first_layers_are_for_few_channels_whatever_their_mask(stride):
     x, weight = torch.rand(4, 25, 3, 32, 32), torch.rand(4, 64, 3, 3, 3)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from metasparse_ext.algorithms import MAML
+from metasparse_ext.algorithms import MAML, one_task, task_call
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +133,25 @@ class LooksUp(Words):
         return self.head(torch.embedding(self.table.weight, words, 6).tanh().mean(1))
 
 
+class Normed(nn.Module):
+    """A batch norm of images."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            *(nn.Unflatten(1, (1, LENGTH)), nn.Conv2d(1, 3, 3, padding=1)),
+            *(nn.BatchNorm2d(3, **options), nn.Tanh()),
+            *(nn.Flatten(), nn.Linear(3 * LENGTH * FEATURES, WAYS)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
 ALONE = {
+    "norm": lambda: Normed(track_running_stats=False),
+    "norm without scale": lambda: Normed(track_running_stats=False, affine=False),
+    "norm by what it tracked": lambda: Normed().eval(),
     "gradient inside": Slopes,
     "looks up": LooksUp,
     "in place": Writes,
@@ -153,6 +172,22 @@ def test_a_model_sees_one_task_alone(name, first_order):
     learner = MAML(model, inner_lr=RATE, inner_steps=STEPS, first_order=first_order)
     learner.meta_backward(batch())
     assert_gradient(learner, expected)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_norms_by_the_batch_are_our_op_on_all_tasks(tracked):
+    model = Normed(track_running_stats=tracked).double().eval()
+    learner = MAML(model, inner_lr=RATE, inner_steps=1)
+    with mock.patch.object(one_task, "norm_act_pool", wraps=one_task.norm_act_pool) as ours:
+        learner.meta_backward(batch())
+    assert ours.call_count == (0 if tracked else 2)
+
+
+def test_a_norm_of_one_number_a_channel_is_refused_as_by_torch():
+    norm = nn.BatchNorm2d(2, track_running_stats=False)
+    parameters = {name: p.detach().expand(3, -1) for name, p in norm.named_parameters()}
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        task_call(norm, parameters, torch.ones(3, 1, 2, 1, 1))
 
 
 def test_gradients_of_embeddings_may_be_sparse():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.training_helpers import tiny_config
 
+from metasparse_ext.algorithms.finite import are_finite
 from metasparse_ext.training import (
     Run,
     Trainer,
@@ -196,9 +197,12 @@ def test_the_total_norm_does_not_overflow():
 
 def test_tensors_of_several_types_are_looked_at_together():
     wide = torch.tensor([1e300], dtype=torch.float64)
-    assert meta_step.all_finite([wide, torch.ones(2), torch.tensor(3.0)])
+    large = torch.tensor([3e38], dtype=torch.float32)  # its square is infinite
+    narrow = torch.tensor([3e38], dtype=torch.bfloat16)
+    assert are_finite([wide, large, narrow, torch.ones(2), torch.tensor(3.0)])
     for wrong in (torch.inf, -torch.inf, torch.nan):
-        assert not meta_step.all_finite([wide, torch.tensor([1.0, wrong])])
+        assert not are_finite([wide, torch.tensor([1.0, wrong])])
+        assert not are_finite([large, torch.tensor([wrong])])
 
 
 @pytest.mark.parametrize(

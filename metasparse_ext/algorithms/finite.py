@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from metasparse_ext.ops._operands import is_readable
 
 _ADVICE = "a smaller inner_lr or meta learning rate usually helps"
 
@@ -13,10 +16,20 @@ _ADVICE = "a smaller inner_lr or meta learning rate usually helps"
 def all_finite(losses: Tensor, gradient: Mapping[str, Tensor], solved: Tensor | None) -> Tensor:
     """() bool, on the device: whether losses, meta-gradient and solves are finite."""
     # A largest number is NaN where one of them is; a comparison takes fewer launches than isfinite.
-    norms = torch.stack(torch._foreach_norm(list(gradient.values()), torch.inf))
     largest = torch.linalg.vector_norm(losses, torch.inf)
-    finite = (norms.amax() < torch.inf) & (largest < torch.inf)
+    finite = are_finite(list(gradient.values())) & (largest < torch.inf)
     return finite if solved is None else finite & solved.all()
+
+
+def are_finite(tensors: list[Tensor]) -> Tensor:
+    """() bool, on the device: whether no element of any of the tensors is NaN or infinite."""
+    if tensors[0].is_cpu and is_readable(tensors[0]):
+        # Vectorized there, where a largest number takes 15 times as long; but it may overflow.
+        norms = torch._foreach_norm(tensors)
+        if all(math.isfinite(float(norm)) for norm in norms):
+            return torch.ones((), dtype=torch.bool)
+    norms = torch._foreach_norm(tensors, torch.inf, dtype=torch.float64)
+    return torch.stack(norms).amax() < torch.inf
 
 
 def refuse_nonfinite(owner: str, losses: Tensor, solved: Tensor | None, iteration: int) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 
 from metasparse_ext._capture import capture
 from metasparse_ext.algorithms.base import MetaLearner
+from metasparse_ext.algorithms.finite import are_finite
 from metasparse_ext.data import TaskBatch
 from metasparse_ext.training import metrics, outer
 from metasparse_ext.training.config import RunConfig
@@ -137,7 +138,7 @@ class MetaStep:
             return {}
         self.optimizer.step()
         self.whole = True
-        nonfinite |= ~all_finite(floating(self._learner, self.optimizer))
+        nonfinite |= ~are_finite(floating(self._learner, self.optimizer))
         return {**sums, "gradient_norm": metrics.total(norm)}
 
     def _meta_backward(self, batch: TaskBatch) -> dict[str, Tensor]:
@@ -196,12 +197,6 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(
         torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64))
     )
-
-
-def all_finite(tensors: list[Tensor]) -> Tensor:
-    """() bool, on the device: whether no element of any of the tensors is NaN or infinite."""
-    norms = torch._foreach_norm(tensors, torch.inf, dtype=torch.float64)
-    return torch.stack(norms).isfinite().all()
 
 
 def state_of(

@@ -93,7 +93,7 @@ inline constexpr double kWeightRegisters = 4;
 // four tasks of 15 images of 3x3, half the kernels: F(2) instead of F(3) for the weight gradient 34
 // instead of 62 ms; of 256 channels 6.2 instead of 7.9.
 inline constexpr double kManyWeightsDensity = 0.4;
-inline constexpr double kSpmmRegistersPerChannel = 1.0 / 73, kSddmmRegistersPerChannel = 1.0 / 42;
+inline constexpr double kSpmmRegistersPerChannel = 1.0 / 73, kSddmmRegistersPerChannel = 1.0 / 48;
 
 // SpMM cuts the sources into so many equal ranges that the longest row, spread evenly, has at most
 // this many active kernels in each, and adds the partial sums up: this keeps the error in float32
