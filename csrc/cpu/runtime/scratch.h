@@ -2,8 +2,8 @@
 //
 // A kernel asks for what it needs at its start and never frees it. Memory is aligned to a cache
 // line, grows to the largest request, and is uninitialised: whoever reads a value has written it in
-// the same call. A buffer above the bound is given back after so many requests that are below it, so
-// a single huge call does not hold its memory for ever, and a network with a huge layer keeps it
+// the same call. A buffer above the bound is given back after so many requests that are below it,
+// so a single huge call does not hold its memory for ever, and a network with a huge layer keeps it
 // from step to step.
 #pragma once
 
