@@ -93,11 +93,21 @@ def long(results: Results) -> list[str]:
         task, learner = case.labels["task"], case.labels["learner"]
         minutes = _cell(results.of("learners", case.name), "")
         hours = f"{done[0].seconds / 3600:.1f}" if done else ""
-        rows.append(
-            (f"{task}, {learner}", published.of(task, learner), minutes, _cell(done), hours)
-        )
+        found = _cell(done) if done else _under_way(results.folder.parent, case) or MISSING
+        rows.append((f"{task}, {learner}", published.of(task, learner), minutes, found, hours))
     head = ("5-way", "published", "ours, minutes", "ours, hours", "hours of one core")
     return results.blocks("long", [markdown("Accuracy, %:", head, rows)])
+
+
+def _under_way(benchmarks: Path, case: Case) -> str:
+    """How far a training is whose run is kept to go on; empty if there is none."""
+    path = Run(benchmarks / "unfinished" / "long" / case.name / "0").metrics_path
+    records = metrics.read(path) if path.is_file() else []
+    accuracies = [record["accuracy"] for record in records if record["kind"] != "train"]
+    if not accuracies:
+        return ""
+    iteration, of = records[-1]["iteration"], case.stages[-1].iterations
+    return f"under way: {iteration} of {of} it., validation {100 * max(accuracies):.1f}"
 
 
 def budgets(results: Results) -> list[str]:

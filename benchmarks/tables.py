@@ -92,6 +92,40 @@ def meta_steps() -> Iterator[str]:
     yield markdown(_measured("Meta-steps of four tasks", documents[0]), head, rows)
 
 
+_SETTINGS = {
+    "2 threads": "2-threads",
+    "1 thread": "1-threads",
+    "2 threads, the system's allocator": "2-threads-system-allocator",
+}
+
+
+def settings() -> Iterator[str]:
+    """Meta-steps in several settings, beside each other."""
+    names = ("meta_steps-maml", "meta_steps-metadock")
+    found = {
+        title: [document for name in names if (document := load(f"{name}-{suffix}"))]
+        for title, suffix in _SETTINGS.items()
+    }
+    found = {title: documents for title, documents in found.items() if documents}
+    lines: dict[tuple[str, ...], str] = {}
+    for title, documents in found.items():
+        for row in (row for document in documents for row in document["rows"]):
+            case = row["case"]
+            key = (f"{row['group']}, {_network(case)}", f"{case['density']:g}", title)
+            stock = row["stock"][row["best_stock"]]["median"]
+            lines[key] = f"{row['speedup']:.1f} ({stock:.2f} to {row['ours']['median']:.2f} s)"
+    keys = list(dict.fromkeys(key[:2] for key in lines))
+    rows = [(*key, *(lines.get((*key, title), "") for title in found)) for key in keys]
+    if rows:
+        title = (
+            "Meta-steps of four tasks, times faster than the fastest peer, whose users have the "
+            "system's allocator unless they ask for another; otherwise both sides keep memory"
+        )
+        yield markdown(
+            _measured(title, next(iter(found.values()))[0]), ("meta-step", "density", *found), rows
+        )
+
+
 def one_task() -> Iterator[str]:
     document = load("adapt-one_task-2-threads")
     if document is None:
@@ -248,7 +282,7 @@ def _measured(what: str, document: dict[str, Any]) -> str:
 
 DOCUMENTS: dict[Path, tuple[Callable[[], Iterator[str]], ...]] = {
     README: (meta_steps, one_task, training),
-    BENCHMARKS: (networks, implicit, ops, moving, deep),
+    BENCHMARKS: (settings, networks, implicit, ops, moving, deep),
     STUDIES: (study_tables.learners, study_tables.tickets, study_tables.mixtures),
 }
 

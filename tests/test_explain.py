@@ -32,7 +32,7 @@ def test_why_a_row_was_passed_over():
     verdicts = dict(forward.candidates)
     assert verdicts["direct"].startswith("for output maps of 1 or fewer; ")
     assert verdicts["direct"].endswith(
-        "its rule is for 3x3 kernels at stride 2; density 1 is above 0.45"
+        "its rule is for kernels of one pixel; density 1 is above 0.45"
     )
     assert len(verdicts) == len(forward.candidates), "an algorithm is named once"
     assert verdicts["polyphase2"] == "it takes 3x3 kernels at stride 2 and padding 1"
@@ -147,6 +147,16 @@ def test_many_channels_on_few_pixels(channels, side, density, algorithms):
     x, weight = torch.rand(4, 15, channels, side, side), torch.rand(channels, channels, 3, 3)
     mask = (torch.rand(weight.shape[:2], generator=torch.manual_seed(0)) < density).float()
     assert chosen(x, weight, mask, padding=1) == algorithms
+
+
+def test_kernels_of_one_pixel():
+    """They are neither transformed nor gathered, so that more of them may be in use."""
+    x = torch.rand(4, 15, 256, 8, 8)
+    for kernel, algorithm in ((1, "direct"), (5, "library")):
+        weight = torch.rand(256, 256, kernel, kernel)
+        mask = (torch.rand(256, 256, generator=torch.manual_seed(0)) < 0.5).float()
+        assert chosen(x, weight, mask, padding=kernel // 2) == [algorithm] * 3
+        assert chosen(x, weight, padding=kernel // 2) == ["library"] * 3
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -126,10 +126,16 @@ enum class Miss {
   density
 };
 
+bool is_for_window(const Rule& rule, const ConvShape& s) {
+  if (rule.stride == heuristics::kAnyWindow) return true;
+  if (rule.stride == heuristics::kPointwise) return s.kernel_h == 1 && s.kernel_w == 1;
+  return kernel_is_3x3(s) && strides_are(s, rule.stride);
+}
+
 Miss miss(const Rule& rule, ConvOp op, const ConvShape& s, const Density& density) {
   if (unsupported({rule.kind, 2}, op, s) != nullptr) return Miss::support;
   if ((rule.ops >> static_cast<int>(op) & 1) == 0) return Miss::op;
-  if (rule.stride != 0 && !(kernel_is_3x3(s) && strides_are(s, rule.stride))) return Miss::window;
+  if (!is_for_window(rule, s)) return Miss::window;
   const int64_t sources = op == ConvOp::input_grad ? s.out_channels : s.in_channels;
   if (sources < rule.min_channels) return Miss::few_channels;
   if (sources > rule.max_channels) return Miss::many_channels;
@@ -170,6 +176,7 @@ std::string verdict(Miss miss, const Rule& rule, ConvAlgorithm algorithm, ConvOp
     case Miss::op:
       return words("its rule is not for the ", op_name(op));
     case Miss::window:
+      if (rule.stride == heuristics::kPointwise) return "its rule is for kernels of one pixel";
       return words("its rule is for 3x3 kernels at stride ", rule.stride);
     case Miss::few_channels:
       return words("needs ", rule.min_channels, channels, " or more");

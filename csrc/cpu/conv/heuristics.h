@@ -22,12 +22,15 @@ inline constexpr unsigned kWeightGrad = 1u << static_cast<int>(ConvOp::weight_gr
 struct Rule {
   ConvKind kind;
   unsigned ops;
-  int64_t stride;                      // of 3x3 kernels; 0: any kernel and stride
+  int64_t stride;                      // of 3x3 kernels; or kAnyWindow, kPointwise
   int64_t min_channels, max_channels;  // summed over: in, or out for the input gradient
   int64_t min_side, max_side;          // of the output map: its shorter side
   int64_t min_tiles;                   // 2x2 output tiles of a task, which have SIMD lanes to fill
   double max_density;
 };
+
+inline constexpr int64_t kAnyWindow = 0;   // any kernel and stride
+inline constexpr int64_t kPointwise = -1;  // kernels of one pixel, any stride
 
 inline constexpr unsigned kInputs = kForward | kInputGrad;  // what SpMM computes
 inline constexpr unsigned kAll = kInputs | kWeightGrad;
@@ -41,10 +44,10 @@ inline constexpr int64_t kMany = 128;
 // docs/performance.md was at least 0.95 times as fast as torch's dense convolution. `python -m
 // benchmarks.tune` measures what the rows lose on a machine.
 inline constexpr Rule kRules[] = {
-    {ConvKind::direct, kAll, 0, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
-    {ConvKind::direct, kInputs, 0, 2 * kMany, kAny, 1, 1, 1, 0.6},
-    {ConvKind::direct, kWeightGrad, 0, 2 * kMany, kAny, 1, 1, 1, 1.0},
-    {ConvKind::direct, kWeightGrad, 0, 5, 8, 2, kAny, 16, 0.3},
+    {ConvKind::direct, kAll, kAnyWindow, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
+    {ConvKind::direct, kInputs, kAnyWindow, 2 * kMany, kAny, 1, 1, 1, 0.6},
+    {ConvKind::direct, kWeightGrad, kAnyWindow, 2 * kMany, kAny, 1, 1, 1, 1.0},
+    {ConvKind::direct, kWeightGrad, kAnyWindow, 5, 8, 2, kAny, 16, 0.3},
     {ConvKind::winograd, kAll, 1, 8, kMany - 1, 2, kAny, 1, 1.0},
     {ConvKind::winograd, kInputs, 1, kMany, kAny, 2, kAny, 1, 0.3},
     {ConvKind::winograd, kInputs, 1, kMany, 2 * kMany - 1, 2, kAny, 15, 0.8},
@@ -68,7 +71,8 @@ inline constexpr Rule kRules[] = {
     {ConvKind::direct, kForward, 2, 4, 7, 8, kAny, 16, 0.3},
     {ConvKind::few_channels, kForward, 2, 1, 7, 2, kAny, 1, 1.0},
     {ConvKind::few_channels, kWeightGrad, 2, 1, 8, 2, kAny, 1, 1.0},
-    {ConvKind::direct, kAll, 0, 8, kAny, 2, kAny, 16, 0.45},
+    {ConvKind::direct, kAll, kPointwise, 32, kAny, 2, kAny, 16, 0.6},
+    {ConvKind::direct, kAll, kAnyWindow, 8, kAny, 2, kAny, 16, 0.45},
 };
 
 // The cost of one multiply-add of a tile relative to F(4)'s, transforms included: measured. On a
