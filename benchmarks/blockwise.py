@@ -78,7 +78,8 @@ class FirstBlock:
 def run(case: FirstBlock, budget: float) -> Row:
     counts = [case.width >> halvings for halvings in range(4)]
     ways = {count: case.by(count) for count in counts}
-    whole, *divided = (torch.cat([part[0] for part in way()], 1) for way in ways.values())
+    axis = 1 if case.backward else 2  # of weights (T, O, ...), of maps (T, N, O, ...)
+    whole, *divided = (torch.cat([part[0] for part in way()], axis) for way in ways.values())
     error = max(verify(str(case), each, whole, BOUND) for each in divided)
     names: dict[str, Callable[[], object]] = {f"{count} at a time": ways[count] for count in ways}
     timings = interleave(names, budget=budget)

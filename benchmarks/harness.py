@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -62,6 +64,19 @@ def environment() -> dict[str, str]:
         "revision": revision.strip(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
+
+
+def peak_memory() -> int:
+    """Bytes of the largest resident set that this process had.
+
+    What getrusage says has that of the process that it was forked from in it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())
+        return int(kilobytes) << 10
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ in a process of its own.
 from __future__ import annotations
 
 import copy
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.command import Group, run_benchmark
-from benchmarks.harness import Row, interleave, verify
+from benchmarks.harness import Row, interleave, peak_memory, verify
 from benchmarks.meta_steps import random_tasks
 from metasparse_ext.algorithms import MAML
 from metasparse_ext.data import TaskBatch
@@ -213,7 +212,7 @@ def peak(case: Step, side: str) -> int:
     """The most memory resident after two steps of one side, in megabytes."""
     step = getattr(case, side)(torch.float32)
     step(), step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return peak_memory() >> 20
 
 
 def grid(quick: bool) -> Iterator[Step]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import RESULTS, environment, fair_process
+from benchmarks.harness import RESULTS, environment, fair_process, peak_memory
 from benchmarks.long import long
 from benchmarks.sources import SOURCES
 from benchmarks.studies import STUDIES, Budget, Case
@@ -133,7 +132,7 @@ def _stop_with_parent() -> None:
 
 def train_here(config: RunConfig, run: Run) -> tuple[float, int]:
     """Trains and evaluates one run in this process; returns its seconds and its memory."""
-    before = _peak()
+    before = peak_memory()
     wanted = build.resolved(config)
     if run.started and run.config() != wanted:
         run.forget()  # of other settings: begun anew
@@ -141,15 +140,9 @@ def train_here(config: RunConfig, run: Run) -> tuple[float, int]:
     outcome = trainer.fit()
     if outcome.interrupted:
         sys.exit(130)
-    memory = _peak() - before
+    memory = peak_memory() - before
     evaluate_run(run)
     return trainer.elapsed, memory
-
-
-def _peak() -> int:
-    """Bytes of the largest resident set that this process had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

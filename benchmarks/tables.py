@@ -118,12 +118,12 @@ def settings() -> Iterator[str]:
     rows = [(*key, *(lines.get((*key, title), "") for title in found)) for key in keys]
     if rows:
         title = (
-            "Meta-steps of four tasks, times faster than the fastest peer, whose users have the "
-            "system's allocator unless they ask for another; otherwise both sides keep memory"
+            "Meta-steps of four tasks, times faster than the fastest peer; both sides keep the "
+            "memory that they free, but where a column names the allocator that a peer's users have"
         )
-        yield markdown(
-            _measured(title, next(iter(found.values()))[0]), ("meta-step", "density", *found), rows
-        )
+        first = next(iter(found.values()))[0]
+        head = ("meta-step", "density", *found)
+        yield markdown(_measured(title, first, threads=False), head, rows)
 
 
 def one_task() -> Iterator[str]:
@@ -171,7 +171,7 @@ def _network(case: dict[str, Any]) -> str:
 
 
 def ops() -> Iterator[str]:
-    document = load("ops-conv-2-threads")
+    document = load("ops-conv-1-threads")
     if document is None:
         return
     rows = document["rows"]
@@ -274,10 +274,11 @@ def _median(rows: list[dict[str, Any]]) -> str:
     return f"{statistics.median(row['speedup'] for row in rows):.2f}" if rows else ""
 
 
-def _measured(what: str, document: dict[str, Any]) -> str:
+def _measured(what: str, document: dict[str, Any], *, threads: bool = True) -> str:
     where = document["environment"]
-    processor = f"{where['processor']}, {where['cpu']}, {where['threads']} threads"
-    return f"{what}; {processor}, torch {where['torch']}."
+    count = "1 thread" if int(where["threads"]) == 1 else f"{where['threads']} threads"
+    parts = [where["processor"], where["cpu"], *([count] if threads else [])]
+    return f"{what}; {', '.join(parts)}, torch {where['torch']}."
 
 
 DOCUMENTS: dict[Path, tuple[Callable[[], Iterator[str]], ...]] = {
