@@ -135,8 +135,13 @@ inline constexpr int64_t kDenseSpmmBytes = int64_t{1} << 20;
 
 // SDDMM over all kernels costs less per kernel and needs no CSR, which a task of few tiles (in
 // registers) does not pay back. AVX2, 64 channels: equal at .1, .3, .5 and .57 with 1, 3, 13
-// and 50 registers; 128 channels: at .6.
-inline double dense_sddmm_fraction(int64_t registers) {
+// and 50 registers; 128 channels: at .6. Of so many kernels that their sums leave the caches, only
+// the active ones pay for longer, with short registers above all: 512 channels, four tasks of 15
+// images of 3x3 (Xeon), half the kernels, all against the active ones: 30 and 30 ms with AVX-512,
+// 74 and 33 with AVX2, where all of them take 80 and 57.
+inline constexpr int64_t kManyKernels = int64_t{1} << 16;
+inline double dense_sddmm_fraction(int64_t registers, int64_t lanes, int64_t kernels) {
+  if (kernels >= kManyKernels) return lanes >= 16 ? 0.6 : kernels < 4 * kManyKernels ? 0.9 : kNever;
   const auto r = static_cast<double>(registers);
   return 0.6 * r / (r + 2.5);
 }

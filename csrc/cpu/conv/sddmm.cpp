@@ -37,7 +37,9 @@ class Sddmm {
         lanes_(kernels_.lanes),
         mask_count_(operands.mask.task_stride == 0 ? 1 : operands.tasks),
         masks_(masks_of_call(mask_count_)),
-        dense_(read_masks() > heuristics::dense_sddmm_fraction(divide_up(pass_.tiles(), lanes_))),
+        dense_(read_masks() >
+               heuristics::dense_sddmm_fraction(divide_up(pass_.tiles(), lanes_), lanes_,
+                                                operands.out_channels * operands.in_channels)),
         split_(split_work(pass_, operands.tasks)),
         vectors_(
             block_vectors(pass_, lanes_, operands.tasks, split_.parts, heuristics::kSddmmVectors)),
