@@ -41,8 +41,9 @@ inline constexpr int64_t kMany = 128;
 
 // One thread of a Zen 4 core with AVX-512, float32; from kMany channels on, for maps of one pixel
 // and for first layers, a Xeon of 2.5 GHz. A row holds where every shape listed in
-// docs/performance.md was at least 0.95 times as fast as torch's dense convolution. `python -m
-// benchmarks.tune` measures what the rows lose on a machine.
+// docs/performance.md was at least 0.95 times as fast as torch's dense convolution; what is missed
+// from kMany channels on is said there. `python -m benchmarks.tune` measures what the rows lose on
+// a machine.
 inline constexpr Rule kRules[] = {
     {ConvKind::direct, kAll, kAnyWindow, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
     {ConvKind::direct, kInputs, kAnyWindow, 2 * kMany, kAny, 1, 1, 1, 0.6},
@@ -95,7 +96,7 @@ inline constexpr double kWeightRegisters = 4;
 // Most weights of many channels lie outside of the caches, and cost more the more there are:
 // registers by the geometric mean of input and output channels, from this density on. 512 channels,
 // four tasks of 15 images of 3x3, half the kernels: F(2) instead of F(3) for the weight gradient 34
-// instead of 62 ms; of 256 channels 6.2 instead of 7.9.
+// instead of 62 ms; of 256 channels 7.3 instead of 9.2.
 inline constexpr double kManyWeightsDensity = 0.4;
 inline constexpr double kSpmmRegistersPerChannel = 1.0 / 73, kSddmmRegistersPerChannel = 1.0 / 48;
 
@@ -174,8 +175,9 @@ inline constexpr int64_t kShareChannels = 8;
 
 // ---- memory ------------------------------------------------------------------------------------
 
-// Matrices of active kernels that are kept from call to call, for each type of matrix. Half the
-// kernels of a ResNet-18 are 25 MB; building them anew took a sixth of a step on images of 32x32.
+// Matrices of active kernels that are kept from call to call, for each type of matrix. Those of
+// half a ResNet-18's kernels are more than 64 MB on images of 84x84; with 16 MB kept, building them
+// anew took a sixth of a step on images of 32x32 (Xeon).
 inline constexpr std::size_t kKeptBytes = std::size_t{128} << 20;
 
 // A strip of pixels in the algorithm for few channels: rows of V of three channels fit the
