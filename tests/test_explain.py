@@ -149,6 +149,13 @@ def test_many_channels_on_few_pixels(channels, side, density, algorithms):
     assert chosen(x, weight, mask, padding=1) == algorithms
 
 
+@pytest.mark.parametrize(("images", "algorithm"), [(5, "direct"), (25, "polyphase2")])
+def test_weight_gradients_of_very_many_channels_at_stride_2(images, algorithm):
+    x, weight = torch.rand(4, images, 512, 4, 4), torch.rand(512, 512, 3, 3)
+    *_, weight_gradient = ms.explain(x, weight, stride=2, padding=1)
+    assert weight_gradient.algorithm == algorithm
+
+
 def test_kernels_of_one_pixel():
     """They are neither transformed nor gathered, so that more of them may be in use."""
     x = torch.rand(4, 15, 256, 8, 8)
