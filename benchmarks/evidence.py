@@ -52,9 +52,8 @@ def quick(folder: Path, sample: int = 4) -> Results:
     results = folder / "benchmarks" / "results"
     for study, cases in ALL.items():
         for case in _sample(list(cases(Budget())), sample):
-            stages = tuple(_shortened(config, folder) for config in case.stages)
             runs = folder / "runs" / study
-            run_case(replace(case, stages=stages), runs, results / study, train=train_here)
+            run_case(_momentary(case, folder), runs, results / study, train=train_here)
     return Results(results)
 
 
@@ -76,6 +75,13 @@ def _images(channels: int) -> dict[str, np.ndarray]:
         "class_names": np.array([f"class {index}" for index in range(len(splits))]),
         "split": splits,
     }
+
+
+def _momentary(case: Case, root: Path) -> Case:
+    """A case, and its parent, of two iterations of little."""
+    stages = tuple(_shortened(config, root) for config in case.stages)
+    parent = _momentary(case.parent, root) if case.parent else None
+    return replace(case, stages=stages, parent=parent)
 
 
 def _shortened(config: RunConfig, root: Path) -> RunConfig:

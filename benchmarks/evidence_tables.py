@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import contributions, errors, published, ticket_patterns, training_curves
 from benchmarks.markdown import markdown
+from benchmarks.sources import PAIRS
 from benchmarks.studies import TASKS, Budget, Case
 from benchmarks.study import ALL, Measured, measured
 from benchmarks.study_tables import accuracy
@@ -67,7 +68,9 @@ def imaml(results: Results) -> list[str]:
     for case, done in results.cases("imaml"):
         task, learner = case.labels["task"], case.labels["learner"]
         ways, _, shots = task.partition("way-")
-        short = results.of("learners", f"omniglot-{shots}-{learner}") if ways == "5" else None
+        here = f"omniglot-{shots}-{case.name.removeprefix(f'{task}-')}"
+        study = "hessian-free-minutes" if "hessian" in here else "learners"
+        short = results.of(study, here) if ways == "5" else None
         cells = published.IMAML[task][learner], _cell(done), _cell(short, "")
         rows.append((f"{task}, {learner}", *cells))
     head = ("Omniglot", "published", "ours, its setting", "ours, minutes")
@@ -113,31 +116,31 @@ def _under_way(benchmarks: Path, case: Case) -> str:
 def budgets(results: Results) -> list[str]:
     """Accuracy against parameters and multiply-accumulates."""
     head = ("budget", "parameters", "MACs", "accuracy, %")
-    rows = [
-        (f"{case.labels['task']}, width {case.labels['width']}", *_size(case, done), _cell(done))
-        for case, done in results.cases("budgets")
-    ]
+    rows = [_sized(case, done) for case, done in results.cases("budgets")]
     tables = _unless_empty("The supplement's networks and settings:", ("CIFAR-FS", *head), rows)
-    short = [
+    short = [_sized(case, done) for case, done in results.cases("budgets-minutes")]
+    title = "Ten minutes of one core for the dense network, ten more for those from it:"
+    tables += _unless_empty(title, ("CIFAR-FS", *head), short)
+    other = [
         (f"5-way {shots}-shot, {case.labels['learner']}", *_size(case, done), _cell(done))
         for shots in (1, 5)
         for case, done in results.cases("learners")
         if case.name in (f"omniglot-{shots}shot-convex-imaml", f"omniglot-{shots}shot-metadock")
     ]
     title = "Minutes of one core: a dense network, and MetaDOCK from another one:"
-    tables += _unless_empty(title, ("Omniglot, width 32", *head), short)
+    tables += _unless_empty(title, ("Omniglot, width 32", *head), other)
     return results.blocks("budgets", tables)
 
 
 def kernels(results: Results) -> list[str]:
     """Figure 1: a picture of runs, whose checkpoints are not kept here."""
-    run = "runs/budgets/5shot-64-0.5"
+    runs = (f"runs/budgets-minutes/5shot-64-{kept}/0" for kept in ("1", "0.5"))
     return _picture_or_commands(
         results,
         "What input kernels contribute",
         contributions.PICTURE,
-        "python -m benchmarks.study budgets --only 5shot-64-0.5",
-        f"python -m benchmarks.contributions {run}/0 {run}/1",
+        "python -m benchmarks.study budgets-minutes --only 5shot-64-0.5",
+        f"python -m benchmarks.contributions {' '.join(runs)}",
     )
 
 
@@ -158,23 +161,48 @@ def gems(results: Results) -> list[str]:
         seeds = f"{len(runs)} of 3"
         ours.append((f"{pair}, {learner}", _distributions(runs), ratio, seeds))
     tables += _unless_empty("Ours, the source's setting:", (*head, "seeds"), ours)
-    short = []
-    for (learner,), runs in _by_label(results, "mixtures", "learner").items():
-        if runs:
-            short.append((learner, _distributions(runs), _mean(runs), f"{len(runs)}"))
-    head = ("omniglot+cifar-fs", "accuracy on each, %", "mean ± deviation of seeds, %", "seeds")
-    tables += _unless_empty("Ours, one minute of one core each, 5-way 5-shot:", head, short)
+    tables += _unless_empty(
+        "Ours, one minute of one core each, 5-way 5-shot; time is that of an iteration:",
+        (
+            "distributions, learner",
+            "accuracy on each, %",
+            "mean ± deviation of seeds, %",
+            *head[2:],
+        ),
+        _mixtures(results),
+    )
     return results.blocks("gems", tables)
+
+
+def _mixtures(results: Results) -> list[Row]:
+    """The trainings of minutes on several distributions."""
+    pairs = {PAIRS[0]: _by_label(results, "mixtures", "learner")}
+    pairs[PAIRS[1]] = _by_label(results, "gems-minutes", "learner")
+    rows = []
+    for pair, found in pairs.items():
+        base = _seconds_an_iteration(found["maml",])
+        for (learner,), runs in found.items():
+            time = _seconds_an_iteration(runs)
+            ratio = f"{time / base:.2f}" if base and time else ""
+            mean = _mean(runs) if runs else ""
+            rows.append((f"{pair}, {learner}", _distributions(runs), mean, ratio))
+    return rows
 
 
 def ablations(results: Results) -> list[str]:
     """Steps, rate and sparsity."""
-    rows = [
-        (f"{case.labels['axis']}, {case.labels['learner']}", case.labels["value"], _cell(done))
-        for case, done in results.cases("ablations")
-    ]
-    head = ("axis, learner", "value", "accuracy, %")
-    return results.blocks("ablations", _unless_empty("5-way 1-shot:", head, rows))
+    tables = []
+    titles = {
+        "ablations": "5-way 1-shot, the source's setting:",
+        "ablations-minutes": "5-way 5-shot, one minute of one core each:",
+    }
+    for study, title in titles.items():
+        rows = [
+            (f"{case.labels['axis']}, {case.labels['learner']}", case.labels["value"], _cell(done))
+            for case, done in results.cases(study)
+        ]
+        tables += _unless_empty(title, ("axis, learner", "value", "accuracy, %"), rows)
+    return results.blocks("ablations", tables)
 
 
 def tickets(results: Results) -> list[str]:
@@ -196,14 +224,21 @@ def tickets(results: Results) -> list[str]:
 
 def densities(results: Results) -> list[str]:
     """Accuracy against density."""
-    rows = []
-    for case, done in results.cases("densities"):
-        count = done[0].last.get("search_macs") if done else None
-        name = f"{case.labels['backbone']}, {case.labels['search']}"
-        kept = f"{100 * float(case.labels['density']):g} %"
-        rows.append((name, kept, f"{count / 1e9:.1f} G" if count else "", _cell(done)))
-    head = ("CIFAR-FS, 5-shot, width 64", "weights", "search MACs", "accuracy, %")
-    return results.blocks("densities", _unless_empty("5-way:", head, rows))
+    tables = []
+    titles = {
+        "densities": "At full length:",
+        "densities-minutes": "A thousand iterations a training:",
+    }
+    for study, title in titles.items():
+        rows = []
+        for case, done in results.cases(study):
+            count = done[0].last.get("search_macs") if done else None
+            name = f"{case.labels['backbone']}, {case.labels['search']}"
+            kept = f"{100 * float(case.labels['density']):g} %"
+            rows.append((name, kept, f"{count / 1e9:.1f} G" if count else "", _cell(done)))
+        head = ("CIFAR-FS, 5-way 5-shot, width 64", "weights", "search MACs", "accuracy, %")
+        tables += _unless_empty(title, head, rows)
+    return results.blocks("densities", tables)
 
 
 def patterns(results: Results) -> list[str]:
@@ -212,8 +247,8 @@ def patterns(results: Results) -> list[str]:
         results,
         "Densities of layers and channels, and overlaps of masks, of several tickets",
         ticket_patterns.PICTURE,
-        "python -m benchmarks.study densities --only 'conv4-*'",
-        "python -m benchmarks.ticket_patterns runs/densities/conv4-*-0.*/0",
+        "python -m benchmarks.study densities-minutes",
+        "python -m benchmarks.ticket_patterns runs/densities-minutes/conv4-*-0.*/0",
     )
 
 
@@ -295,6 +330,14 @@ def _cell(done: Done | None, otherwise: str = MISSING) -> str:
     return f"{accuracy(result.numbers).removesuffix(' %')} ({found.last.get('iteration', 0)} it.)"
 
 
+def _sized(case: Case, done: Done | None) -> Row:
+    """A network by its size."""
+    labels = case.labels
+    again = ", trained twice as long" if case.name.endswith("-again") else ""
+    name = f"{labels['task']}, width {labels['width']}{again}"
+    return name, *_size(case, done), _cell(done)
+
+
 def _size(case: Case, done: Done | None) -> Row:
     """Kernels in use, parameters and multiply-accumulates of a case's network, if it was run."""
     if done is None:
@@ -339,6 +382,13 @@ def _mean(runs: Sequence[Done]) -> str:
 
 def _seconds(runs: Sequence[Done]) -> float | None:
     return fmean(found.seconds for found, _ in runs) if runs else None
+
+
+def _seconds_an_iteration(runs: Sequence[Done]) -> float | None:
+    each = [
+        found.seconds / found.last["iteration"] for found, _ in runs if "iteration" in found.last
+    ]
+    return fmean(each) if each else None
 
 
 SECTIONS: dict[str, Callable[[Results], list[str]]] = {

@@ -40,15 +40,17 @@ def imaml(budget: Budget) -> Iterator[Case]:
 
 def budgets(budget: Budget) -> Iterator[Case]:
     """MetaDOCK's figures 2 and 3: dense iMAML, and pruned to a half, a quarter and an eighth."""
-    for shots, width, kept in product((1, 5), (64, 128), (1.0, 0.5, 0.25, 0.125)):
+    for shots, width in product((1, 5), (64, 128)):
         task = f"cifar-fs/5way-{shots}shot"
-        stages = (published(f"imaml/{task}", budget, width=width),)
-        if kept < 1:
+        labels = {"task": f"5way-{shots}shot", "width": str(width)}
+        made = published(f"imaml/{task}", budget, width=width)
+        dense = Case(f"{shots}shot-{width}-1", (made,), {**labels, "budget": "1"})
+        yield dense
+        for kept in (0.5, 0.25, 0.125):
             options = {"budget": kept}
-            pruned = published(f"metadock/{task}", budget, width=width, options=options)
-            stages = (*stages, pruned)
-        labels = {"task": f"5way-{shots}shot", "width": str(width), "budget": f"{kept:g}"}
-        yield Case(f"{shots}shot-{width}-{kept:g}", stages, labels)
+            made = published(f"metadock/{task}", budget, width=width, options=options)
+            name = f"{shots}shot-{width}-{kept:g}"
+            yield Case(name, (made,), {**labels, "budget": f"{kept:g}"}, dense)
 
 
 # What the supplement of GEMS states; the images are those at hand.

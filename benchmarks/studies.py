@@ -23,11 +23,13 @@ class Case:
         stages: Configurations that are trained one after the other; each starts from the best
             network of the one before it.
         labels: What the row is about, for the table.
+        parent: The case from whose best network the first stage starts. Many may share one.
     """
 
     name: str
     stages: tuple[RunConfig, ...]
     labels: dict[str, str]
+    parent: Case | None = None
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ import torch
 
 from benchmarks.harness import RESULTS, environment, fair_process, peak_memory
 from benchmarks.long import long
+from benchmarks.minutes import MINUTES
 from benchmarks.sources import SOURCES
 from benchmarks.studies import STUDIES, Budget, Case
 from metasparse_ext.training import Run, RunConfig, Trainer, build, evaluate_run, metrics
 
-ALL = {**STUDIES, **SOURCES, "long": long}
+ALL = {**STUDIES, **SOURCES, **MINUTES, "long": long}
 KEPT = ("config.json", "metrics.jsonl", "evaluation-test.json")
 
 
@@ -73,16 +74,15 @@ def run_case(case: Case, runs: Path, results: Path, train: Train | None = None) 
     """
     train = train or _in_a_process
     folder = results / case.name
-    stages, start = [], None
-    for number, stage in enumerate(case.stages):
-        run = Run(runs / case.name / str(number))
-        stages.append((stage.replace(init_from=start), run))
-        start = str(run)
+    stages = _stages(case, runs)
     wanted = [config.to_dict() for config, _ in stages]
     done = measured(folder)
     # Fields that came later are at their defaults in what is done.
     if done and [RunConfig.from_dict(each).to_dict() for each in done.stages] == wanted:
         return
+    for config, run in _stages(case.parent, runs) if case.parent else ():
+        if not (run.best_path.exists() and run.config() == build.resolved(config)):
+            train(config, run)
     costs = [train(config, run) for config, run in stages]
     run = stages[-1][1]
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +98,17 @@ def run_case(case: Case, runs: Path, results: Path, train: Train | None = None) 
         environment=environment(),
     )
     (folder / "measured.json").write_text(json.dumps(asdict(found), indent=1) + "\n")
+
+
+def _stages(case: Case, runs: Path) -> list[tuple[RunConfig, Run]]:
+    """Each stage, from where it starts, and its run."""
+    stages = []
+    start = str(_stages(case.parent, runs)[-1][1]) if case.parent else None
+    for number, stage in enumerate(case.stages):
+        run = Run(runs / case.name / str(number))
+        stages.append((stage.replace(init_from=start), run))
+        start = str(run)
+    return stages
 
 
 def _in_a_process(config: RunConfig, run: Run) -> tuple[float, int]:

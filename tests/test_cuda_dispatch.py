@@ -21,7 +21,7 @@ from support.op_calls import (
 )
 from support.triton_kernels import DEVICE, assert_close, on_device, runs_kernels
 
-from metasparse_ext.ops import backends, cuda, cuda_features, cuda_table
+from metasparse_ext.ops import backends, cuda, cuda_features, cuda_table, premultiplied
 
 #: Modules of ops that CUDA C++ leaves to others: each is one launch in Triton.
 ONE_LAUNCH = (
@@ -75,6 +75,36 @@ def test_forced_backends_agree_with_the_definition(op, name, monkeypatch):
         actual, expected = [actual], [expected]
     for mine, theirs in zip(actual, expected, strict=True):
         assert_close(mine.cpu(), theirs, 1e-9)
+
+
+@pytest.mark.parametrize("op", conv_calls())
+def test_products_with_masks_beside_convolutions_of_pytorch(op):
+    """One launch each, unless PyTorch's own operators are asked for."""
+    kernels = pytest.importorskip("metasparse_ext.triton.masked_weight")
+    if cuda.problem("triton") or not hasattr(kernels.masked_weight_kernel, "fn"):
+        pytest.skip("no Triton")
+    args = list(conv_calls()[op])
+    masks = [a for a in args if isinstance(a, torch.Tensor) and a.dim() == 3]
+    launched = 0
+    for mask in masks:
+        mask[:, 0] = 0
+    with backends.backend("dense", "cuda"):
+        assert cuda._multiplier(args[0]) is None
+        expected = cuda.run(op, *on_device(*args))
+    ours = cuda._multiplier(on_device(args[0])[0])
+
+    def multiply(weight, mask):
+        nonlocal launched
+        launched += 1
+        return ours(weight, mask)
+
+    own = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+    for weight, mask in premultiplied._WEIGHTS.get(op, ()):
+        if own[mask] is not None:
+            own[weight][own[mask] == 0] = float("nan")
+    actual = cuda._run_dense(op, tuple(on_device(*own)), multiply)
+    assert launched == len(masks)
+    assert_close(actual.cpu(), expected.cpu(), 1e-12)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -364,7 +394,7 @@ def test_elsewhere_pytorch_serves_with_one_warning(op):
 def test_rocm_is_told_apart_from_cuda(monkeypatch):
     cuda._warn_elsewhere.cache_clear()
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(cuda, "run_choice", lambda op, choice, args: choice.backend)
+    monkeypatch.setattr(cuda, "_run_dense", lambda op, args: "dense")
 
     class OnGpu:
         is_cuda = True

@@ -96,7 +96,10 @@ def test_a_case_that_is_done_stays_done_when_settings_get_new_fields(tmp_path, t
 
 def test_sources_are_as_long_as_published_unless_a_budget_is_given():
     cases = {case.name: case for case in sources.budgets(Budget())}
-    dense, pruned = cases["5shot-64-0.25"].stages
+    case = cases["5shot-64-0.25"]
+    (pruned,) = case.stages
+    (dense,) = case.parent.stages
+    assert case.parent is cases["5shot-64-1"]
     assert (dense.iterations, pruned.iterations) == (60_000, 60_000)
     assert build.resolved(pruned).options["total_iterations"] == 60_000
     assert (pruned.options["budget"], pruned.seed) == (0.25, 10)

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(_library.problem is not None, reason="no compile
 # By learner: at most so many with the convolutions of Triton, and by the default rule, which for 64
 # channels is a call of cuDNN for each task.
 BOUNDS = {
-    "MetaDOCK": (1300, 2784),
-    "IMAML": (960, 2869),
-    "MAML": (528, 1561),
-    "ConvexIMAML": (110, 195),
+    "MetaDOCK": (1300, 2472),
+    "IMAML": (960, 2273),
+    "MAML": (528, 1229),
+    "ConvexIMAML": (110, 151),
 }
 #: What a meta-step is to come to with our own convolutions.
 GOALS = {"MetaDOCK": 650, "IMAML": 500, "MAML": 330, "ConvexIMAML": 150}

@@ -88,3 +88,16 @@ class TestTriton:
         found = launch.masked_weight_backward(*on_device(w1, w2, m2), block=16)
         parts = torch.cat([part.flatten().cpu() for part in found])
         torch.testing.assert_close(parts, backward(w1, w2, m2))
+
+    @pytest.mark.parametrize("shared", [(), (0,), (1,), (0, 1)], ids=str)
+    def test_a_product_does_not_use_what_is_pruned(self, shared):
+        launch = pytest.importorskip("metasparse_ext.triton.masked_weight")
+        weight, mask, _, _ = drawn(3, (5, 7), (3, 3))
+        mask[mask < 0] = 0
+        weight[:, 1], mask[:, 1] = float("nan"), 0
+        operands = [weight, mask]
+        for index in shared:
+            operands[index] = operands[index][:1].expand_as(operands[index])
+        found = launch.masked_weight(*on_device(*operands), block=64)
+        assert found.stride(0) == 0 or len(shared) < 2
+        torch.testing.assert_close(found.cpu(), reference.masked_weight(*operands))

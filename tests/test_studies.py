@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def test_every_case_builds_its_learner(name):
             if key not in built:
                 assert build.learner(config.replace(width=4), (1, 32, 32)).extra_repr()
                 built.add(key)
-    assert len({case.name for study_name, case in ALL if study_name == name}) >= 6
+    names = [case.name for study_name, case in ALL if study_name == name]
+    assert 2 <= len(names) == len(set(names))
 
 
 def test_every_learner_is_in_the_study():
@@ -70,6 +72,21 @@ def test_a_case_is_run_once_and_again_when_its_settings_change(tmp_path, tiny_ro
     other = studies.Case("pruned", (stages[0], stages[1].replace(iterations=2)), case.labels)
     study.run_case(other, tmp_path / "runs", tmp_path / "results")
     assert study.measured(tmp_path / "results" / "pruned").last["iteration"] == 2
+
+
+def test_cases_share_a_parent_which_is_trained_once(tmp_path, tiny_root, here):
+    parent = studies.Case("dense", (tiny_config(tiny_root, iterations=1),), {})
+    pruned = tiny_config(tiny_root, "metadock", iterations=1)
+    children = [studies.Case(name, (pruned,), {}, parent) for name in ("half", "quarter")]
+    for child in children:
+        study.run_case(child, tmp_path / "runs", tmp_path / "results")
+    assert len(here) == 3
+    start = str(tmp_path / "runs" / "dense" / "0")
+    assert study.measured(tmp_path / "results" / "half").stages[0]["init_from"] == start
+    longer = replace(parent, stages=(parent.stages[0].replace(iterations=2),))
+    study.run_case(longer, tmp_path / "runs", tmp_path / "results")
+    study.run_case(longer, tmp_path / "runs", tmp_path / "results")
+    assert len(here) == 4
 
 
 def test_tables_show_what_the_cases_kept(tmp_path, tiny_root, here, monkeypatch):

@@ -19,6 +19,7 @@ from metasparse_ext.triton import (
 NORM_OPS = ("forward", "backward", "tangent", "double backward")
 OTHER_OPS = ("cg_step", "topk_mask", "budget")
 GLUE = (
+    "masked weight",
     "masked weight pair",
     "masked weight backward",
     "score gate",
@@ -68,6 +69,7 @@ def other_variant(op: str, dtype: torch.dtype = torch.float32) -> Callable[[], o
     calls = {
         "cg_step": lambda: cg.cg_step(v, v, v, v, v, *[scalars] * 3, counts, counts),
         "topk_mask": lambda: topk_mask.topk_mask(v, counts),
+        "masked weight": lambda: masked_weight.masked_weight(weight, mask),
         "masked weight pair": lambda: masked_weight.masked_weight_pair(weight, mask, weight, mask),
         "masked weight backward": lambda: masked_weight.masked_weight_backward(
             weight, weight, mask

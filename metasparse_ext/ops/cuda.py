@@ -26,6 +26,7 @@ from torch import Tensor
 from metasparse_ext import _library
 from metasparse_ext.ops import cuda_features, cuda_table
 from metasparse_ext.ops.backends import AUTOMATIC, get_backend
+from metasparse_ext.ops.premultiplied import Multiply, premultiplied
 from metasparse_ext.reference import cg as reference_cg
 from metasparse_ext.reference import softmax_head as reference_head
 
@@ -285,8 +286,7 @@ def choose(op: str, args: tuple[Any, ...]) -> Choice:
 def run_choice(op: str, choice: Choice, args: tuple[Any, ...]) -> Any:
     """Runs a call on a given backend."""
     if choice.backend == "dense":
-        dense = OPS[op].dense or getattr(torch.ops.metasparse_dense, op)
-        return dense(*args)
+        return _run_dense(op, args, _multiplier(args[0]))
     if choice.backend == "cuda":
         return getattr(torch.ops.metasparse_cuda, op)(*args)
     launch, module = _launcher(op)
@@ -298,6 +298,26 @@ def run_choice(op: str, choice: Choice, args: tuple[Any, ...]) -> Any:
         }
     with device_of(args[0]):
         return launch(*args, **options)
+
+
+def _run_dense(op: str, args: tuple[Any, ...], multiply: Multiply | None = None) -> Any:
+    dense = OPS[op].dense or getattr(torch.ops.metasparse_dense, op)
+    return dense(*args) if multiply is None else premultiplied(op, dense, args, multiply)
+
+
+def _multiplier(tensor: Tensor) -> Multiply | None:
+    """A kernel for weights times masks beside PyTorch's convolutions, if there may be one."""
+    card = card_of(tensor)
+    known = tensor.dtype in _LAUNCHED and tensor.shape[0] <= _GRID
+    if get_backend("cuda") == "dense" or not known or problem("triton", card and card.capability):
+        return None
+    from metasparse_ext.triton.masked_weight import masked_weight
+
+    def multiply(weight: Tensor, mask: Tensor) -> Tensor:
+        with device_of(weight):
+            return masked_weight(weight, mask)
+
+    return multiply
 
 
 def run(op: str, *args: Any) -> Any:
@@ -326,7 +346,7 @@ def run_elsewhere(op: str, *args: Any) -> Any:
     """What serves devices without kernels, ROCm's and MPS among them: PyTorch's own operators."""
     hip = torch.version.hip is not None and args[0].is_cuda
     _warn_elsewhere("ROCm" if hip else args[0].device.type)
-    return run_choice(op, Choice("dense"), args)
+    return _run_dense(op, args)
 
 
 def _register() -> None:

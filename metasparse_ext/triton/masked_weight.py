@@ -1,4 +1,4 @@
-"""Weights times masks where a convolution is differentiated: one launch each."""
+"""Weights times masks, and what its derivatives are made of: one launch each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ import triton.language as tl
 from torch import Tensor
 
 from metasparse_ext.triton.operands import accumulator, operands
+
+
+@triton.jit
+def masked_weight_kernel(
+    WEIGHT, MASK, OUT, weight_stride, mask_stride, SIZE, TAPS: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """OUT (T, SIZE) = w m of SIZE weights a task, TAPS for each entry of a mask; 0 where m is 0."""
+    t = tl.program_id(1).to(tl.int64)
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < SIZE
+    w = tl.load(WEIGHT + t * weight_stride + e, mask=inside, other=0.0).to(ACC)
+    m = tl.load(MASK + t * mask_stride + e // TAPS, mask=inside, other=0.0).to(ACC)
+    product = tl.where(m != 0, w * m, 0.0)
+    tl.store(OUT + t * SIZE + e, product.to(OUT.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -44,6 +59,21 @@ def masked_weight_backward_kernel(
         to = WEIGHT_GRAD + t * KERNELS * TAPS + at
         tl.store(to, (g * m).to(WEIGHT_GRAD.dtype.element_ty), mask=inside)
     tl.store(MASK_GRAD + t * KERNELS + k, acc.to(MASK_GRAD.dtype.element_ty), mask=inside)
+
+
+def masked_weight(weight: Tensor, mask: Tensor, *, block: int = 1024) -> Tensor:
+    """weight * mask, (T, O, I, kh, kw); where the mask is 0 the weight is not used, NaN included.
+
+    The tasks share the product where they share both.
+    """
+    pointers, strides = operands(weight, mask)
+    tasks = len(weight) if any(strides) else 1
+    out = weight.new_empty(tasks, *weight.shape[1:])
+    size, taps = weight[0].numel(), weight.shape[3] * weight.shape[4]
+    masked_weight_kernel[(triton.cdiv(size, block), tasks)](
+        *pointers, out, *strides, size, taps, block, accumulator(out.dtype)[1]
+    )
+    return out.expand(weight.shape)
 
 
 def masked_weight_pair(
