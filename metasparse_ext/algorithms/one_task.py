@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.overrides import TorchFunctionMode
 
 from metasparse_ext._arguments import FLOATS
+from metasparse_ext.algorithms.norm_then_relu import NormThenReLU
 from metasparse_ext.ops._operands import autocast_is_on
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
 
@@ -32,7 +33,14 @@ class AsOneTask(TorchFunctionMode):
     What would be slow: the rule of vmap for a batch norm lays the channels of all tasks side by
     side, in a copy, and multiplies and adds the parameters one after the other. Norms by the
     statistics of a batch are our op on all tasks.
+
+    Attributes:
+        relu: Whether the next norm does a ReLU besides.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = NormThenReLU()
 
     def __torch_function__(
         self,
@@ -49,7 +57,7 @@ class AsOneTask(TorchFunctionMode):
         if func is F.embedding_bag:
             args, kwargs = _of_dense_bag(args, kwargs)
         if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
+            return _batch_norm(self.relu, *args, **kwargs)
         if func == _REQUIRES_GRAD:
             return _unmapped(args[0]).requires_grad
         return func(*args, **kwargs)
@@ -94,6 +102,7 @@ def _of_dense_bag(
 
 
 def _batch_norm(
+    relu: NormThenReLU,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -103,11 +112,12 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm``; by the statistics of a batch of images, all tasks at once."""
+    """``F.batch_norm``; by a batch of images' statistics, all tasks at once, with its ReLU."""
     tracked = running_mean is not None or running_var is not None or not training
     if tracked or not (is_batchedtensor(input) and input.dim() == 4 and _is_ready(input)):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return norm_act_pool(input, weight, bias, eps=eps, activation="none")
+    activation: Literal["relu", "none"] = "relu" if relu.take() else "none"
+    return norm_act_pool(input, weight, bias, eps=eps, activation=activation)
 
 
 def _is_ready(images: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -93,7 +93,9 @@ def _side_by_side(
         inputs: Each with a leading T; what is no tensor is the same for all tasks.
         failed: Says, of the traceback of vmap's error, what has no rule.
     """
-    with AsOneTask():
+    mode = AsOneTask()
+    pairs = mode.relu.within(subject) if isinstance(subject, nn.Module) else nullcontext()
+    with mode, pairs:
         if subject in _one_by_one:
             return outputs.whole(_each(outputs.tensors, inputs))
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, inputs)
