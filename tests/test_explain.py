@@ -27,6 +27,19 @@ def test_each_row_of_the_rule_is_named():
     assert chosen(*layer(64, 28, kernel=5), padding=2) == ["library"] * 3
 
 
+def test_windows_by_what_they_see_of_the_image():
+    """A kernel as large as its image, one that is larger, and one of which one tap meets it."""
+    assert chosen(*layer(64, 5, kernel=5)) == ["direct", "library", "direct"]
+    assert chosen(*layer(256, 1, outputs=256), padding=1) == ["direct"] * 3
+    halved = {"stride": 2, "padding": 1}
+    assert chosen(*layer(256, 2, outputs=256), **halved) == ["library", "library", "direct"]
+    mask = torch.ones(256, 256)
+    mask[:, :16] = 0
+    assert chosen(*layer(256, 2, outputs=256), mask, **halved) == ["direct", "library", "direct"]
+    mask[:, :96] = 0
+    assert chosen(*layer(256, 2, outputs=256), mask, **halved) == ["direct"] * 3
+
+
 def test_why_a_row_was_passed_over():
     forward, *_ = ms.explain(*layer(64, 28, kernel=5), padding=2)
     verdicts = dict(forward.candidates)

@@ -5,6 +5,7 @@
 #include <limits>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 
 #include "heuristics.h"
 #include "plan.h"
@@ -127,9 +128,38 @@ enum class Miss {
 };
 
 bool is_for_window(const Rule& rule, const ConvShape& s) {
-  if (rule.stride == heuristics::kAnyWindow) return true;
-  if (rule.stride == heuristics::kPointwise) return s.kernel_h == 1 && s.kernel_w == 1;
-  return kernel_is_3x3(s) && strides_are(s, rule.stride);
+  const bool pointwise = s.kernel_h == 1 && s.kernel_w == 1;
+  switch (rule.stride) {
+    case heuristics::kAnyWindow:
+      return true;
+    case heuristics::kPointwise:
+      return pointwise;
+    case heuristics::kOneTap:
+      return !pointwise && s.height == 1 && s.width == 1;
+    case heuristics::kSmallImage:
+      return s.height < s.kernel_h && s.width < s.kernel_w;
+    case heuristics::kWholeImage:
+      return !pointwise && s.height >= s.kernel_h && s.width >= s.kernel_w && s.out_height == 1 &&
+             s.out_width == 1;
+    default:
+      return kernel_is_3x3(s) && strides_are(s, rule.stride);
+  }
+}
+
+// Of which kernels a rule is.
+std::string window_words(const Rule& rule) {
+  switch (rule.stride) {
+    case heuristics::kPointwise:
+      return "kernels of one pixel";
+    case heuristics::kOneTap:
+      return "larger kernels on images of one pixel";
+    case heuristics::kSmallImage:
+      return "kernels that are larger than their image";
+    case heuristics::kWholeImage:
+      return "kernels that see the whole image at once";
+    default:
+      return "3x3 kernels at stride " + std::to_string(rule.stride);
+  }
 }
 
 Miss miss(const Rule& rule, ConvOp op, const ConvShape& s, const Density& density) {
@@ -176,8 +206,7 @@ std::string verdict(Miss miss, const Rule& rule, ConvAlgorithm algorithm, ConvOp
     case Miss::op:
       return words("its rule is not for the ", op_name(op));
     case Miss::window:
-      if (rule.stride == heuristics::kPointwise) return "its rule is for kernels of one pixel";
-      return words("its rule is for 3x3 kernels at stride ", rule.stride);
+      return "its rule is for " + window_words(rule);
     case Miss::few_channels:
       return words("needs ", rule.min_channels, channels, " or more");
     case Miss::many_channels:

@@ -22,7 +22,7 @@ inline constexpr unsigned kWeightGrad = 1u << static_cast<int>(ConvOp::weight_gr
 struct Rule {
   ConvKind kind;
   unsigned ops;
-  int64_t stride;                      // of 3x3 kernels; or kAnyWindow, kPointwise
+  int64_t stride;                      // of 3x3 kernels; or a window below
   int64_t min_channels, max_channels;  // summed over: in, or out for the input gradient
   int64_t min_side, max_side;          // of the output map: its shorter side
   int64_t min_tiles;                   // 2x2 output tiles of a task, which have SIMD lanes to fill
@@ -31,6 +31,10 @@ struct Rule {
 
 inline constexpr int64_t kAnyWindow = 0;   // any kernel and stride
 inline constexpr int64_t kPointwise = -1;  // kernels of one pixel, any stride
+// Of larger kernels:
+inline constexpr int64_t kOneTap = -2;      // on images of one pixel, which meet one tap
+inline constexpr int64_t kSmallImage = -3;  // larger than their image in both directions
+inline constexpr int64_t kWholeImage = -4;  // all of whose taps meet the image, once: one output
 
 inline constexpr unsigned kInputs = kForward | kInputGrad;  // what SpMM computes
 inline constexpr unsigned kAll = kInputs | kWeightGrad;
@@ -45,7 +49,11 @@ inline constexpr int64_t kMany = 128;
 // from kMany channels on is said there. `python -m benchmarks.tune` measures what the rows lose on
 // a machine.
 inline constexpr Rule kRules[] = {
+    {ConvKind::library, kInputGrad, kWholeImage, 8, kAny, 1, 1, 1, 1.0},
     {ConvKind::direct, kAll, kAnyWindow, 8, 2 * kMany - 1, 1, 1, 1, 1.0},
+    {ConvKind::direct, kInputs, kOneTap, 2 * kMany, kAny, 1, 1, 1, 1.0},
+    {ConvKind::direct, kForward, kSmallImage, 2 * kMany, kAny, 1, 1, 1, 0.97},
+    {ConvKind::direct, kInputGrad, kSmallImage, 2 * kMany, kAny, 1, 1, 1, 0.7},
     {ConvKind::direct, kInputs, kAnyWindow, 2 * kMany, kAny, 1, 1, 1, 0.6},
     {ConvKind::direct, kWeightGrad, kAnyWindow, 2 * kMany, kAny, 1, 1, 1, 1.0},
     {ConvKind::direct, kWeightGrad, kAnyWindow, 5, 8, 2, kAny, 16, 0.3},
