@@ -351,8 +351,9 @@ def _size(case: Case, done: Done | None) -> Row:
     weights = [block.conv.weight for block in net.blocks]
     dense = sum(w.shape[0] * w.shape[1] for w in weights)
     every = sum(p.numel() for p in net.parameters())
-    parameters = every - 9 * (dense - numbers["kernels"])
-    share = f"{100 * numbers['kernels'] / dense:.1f} %"
+    pruned = dense * (1 - numbers["active"])
+    parameters = every - 9 * pruned
+    share = f"{100 * numbers['active']:.1f} %"
     return share, f"{parameters / 1e3:.1f} k", f"{numbers['macs'] / 1e6:.2f} M"
 
 

@@ -14,6 +14,7 @@ from benchmarks import (
     contributions,
     errors,
     evidence,
+    evidence_tables,
     published,
     sources,
     study,
@@ -109,6 +110,21 @@ def test_sources_are_as_long_as_published_unless_a_budget_is_given():
     assert [c.stages[0].options["density"] for c in fixed] == pytest.approx(
         [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     )
+
+
+def test_the_size_of_a_pruned_network_is_that_of_the_kernels_in_use():
+    results = Results(RESULTS)
+    for name, case in {c.name: c for c, _ in results.cases("learners")}.items():
+        if name not in ("omniglot-5shot-metadock", "omniglot-5shot-convex-imaml"):
+            continue
+        done = results.of("learners", name)
+        active = done[1].numbers["active"]
+        assert (active < 0.6) == name.endswith("metadock")
+        # Weights, biases and norms of four blocks of width 32; a head on maps of 2x2.
+        count = 9 * (32 + 3 * 32 * 32) * active + 4 * 3 * 32 + (32 * 2 * 2 * 5 + 5)
+        share, parameters, _ = evidence_tables._size(case, done)
+        assert share == f"{100 * active:.1f} %"
+        assert parameters == f"{count / 1e3:.1f} k"
 
 
 def test_published_numbers_are_of_learners_that_there_are():
