@@ -332,9 +332,10 @@ def _cell(done: Done | None, otherwise: str = MISSING) -> str:
 
 def _sized(case: Case, done: Done | None) -> Row:
     """A network by its size."""
-    labels = case.labels
+    ways, shots = case.labels["task"].split("-")
+    learner = case.stages[-1].learner
     again = ", trained twice as long" if case.name.endswith("-again") else ""
-    name = f"{labels['task']}, width {labels['width']}{again}"
+    name = f"{ways[:-3]}-way {shots[:-4]}-shot, width {case.labels['width']}, {learner}{again}"
     return name, *_size(case, done), _cell(done)
 
 
