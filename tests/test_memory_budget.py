@@ -30,7 +30,7 @@ def peaks(monkeypatch):
 
     def measured(work, device):
         work()
-        asked.append(len(asked) + 1)
+        asked.append((1, 2, 1)[len(asked) % 3])
         return (100 + 50 * asked[-1]) * MIB
 
     monkeypatch.setattr(memory, "_peak", measured)
@@ -114,6 +114,17 @@ def test_what_others_left_is_not_measured(monkeypatch):
 
 
 @linux
+@pytest.mark.parametrize("peaks", [(900, 700, 600), (600, 700, 600), (600, 700, 900)], ids=str)
+def test_memory_that_goes_back_meanwhile_does_not_hide_a_task(monkeypatch, peaks):
+    """As when a cache of earlier work is dropped between two of the measurements."""
+    left = iter(peaks)
+    monkeypatch.setattr(memory, "_peak", lambda work, device: next(left) * MIB)
+    found = chunk_of(MAML(network()), batch(3), "100GiB")
+    assert (found.one, found.more) == (600 * MIB, 100 * MIB)
+    assert next(left, None) is None
+
+
+@linux
 def test_what_is_measured_is_what_more_tasks_take():
     torch.manual_seed(0)
     learner = MAML(Conv4(2, 32, 64, 3, dtype=torch.float64), inner_steps=2)
@@ -143,7 +154,7 @@ def test_a_run_keeps_to_its_budget(tmp_path, tiny_root, peaks):
     Trainer(config, plain).fit()
     asked = config.replace(memory="210MiB")
     trainer = Trainer(asked, run, reporter=StopAfter(3))
-    assert peaks == [1, 2]
+    assert peaks == [1, 2, 1]
     assert trainer.learner.task_chunk == 2
     assert str(trainer.chunk) == (
         "memory 210MiB: 2 of 5 tasks at a time, about 200.00 MiB (150.00 MiB with one, 50.00 MiB "
@@ -152,7 +163,7 @@ def test_a_run_keeps_to_its_budget(tmp_path, tiny_root, peaks):
     trainer.fit()
     assert json.loads(run.memory_path.read_text())["tasks"] == 2
     going_on = Trainer(asked, run)
-    assert peaks == [1, 2]
+    assert peaks == [1, 2, 1]
     assert going_on.learner.task_chunk == 2
     going_on.fit()
     for ours, theirs in zip(timeless(run), timeless(plain), strict=True):
