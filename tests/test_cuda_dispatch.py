@@ -89,9 +89,9 @@ def test_products_with_masks_beside_convolutions_of_pytorch(op):
     for mask in masks:
         mask[:, 0] = 0
     with backends.backend("dense", "cuda"):
-        assert cuda._multiplier(args[0]) is None
+        assert cuda._multiplier(op, tuple(args)) is None
         expected = cuda.run(op, *on_device(*args))
-    ours = cuda._multiplier(on_device(args[0])[0])
+    ours = cuda._multiplier(op, tuple(on_device(*args)))
 
     def multiply(weight, mask):
         nonlocal launched
@@ -105,6 +105,20 @@ def test_products_with_masks_beside_convolutions_of_pytorch(op):
     actual = cuda._run_dense(op, tuple(on_device(*own)), multiply)
     assert launched == len(masks)
     assert_close(actual.cpu(), expected.cpu(), 1e-12)
+
+
+@runs_kernels[0]
+def test_masks_beside_an_empty_convolution_of_pytorch():
+    """Nothing is launched for it."""
+    x, weight, mask, bias, *window = conv_calls()["masked_conv"]
+    args = (*on_device(x[:, :0], weight, mask, bias), *window)
+    assert cuda._multiplier("masked_conv", args) is None
+    assert cuda.run("masked_conv", *args).shape[:3] == (len(x), 0, weight.shape[1])
+    for axis in (
+        (x[:0], weight[:0], mask[:0], bias[:0]),
+        (x, weight[:, :0], mask[:, :0], bias[:, :0]),
+    ):
+        assert cuda.choose("masked_conv", (*axis, *window)).backend == "dense"
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
@@ -26,7 +25,8 @@ class NormThenReLU:
     @contextmanager
     def within(self, model: nn.Module) -> Generator[None]:
         """Has the sequences of a model run their norms together with the ReLU behind them."""
-        sequences = [m for m in model.modules() if _runs_as(m, nn.Sequential)]
+        stock = (m for m in model.modules() if _runs_as(m, nn.Sequential))
+        sequences = [m for m in stock if isinstance(m, nn.Sequential)]
         try:
             for sequence in sequences:
                 sequence.__dict__["forward"] = self._forward(sequence)
@@ -35,11 +35,11 @@ class NormThenReLU:
             for sequence in sequences:
                 sequence.__dict__.pop("forward", None)
 
-    def _forward(self, sequence: nn.Module) -> Callable[[Tensor], Tensor]:
+    def _forward(self, sequence: nn.Sequential) -> Callable[[Tensor], Tensor]:
         def forward(input: Tensor) -> Tensor:
-            layers, done = [*sequence._modules.values(), None], False
-            for layer, behind in pairwise(layers):
-                if layer is None or done:
+            layers, done = list(sequence), False
+            for layer, behind in zip(layers, [*layers[1:], None], strict=True):
+                if done:  # a ReLU
                     done = False
                     continue
                 self._wanted = pair = _is_pair(layer, behind)

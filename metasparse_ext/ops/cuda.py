@@ -286,7 +286,7 @@ def choose(op: str, args: tuple[Any, ...]) -> Choice:
 def run_choice(op: str, choice: Choice, args: tuple[Any, ...]) -> Any:
     """Runs a call on a given backend."""
     if choice.backend == "dense":
-        return _run_dense(op, args, _multiplier(args[0]))
+        return _run_dense(op, args, _multiplier(op, args))
     if choice.backend == "cuda":
         return getattr(torch.ops.metasparse_cuda, op)(*args)
     launch, module = _launcher(op)
@@ -305,11 +305,12 @@ def _run_dense(op: str, args: tuple[Any, ...], multiply: Multiply | None = None)
     return dense(*args) if multiply is None else premultiplied(op, dense, args, multiply)
 
 
-def _multiplier(tensor: Tensor) -> Multiply | None:
+def _multiplier(op: str, args: tuple[Any, ...]) -> Multiply | None:
     """A kernel for weights times masks beside PyTorch's convolutions, if there may be one."""
-    card = card_of(tensor)
-    known = tensor.dtype in _LAUNCHED and tensor.shape[0] <= _GRID
-    if get_backend("cuda") == "dense" or not known or problem("triton", card and card.capability):
+    empty = any(isinstance(a, Tensor) and a.numel() == 0 for a in args)
+    if OPS[op].module != "masked_conv" or empty or get_backend("cuda") == "dense":
+        return None
+    if refusal("masked_weight_pair", "triton", args):
         return None
     from metasparse_ext.triton.masked_weight import masked_weight
 

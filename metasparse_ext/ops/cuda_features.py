@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def forward(
     sizes = zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
     height, width = ((size + 2 * p - k) // s + 1 for size, k, s, p in sizes)
     columns = x.shape[0] * x.shape[1] * height * width
-    return _product(x, weight.shape[1], columns, weight[0, 0].numel(), (weight, mask, bias))
+    return _product(x, weight.shape[1], columns, prod(weight.shape[2:]), (weight, mask, bias))
 
 
 def input_grad(
@@ -70,7 +71,7 @@ def input_grad(
     padding: object = None,
 ) -> Features:
     columns = grad.shape[0] * grad.shape[1] * input_size[0] * input_size[1]
-    depth = weight[0, :, 0].numel() // (stride[0] * stride[1])
+    depth = weight.shape[1] * prod(weight.shape[3:]) // (stride[0] * stride[1])
     return _product(grad, weight.shape[2], columns, depth, (weight, mask))
 
 
@@ -78,7 +79,7 @@ def weight_grad(
     grad: Tensor, x: Tensor, mask: Tensor | None, kernel_size: Sequence[int], *_: object
 ) -> Features:
     columns = x.shape[0] * x.shape[2] * kernel_size[0] * kernel_size[1]
-    depth = grad[0, :, 0].numel()
+    depth = grad.shape[1] * prod(grad.shape[3:])
     return _product(grad, grad.shape[2], columns, depth, (grad,))
 
 
@@ -112,7 +113,7 @@ def norm(x: Tensor) -> Features:
 
 
 def weight(weight: Tensor, *_: object) -> Features:
-    return {"tasks": weight.shape[0], "size": weight[0].numel(), "dtype": _kind(weight)}
+    return {"tasks": weight.shape[0], "size": prod(weight.shape[1:]), "dtype": _kind(weight)}
 
 
 def scores(*args: Tensor) -> Features:
