@@ -59,6 +59,8 @@ class Results:
         tasks = dict.fromkeys("-".join(name.split("-")[:-1]) for name in left)
         alone = len(names) == len(cases)
         only = [""] if alone else [f" --only '{task}-*'" for task in tasks]
+        if f"{study}-minutes" in ALL:
+            only.append("-minutes")
         return [*tables, _missing(*(f"python -m benchmarks.study {study}{each}" for each in only))]
 
 
@@ -163,12 +165,7 @@ def gems(results: Results) -> list[str]:
     tables += _unless_empty("Ours, the source's setting:", (*head, "seeds"), ours)
     tables += _unless_empty(
         "Ours, one minute of one core each, 5-way 5-shot; time is that of an iteration:",
-        (
-            "distributions, learner",
-            "accuracy on each, %",
-            "mean ± deviation of seeds, %",
-            *head[2:],
-        ),
+        (*head[:2], "mean ± deviation of seeds, %", *head[2:]),
         _mixtures(results),
     )
     return results.blocks("gems", tables)
@@ -332,10 +329,9 @@ def _cell(done: Done | None, otherwise: str = MISSING) -> str:
 
 def _sized(case: Case, done: Done | None) -> Row:
     """A network by its size."""
-    ways, shots = case.labels["task"].split("-")
-    learner = case.stages[-1].learner
+    config = case.stages[-1]
     again = ", trained twice as long" if case.name.endswith("-again") else ""
-    name = f"{ways[:-3]}-way {shots[:-4]}-shot, width {case.labels['width']}, {learner}{again}"
+    name = f"{config.ways}-way {config.shots}-shot, width {config.width}, {config.learner}{again}"
     return name, *_size(case, done), _cell(done)
 
 
