@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metasparse_ext as ms
+from benchmarks import depthwise
 from benchmarks.command import Group, run_benchmark
 from benchmarks.harness import Row, interleave, verify
 
@@ -287,6 +288,7 @@ GROUPS = {
     "conv": Group(run_conv, conv_grid),
     "deep": Group(run_conv, deep_grid),
     "moving": Group(run_moving, moving_grid),
+    "depthwise": Group(depthwise.run, depthwise.grid),
     "block": Group(run_block, block_grid),
     "topk_mask": Group(run_topk, topk_grid),
 }

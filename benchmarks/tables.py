@@ -226,6 +226,30 @@ def moving() -> Iterator[str]:
     yield markdown(_measured(title, document), head, lines)
 
 
+def depthwise() -> Iterator[str]:
+    document = load("ops-depthwise-1-threads")
+    if document is None:
+        return
+    lines: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in document["rows"]:
+        case = row["case"]
+        layer = (
+            f"{case['channels']} channels, {case['size']} pixels, {case['kernel']}x{case['kernel']}"
+        )
+        layer += ", stride 2" if case["stride"] == 2 else ""
+        lines.setdefault(layer, {}).setdefault(case["op"], []).append(row)
+    head = ("depthwise convolution", *next(iter(lines.values())))
+    rows = [
+        (layer, *(f"{_median(each)} (least {_least(each)})" for each in found.values()))
+        for layer, found in lines.items()
+    ]
+    title = (
+        "Times faster than PyTorch, in a loop over the tasks or with their channels side by side "
+        "before the clock starts; one task of 25 images, four of 5 and of 25: median"
+    )
+    yield markdown(_measured(title, document), head, rows)
+
+
 def networks() -> Iterator[str]:
     document = load("networks-step-1-threads")
     if document is None:
@@ -283,7 +307,7 @@ def _measured(what: str, document: dict[str, Any], *, threads: bool = True) -> s
 
 DOCUMENTS: dict[Path, tuple[Callable[[], Iterator[str]], ...]] = {
     README: (meta_steps, one_task, training),
-    BENCHMARKS: (settings, networks, implicit, ops, moving, deep),
+    BENCHMARKS: (settings, networks, implicit, ops, moving, deep, depthwise),
     STUDIES: (study_tables.learners, study_tables.tickets, study_tables.mixtures),
 }
 

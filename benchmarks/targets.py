@@ -147,8 +147,8 @@ def compare(threads: int) -> tuple[Table, bool]:
 
 def below_floor(threads: int) -> list[tuple[float, dict[str, Any]]]:
     """The rows of ops that are slower than 0.95 of the fastest stock way, slowest first."""
-    groups = ("ops-block", "ops-conv", "ops-deep", "ops-moving", "ops-topk_mask")
-    documents = [load(f"{group}-{threads}-threads") for group in groups]
+    groups = ("block", "conv", "deep", "depthwise", "moving", "topk_mask")
+    documents = [load(f"ops-{group}-{threads}-threads") for group in groups]
     found = [
         (row["speedup"], {**row["case"], "stock": row["best_stock"]})
         for document in documents

@@ -76,6 +76,18 @@ TORCH_LIBRARY(metasparse, m) {
       " -> (Tensor weight_grad, Tensor mask_grad)",
       tags);
 
+  // y (T,N,C,Ho,Wo) = conv(x, weight) in which each channel sees itself alone, weight
+  // (T,C,1,kh,kw); and the derivatives of <grad, y> in x and weight.
+  m.def("depthwise_conv(Tensor x, Tensor weight, int[2] stride, int[2] padding) -> Tensor", tags);
+  m.def(
+      "depthwise_conv_input_grad(Tensor grad, Tensor weight, SymInt[2] input_size, int[2] stride,"
+      " int[2] padding) -> Tensor",
+      tags);
+  m.def(
+      "depthwise_conv_weight_grad(Tensor grad, Tensor x, SymInt[2] kernel_size, int[2] stride,"
+      " int[2] padding) -> Tensor",
+      tags);
+
   // Batch norm per task and channel, ReLU, 2x2 max-pool: y, what its derivatives need (mean and
   // 1/std of (T,C)), and the gate of y's shape, or (T,0) when nothing is gated
   // (csrc/norm_act_pool_gate.h).

@@ -16,6 +16,7 @@ from support.op_calls import (
     all_calls,
     composed_calls,
     conv_calls,
+    depthwise_calls,
     norm_calls,
     other_calls,
 )
@@ -31,8 +32,8 @@ ONE_LAUNCH = (
     "task_cross_entropy",
     "task_linear",
 )
-#: Ops that are a library's products of matrices.
-PRODUCTS = ("task_linear", "task_linear_pair")
+#: Ops that are a library's products of matrices, or its convolutions.
+PRODUCTS = ("task_linear", "task_linear_pair", *depthwise_calls())
 
 BACKENDS = ["dense", pytest.param("triton", marks=runs_kernels)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.op_calls import all_calls, composed_calls, conv_calls, norm_calls, other_calls
+from support.op_calls import all_calls, composed_calls
 from torch import nn
 
 import metasparse_ext as ms
@@ -100,16 +100,17 @@ def test_every_op_of_a_forward_pass_is_there():
 
 @pytest.mark.parametrize(
     "name",
-    ["masked_conv", "norm_act_pool", "binary_mask", "topk_mask", "score_gate", "task_linear"],
+    [
+        *("masked_conv", "depthwise_conv", "norm_act_pool", "binary_mask"),
+        *("topk_mask", "score_gate", "task_linear"),
+    ],
 )
 def test_each_is_its_op(name):
     op = getattr(torch.ops.metasparse, name)
     scores = torch.randint(-2, 3, (4, 9)).double()
     scores[0, 0], scores[1, 2], scores[2] = torch.inf, -0.0, 0.0
     calls = {
-        **conv_calls(),
-        **norm_calls(),
-        **other_calls(),
+        **all_calls(),
         "binary_mask": (scores, 0.1),
         "topk_mask": (scores, torch.tensor([0, 3, 4, 9])),
     }

@@ -124,10 +124,19 @@ def test_a_separable_network_learns_like_its_dense_twin():
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
 
-def test_explained():
-    x, weight, mask, _ = operands({"groups": 2})
-    forward, *_ = ms.explain(x, weight, mask, groups=2)
-    assert "neither groups nor dilation" in str(forward)
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        ({"groups": 2}, "library (the kernels have neither groups of several channels nor"),
+        ({"groups": 6, "dilation": 2}, "library (the kernels have neither groups of several"),
+        ({"groups": 6}, "depthwise (each channel sees itself alone"),
+    ],
+    ids=str,
+)
+def test_explained(window, words):
+    x, weight, mask, _ = operands(window)
+    forward, *_ = ms.explain(x, weight, mask, **window)
+    assert words in str(forward)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ OPS = {
     "norm_act_pool": Op(400, "norm/*.cpp"),
     "conv": Op(20, "conv/*.cpp", "conv/*.cpp"),
     "threads": Op(6, "conv/*.cpp", "conv/*.cpp"),
+    "depthwise_conv": Op(400, "depthwise_conv.cpp"),
     "topk_mask": Op(60, "topk_mask.cpp"),
     "cg": Op(60, "cg.cpp"),
     "row_products": Op(150, "row_products.cpp"),

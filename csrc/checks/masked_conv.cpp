@@ -11,19 +11,6 @@ using c10::SymInt;
 using c10::SymIntArrayRef;
 using OptionalTensor = std::optional<Tensor>;
 
-void check_window(const char* op, IntArrayRef stride, IntArrayRef padding) {
-  TORCH_CHECK_VALUE(stride.size() == 2 && stride[0] > 0 && stride[1] > 0, op,
-                    ": expected stride to be two positive integers, got ", stride);
-  TORCH_CHECK_VALUE(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, op,
-                    ": expected padding to be two integers >= 0, got ", padding);
-}
-
-// The argument that the others are compared with: images or a gradient of images.
-void check_images(const char* op, const char* name, const Tensor& t, const char* letters) {
-  check_rank(op, name, t, 5, letters);
-  check_floating(op, name, t);
-}
-
 // A weight whose axis `channel_dim` must match the channels of `images`.
 void check_weight(const char* op, const Tensor& weight, const char* images_name,
                   const Tensor& images, int64_t channel_dim, const char* letter) {
@@ -42,26 +29,6 @@ void check_mask(const char* op, const OptionalTensor& mask, const SymInt& tasks,
   TORCH_CHECK_VALUE(mask->sym_sizes() == SymIntArrayRef(expected), op,
                     ": expected mask of shape (T, O, I) = ", SymIntArrayRef(expected), ", got ",
                     mask->sym_sizes());
-}
-
-// The window must fit the input.
-void check_fit(const char* op, SymIntArrayRef input, SymIntArrayRef kernel, IntArrayRef padding) {
-  for (int d = 0; d < 2; ++d) {
-    TORCH_CHECK_VALUE(kernel[d] > 0 && input[d] + 2 * padding[d] >= kernel[d], op, ": a kernel of ",
-                      kernel, " does not fit an input of ", input, " padded by ", padding);
-  }
-}
-
-// The window must fit `input` and give `output`.
-void check_output_size(const char* op, SymIntArrayRef input, SymIntArrayRef kernel,
-                       SymIntArrayRef output, IntArrayRef stride, IntArrayRef padding) {
-  check_fit(op, input, kernel, padding);
-  for (int d = 0; d < 2; ++d) {
-    const auto expected = conv_out_size<SymInt>(input[d], kernel[d], stride[d], padding[d]);
-    TORCH_CHECK_VALUE(output[d] == expected, op, ": expected grad.size(", d + 3, ") = ", expected,
-                      " for an input of ", input, ", a kernel of ", kernel, ", stride ", stride,
-                      " and padding ", padding, ", got ", output[d]);
-  }
 }
 
 // The second operand of a sum must be of the shape and kind of the first.

@@ -2,18 +2,11 @@
 // Arguments of the masked convolution family, checked once for every device.
 #include <ATen/core/Tensor.h>
 
-#include <c10/core/SymIntArrayRef.h>
-
 #include <optional>
 
-namespace metasparse {
+#include "window.h"
 
-// Sizes given as numbers: plain where a kernel runs, symbolic where shapes are only inferred.
-class AnySizes : public c10::SymIntArrayRef {
- public:
-  AnySizes(at::IntArrayRef sizes) : ArrayRef(c10::fromIntArrayRefSlow(sizes)) {}
-  AnySizes(c10::SymIntArrayRef sizes) : ArrayRef(sizes) {}
-};
+namespace metasparse {
 
 void check_masked_conv(const at::Tensor& x, const at::Tensor& weight,
                        const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& bias,
@@ -54,11 +47,5 @@ void check_masked_conv_weight_grad_pair(const at::Tensor& grad1, const at::Tenso
 void check_masked_conv_backward(const at::Tensor& grad, const at::Tensor& x,
                                 const at::Tensor& weight, const std::optional<at::Tensor>& mask,
                                 at::IntArrayRef stride, at::IntArrayRef padding);
-
-// Positions of a sliding window of `kernel` over `size` padded by `padding` on both sides.
-template <class Int>
-Int conv_out_size(const Int& size, const Int& kernel, int64_t stride, int64_t padding) {
-  return (size + 2 * padding - kernel) / stride + 1;
-}
 
 }  // namespace metasparse

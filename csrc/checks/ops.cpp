@@ -5,6 +5,7 @@
 
 #include "cg.h"
 #include "common.h"
+#include "depthwise_conv.h"
 #include "mask.h"
 #include "masked_conv.h"
 #include "masked_weight.h"
@@ -49,6 +50,16 @@ void conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                    const OptionalTensor& mask, bool /*input_wanted*/, bool /*dense*/,
                    bool /*bias_wanted*/, IntArrayRef stride, IntArrayRef padding) {
   check_masked_conv_backward(grad, x, weight, mask, stride, padding);
+}
+
+void depthwise_input_grad(const Tensor& grad, const Tensor& weight, SymIntArrayRef input_size,
+                          IntArrayRef stride, IntArrayRef padding) {
+  check_depthwise_conv_input_grad(grad, weight, input_size, stride, padding);
+}
+
+void depthwise_weight_grad(const Tensor& grad, const Tensor& x, SymIntArrayRef kernel_size,
+                           IntArrayRef stride, IntArrayRef padding) {
+  check_depthwise_conv_weight_grad(grad, x, kernel_size, stride, padding);
 }
 
 void norm_act_pool(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -101,6 +112,9 @@ TORCH_LIBRARY(metasparse_check, m) {
   m.def("masked_conv_input_grad_pair", metasparse::conv_input_grad_pair);
   m.def("masked_conv_weight_grad_pair", metasparse::conv_weight_grad_pair);
   m.def("masked_conv_backward", metasparse::conv_backward);
+  m.def("depthwise_conv", metasparse::check_depthwise_conv);
+  m.def("depthwise_conv_input_grad", metasparse::depthwise_input_grad);
+  m.def("depthwise_conv_weight_grad", metasparse::depthwise_weight_grad);
   m.def("norm_act_pool", metasparse::norm_act_pool);
   m.def("norm_act_pool_backward", metasparse::norm_act_pool_backward);
   m.def("norm_act_pool_tangent", metasparse::norm_act_pool_tangent);

@@ -1,6 +1,13 @@
 """The public ops: differentiable to any order, batched over tasks."""
 
-from metasparse_ext.ops import conv_backward, cuda, flops, task_cross_entropy, task_linear
+from metasparse_ext.ops import (
+    conv_backward,
+    cuda,
+    depthwise_conv,
+    flops,
+    task_cross_entropy,
+    task_linear,
+)
 from metasparse_ext.ops.backends import backend, get_backend, set_backend
 from metasparse_ext.ops.binary_mask import binary_mask
 from metasparse_ext.ops.decompositions import decompositions
@@ -16,6 +23,7 @@ __all__ = [
     "conv_backward",
     "cuda",
     "decompositions",
+    "depthwise_conv",
     "explain",
     "flops",
     "get_backend",

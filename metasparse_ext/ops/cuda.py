@@ -78,6 +78,9 @@ OPS: dict[str, Op] = {
     "masked_conv_weight_grad_pair": Op("masked_conv", cuda_features.weight_grad_pair, _TILES),
     "masked_weight_pair": Op("masked_weight", cuda_features.weight, {}),
     "masked_weight_backward": Op("masked_weight", cuda_features.weight, {}),
+    "depthwise_conv": Op(None, cuda_features.depthwise, {}),
+    "depthwise_conv_input_grad": Op(None, cuda_features.depthwise, {}),
+    "depthwise_conv_weight_grad": Op(None, cuda_features.depthwise, {}),
     "norm_act_pool": Op("norm_act_pool", lambda x, *_: cuda_features.norm(x), _NORM_BLOCKS),
     "norm_act_pool_backward": Op(
         "norm_act_pool", lambda grad, x, *_: cuda_features.norm(x), _NORM_BLOCKS

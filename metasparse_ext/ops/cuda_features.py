@@ -104,6 +104,13 @@ def _twice_as_deep(features: Features) -> Features:
     return features | {"depth": 2 * int(features["depth"])}
 
 
+def depthwise(images: Tensor, *_: object) -> Features:
+    """Of images, or a gradient there: (T, N, C, H, W)."""
+    tasks, samples, channels, *image = images.shape
+    sizes = {"tasks": tasks, "samples": samples, "channels": channels, "pixels": prod(image)}
+    return sizes | {"dtype": _kind(images), "precision": precision(images)}
+
+
 def norm(x: Tensor) -> Features:
     return {
         "channels": x.shape[0] * x.shape[2],

@@ -37,6 +37,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     ops = torch.ops.metasparse
     return {
         ops.masked_conv.default: reference.masked_conv,
+        ops.depthwise_conv.default: reference.depthwise_conv,
         ops.norm_act_pool.default: _norm_act_pool,
         ops.binary_mask.default: reference.binary_mask,
         ops.score_gate.default: reference.score_gate,

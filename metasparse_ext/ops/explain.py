@@ -91,7 +91,7 @@ def explain(
     if _library.problem is not None:
         return _all("reference", _library.problem)
     if groups > 1 or require_pair("explain", "dilation", dilation) != (1, 1):
-        return _all("library", "the kernels have neither groups nor dilation")
+        return _of_groups(x, weight, dilation, groups)
     if x.dim() == 3:
         x = x[None]
     stride = require_pair("explain", "stride", stride, least=1)
@@ -126,6 +126,16 @@ def _each_once(rows: list[Candidate], note: str | None) -> tuple[Candidate, ...]
 
 def _all(algorithm: str, verdict: str) -> Explanations:
     return Explanations(Explanation(op, (Candidate(algorithm, verdict),)) for op in _DERIVATIVES)
+
+
+def _of_groups(
+    x: Tensor, weight: Tensor, dilation: int | tuple[int, int], groups: int
+) -> Explanations:
+    alone = x.shape[-3] == weight.shape[-4] == groups
+    dilated = require_pair("explain", "dilation", dilation) != (1, 1)
+    if alone and not dilated and x.device.type == "cpu":
+        return _all("depthwise", "each channel sees itself alone; no kernel is skipped")
+    return _all("library", "the kernels have neither groups of several channels nor dilation")
 
 
 def _require_operands(

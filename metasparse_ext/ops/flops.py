@@ -81,6 +81,19 @@ def _backward(
     return (1 + bool(input_wanted)) * _convolution(grad, weight)
 
 
+def _depthwise(x: Shape, weight: Shape, *_: object, out_shape: Shape, **__: object) -> int:
+    """Of outputs (T, N, C, Ho, Wo) and kernels (T, C, 1, kh, kw)."""
+    return 2 * math.prod(out_shape) * math.prod(weight[3:])
+
+
+def _depthwise_input_grad(grad: Shape, weight: Shape, *_: object, **__: object) -> int:
+    return 2 * math.prod(grad) * math.prod(weight[3:])
+
+
+def _depthwise_weight_grad(grad: Shape, *_: object, out_shape: Shape, **__: object) -> int:
+    return 2 * math.prod(grad) * math.prod(out_shape[3:])
+
+
 def _linear(x: Shape, weight: Shape, *_: object, **__: object) -> int:
     """Of inputs (T, N, F), or those of the first of two products, and weights (T, O, F)."""
     return 2 * math.prod(x) * weight[1]
@@ -103,6 +116,9 @@ FORMULAS = {
     "masked_conv_input_grad_pair": _input_grad_pair,
     "masked_conv_weight_grad_pair": _weight_grad_pair,
     "masked_conv_backward": _backward,
+    "depthwise_conv": _depthwise,
+    "depthwise_conv_input_grad": _depthwise_input_grad,
+    "depthwise_conv_weight_grad": _depthwise_weight_grad,
     "task_linear": _linear,
     "task_linear_pair": _linear_pair,
     "task_linear_backward": _linear_backward,

@@ -21,7 +21,9 @@ from metasparse_ext._arguments import (
 )
 from metasparse_ext.ops._operands import are_ready, is_cast, is_widened, without_autocast
 from metasparse_ext.ops._register import register
+from metasparse_ext.ops._shapes import after_window
 from metasparse_ext.ops._tasks import with_tasks
+from metasparse_ext.ops.depthwise_conv import depthwise_conv
 
 _OP = "masked_conv2d"
 
@@ -42,10 +44,11 @@ def masked_conv2d(
     """Convolves with the kernels that a mask leaves, for many tasks in one call.
 
     Computes ``conv2d(x, weight * mask[..., None, None], bias, stride, padding, dilation, groups)``
-    and skips every kernel (o, i) whose mask is zero: its weights are not read. Dilated and grouped
-    convolutions are right, not faster: PyTorch's own convolution computes them, with zeros for the
-    pruned kernels. Each argument may lead with a task
-    axis T; one without it is shared by the tasks. Differentiable to any order, in reverse and
+    and skips every kernel (o, i) whose mask is zero: its weights are not read. Of grouped ones
+    depthwise convolutions (a channel a group) are kernels of ours, which skip nothing; other groups
+    and dilation are right, not faster: PyTorch's own convolution computes them, with zeros for the
+    pruned kernels. Each argument may lead with a task axis T; one without it is shared by the
+    tasks. Differentiable to any order, in reverse and
     forward mode, in ``x``, ``weight``, ``mask`` and ``bias``; the gradient of the mask is that of
     the product ``weight * mask`` and is dense, which is how a pruned kernel can come back.
 
@@ -123,7 +126,7 @@ def _convolved(
     x, padding = padded(x, extent, stride, padding)
     _require_fit(extent, x, padding)
     if groups > 1 or dilation != (1, 1):
-        return _by_library(x, weight, mask, bias, stride, padding, dilation, groups)
+        return _grouped(x, weight, mask, bias, stride, padding, dilation, groups)
     run = torch.ops.metasparse.masked_conv if _library.loaded() else reference.masked_conv
     return run(x, weight, mask, bias, stride, padding)
 
@@ -139,7 +142,7 @@ def _with_channels(
     return x, weight, mask
 
 
-def _by_library(
+def _grouped(
     x: Tensor,
     weight: Tensor,
     mask: Tensor | None,
@@ -149,7 +152,7 @@ def _by_library(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """The convolution by one of PyTorch's, in which the tasks are groups, too."""
+    """By our op where each channel sees itself alone; else by one of PyTorch's convolutions."""
     tasks, _, channels = x.shape[:3]
     outs, per_group = weight.shape[1:3]
     require(channels % groups == 0, _OP, "groups", f"a divisor of I = {channels}", groups)
@@ -161,11 +164,29 @@ def _by_library(
         weight = reference.masked_weight(weight, mask)
     if bias is not None:
         require(bias.shape == (tasks, outs), _OP, "bias", f"({outs},), O", tuple(bias.shape[1:]))
-    side_by_side = x.transpose(0, 1).flatten(1, 2)
-    flat_bias = None if bias is None else bias.flatten()
     with without_autocast(x):
-        images, kernels = reference.planar(side_by_side), reference.planar(weight.flatten(0, 1))
-        y = F.conv2d(images, kernels, flat_bias, stride, padding, dilation, tasks * groups)
+        if channels == outs == groups and dilation == (1, 1):
+            y = depthwise_conv(x, weight, stride, padding)
+            return y if bias is None else y + bias[:, None, :, None, None]
+        return _side_by_side(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _side_by_side(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """One convolution of PyTorch's, in which the tasks are groups, too."""
+    tasks, outs = weight.shape[:2]
+    images = reference.planar(x.transpose(0, 1).flatten(1, 2))
+    kernels, flat_bias = reference.planar(weight.flatten(0, 1)), None
+    if bias is not None:
+        flat_bias = bias.flatten()
+    y = F.conv2d(images, kernels, flat_bias, stride, padding, dilation, tasks * groups)
     return y.unflatten(1, (tasks, outs)).transpose(0, 1)
 
 
@@ -247,8 +268,7 @@ def _task_count(args: _Operands) -> int | None:
 def _outputs(
     x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    sizes = zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
-    out = ((size + 2 * p - kernel) // s + 1 for size, kernel, s, p in sizes)
+    out = after_window(x, weight, stride, padding)
     return x.new_empty(*x.shape[:2], weight.shape[1], *out)
 
 

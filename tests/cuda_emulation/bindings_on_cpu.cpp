@@ -4,6 +4,7 @@
 #include "../../csrc/checks/mask.cpp"
 #include "../../csrc/checks/masked_conv.cpp"
 #include "../../csrc/checks/softmax_head.cpp"
+#include "../../csrc/checks/window.cpp"
 #include "../../csrc/cuda/bindings.cpp"
 #include "../../csrc/cuda/bindings_conv.cpp"
 #include "races.h"

@@ -13,6 +13,7 @@ def results(seed: int, side: int = 12) -> list[Tensor]:
     return [
         *_convolution(drawn, side, stride=1),
         *_convolution(drawn, side, stride=2),
+        *_depthwise(drawn, side),
         *_block(drawn, side),
         ms.topk_mask(torch.randn(3, 5000, generator=drawn), 0.2),
         *_between(drawn),
@@ -51,6 +52,13 @@ def _convolution(drawn: torch.Generator, side: int, stride: int) -> list[Tensor]
     mask = (torch.rand(3, 24, 16, generator=drawn) < 0.5).float().requires_grad_()
     y = ms.masked_conv2d(x, weight, mask, stride=stride, padding=1)
     return _derivatives(y, x, weight, mask)
+
+
+def _depthwise(drawn: torch.Generator, side: int) -> list[Tensor]:
+    x, weight = _leaf(drawn, 3, 4, 16, side, side), _leaf(drawn, 3, 16, 1, 3, 3)
+    return _derivatives(
+        ms.masked_conv2d(x, weight, None, stride=2, padding=1, groups=16), x, weight
+    )
 
 
 def _block(drawn: torch.Generator, side: int) -> list[Tensor]:

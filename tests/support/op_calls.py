@@ -26,6 +26,17 @@ def conv_calls(dtype=torch.float64, draw=torch.randn, channels=3, image=(5, 4)):
     }
 
 
+def depthwise_calls(dtype=torch.float64):
+    """Two tasks of two samples, three channels, 3x3 kernels of stride 2."""
+    x, weight = torch.randn(2, 2, 3, 5, 4).to(dtype), torch.randn(2, 3, 1, 3, 3).to(dtype)
+    grad = torch.randn(2, 2, 3, 3, 2).to(dtype)
+    return {
+        "depthwise_conv": (x, weight, *WINDOW),
+        "depthwise_conv_input_grad": (grad, weight, (5, 4), *WINDOW),
+        "depthwise_conv_weight_grad": (grad, x, (3, 3), *WINDOW),
+    }
+
+
 def norm_calls(dtype=torch.float64, offset=0, side=4):
     """Two tasks of three samples and two channels, with ReLU and pool."""
     x = torch.randn(2, 3, 2, side, side, dtype=dtype) + offset
@@ -69,7 +80,7 @@ def other_calls(dtype=torch.float64):
 
 
 def all_calls():
-    return {**conv_calls(), **norm_calls(), **other_calls()}
+    return {**conv_calls(), **depthwise_calls(), **norm_calls(), **other_calls()}
 
 
 def composed_calls(dtype=torch.float64):
