@@ -17,13 +17,13 @@ class NormThenReLU:
 
     _wanted = False
 
-    def take(self) -> bool:
+    def claim(self) -> bool:
         """Whether the norm that runs is to do the ReLU behind it, and who asks does it."""
         wanted, self._wanted = self._wanted, False
         return wanted
 
     @contextmanager
-    def within(self, model: nn.Module) -> Generator[None]:
+    def pairing(self, model: nn.Module) -> Generator[None]:
         """Has the sequences of a model run their norms together with the ReLU behind them."""
         stock = (m for m in model.modules() if _runs_as(m, nn.Sequential))
         sequences = [m for m in stock if isinstance(m, nn.Sequential)]

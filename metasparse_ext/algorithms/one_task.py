@@ -116,7 +116,7 @@ def _batch_norm(
     tracked = running_mean is not None or running_var is not None or not training
     if tracked or not (is_batchedtensor(input) and input.dim() == 4 and _is_ready(input)):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    activation: Literal["relu", "none"] = "relu" if relu.take() else "none"
+    activation: Literal["relu", "none"] = "relu" if relu.claim() else "none"
     return norm_act_pool(input, weight, bias, eps=eps, activation=activation)
 
 

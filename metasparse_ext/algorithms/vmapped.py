@@ -94,7 +94,7 @@ def _side_by_side(
         failed: Says, of the traceback of vmap's error, what has no rule.
     """
     mode = AsOneTask()
-    pairs = mode.relu.within(subject) if isinstance(subject, nn.Module) else nullcontext()
+    pairs = mode.relu.pairing(subject) if isinstance(subject, nn.Module) else nullcontext()
     with mode, pairs:
         if subject in _one_by_one:
             return outputs.whole(_each(outputs.tensors, inputs))

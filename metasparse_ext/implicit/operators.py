@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from metasparse_ext._arguments import (
@@ -51,7 +52,10 @@ class DampedOperator:
                 require_number("DampedOperator", name, value)
 
     def __call__(self, v: Tensor) -> Tensor:
-        return self.shift * v + self.scale * self.hvp(v)
+        shifted, product = self.shift * v, self.hvp(v)
+        if isinstance(self.scale, Tensor):
+            return torch.addcmul(shifted, self.scale, product)
+        return torch.add(shifted, product, alpha=self.scale)
 
 
 def damped(
