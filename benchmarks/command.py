@@ -52,7 +52,7 @@ def run_benchmark(
         "--allocator",
         choices=ALLOCATORS,
         default="kept",
-        help="whether both sides keep freed memory; results of the other are saved beside",
+        help="what both sides do with freed memory; results of others are saved beside",
     )
     parser.add_argument("--only", choices=tuple(groups), help="one group of cases")
     options = parser.parse_args()

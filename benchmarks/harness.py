@@ -21,13 +21,20 @@ import torch
 from torch import Tensor
 
 import metasparse_ext as ms
+from metasparse_ext import _library
 
 RESULTS = Path(__file__).parent / "results"
 
 # Page faults flatter whoever happens to reuse memory: kept, both sides keep theirs, as after
-# ms.keep_memory(). With the system's settings both have it as programs of a few lines do.
+# ms.keep_memory(). With the system's settings both have it as programs of a few lines do; huge,
+# PyTorch asks for huge pages besides.
 _KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
-ALLOCATORS = {"kept": _KEPT, "system": dict.fromkeys(_KEPT)}
+_HUGE = "THP_MEM_ALLOC_ENABLE"
+ALLOCATORS: dict[str, dict[str, str | None]] = {
+    "kept": {**_KEPT, _HUGE: None},
+    "system": {**dict.fromkeys(_KEPT), _HUGE: None},
+    "huge": {**dict.fromkeys(_KEPT), _HUGE: "1"},
+}
 
 
 def fair_process(threads: int, allocator: str = "kept") -> None:
@@ -38,6 +45,8 @@ def fair_process(threads: int, allocator: str = "kept") -> None:
         given = {name: value for name, value in wanted.items() if value is not None}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**others, **given})
     torch.set_num_threads(threads)
+    if _library.problem is not None:
+        sys.exit(f"a benchmark of the slow reference says nothing: {_library.problem}")
 
 
 def environment() -> dict[str, str]:
