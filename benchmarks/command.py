@@ -90,6 +90,12 @@ def _median_pass(rows: list[Row]) -> Row:
     return replace(row, more={**row.more, "speedups_of_passes": speedups})
 
 
+def _heading(density: float | str | None) -> str:
+    if density is None:
+        return "without masks"
+    return "speed-up" if density == "" else f"density {density}"
+
+
 def table(title: str, rows: list[Row]) -> Table:
     """One line a case without its density; by density beside each other, times faster and ours."""
     made = Table(title=f"{title}: times faster than the fastest stock way (ours, ms)")
@@ -99,7 +105,7 @@ def table(title: str, rows: list[Row]) -> Table:
         made.add_column(field.replace("_", " "), justify="right")
     made.add_column("fastest stock", justify="right")
     for density in densities:
-        made.add_column(f"density {density}" if density != "" else "speed-up", justify="right")
+        made.add_column(_heading(density), justify="right")
     for key, members in groupby(rows, key=lambda row: [row.case[name] for name in fields]):
         line = {row.case.get("density", ""): row for row in members}
         cells = [_cell(line[d]) if d in line else "" for d in densities]

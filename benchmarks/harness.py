@@ -59,20 +59,27 @@ def environment() -> dict[str, str]:
         ),
         platform.processor(),
     )
-    git = shutil.which("git")
-    describe = [git or "git", "describe", "--always", "--dirty"]
-    folder = Path(__file__).parent
-    revision = (
-        subprocess.run(describe, capture_output=True, text=True, check=False, cwd=folder).stdout
-        if git
-        else ""
-    )
     return {
         **ms.info(),
         "processor": f"{model}, {os.cpu_count()} cores",
-        "revision": revision.strip(),
+        "revision": _revision(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
+
+
+def _revision() -> str:
+    """The commit, and whether anything but results differs from it; nothing outside a clone."""
+    git, folder = shutil.which("git"), Path(__file__).parent
+    if git is None:
+        return ""
+
+    def answer(*question: str) -> str:
+        command = [git, *question]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        return run.stdout.strip()
+
+    changed = answer("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+    return answer("describe", "--always") + ("-dirty" if changed else "")
 
 
 def peak_memory() -> int:

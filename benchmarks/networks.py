@@ -1,10 +1,10 @@
 """Networks that are not ours against a loop over tasks: ``python -m benchmarks.networks``.
 
-A network of ``torch.nn`` goes through ``nn.sparsify`` and takes one step of first-order MAML on all
-tasks at once; the peer takes the same step task by task, the usual way: ``functional_call`` and
-stock convolutions of weights that are multiplied by their masks. Both must arrive at the same
-meta-gradient in float64 before a time is reported. The most memory that each side used is measured
-in a process of its own.
+A network of ``torch.nn``, as it is or through ``nn.sparsify``, takes one step of first-order MAML
+on all tasks at once; the peer takes the same step task by task, the usual way: ``functional_call``
+and stock convolutions, of weights that are multiplied by their masks where there are some. Both
+must arrive at the same meta-gradient in float64 before a time is reported. The most memory that
+each side used is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -119,19 +119,26 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """First-order MAML, one inner step, 5-way 1-shot, 3 queries a class."""
+    """First-order MAML, one inner step, 5-way 1-shot, 3 queries a class.
+
+    ``density`` is that of the kernels; None: a network without masks.
+    """
 
     network: str
     size: int
     tasks: int
-    density: float
+    density: float | None
     inner_lr: float = 0.01
 
     def networks(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
         """The network, its sparse twin, and the masks of weights by name, for broadcasting."""
         torch.manual_seed(0)
         net = NETWORKS[self.network]().to(dtype)
-        sparse, masks = sparsify(copy.deepcopy(net)), {}
+        sparse: nn.Module = copy.deepcopy(net)
+        masks: dict[str, Tensor] = {}
+        if self.density is None:
+            return net, sparse, masks
+        sparse = sparsify(sparse)
         for name, layer in sparse.named_modules():
             if isinstance(layer, MaskedConv2d):
                 mask = (torch.rand(layer.weight.shape[:2]) < self.density).to(dtype)
@@ -221,7 +228,7 @@ def grid(quick: bool) -> Iterator[Step]:
         shapes += [("resnet18", 32, 2), ("resnet18", 84, 2), ("resnet18", 84, 4)]
         shapes += [("resnet12", 84, 2), ("mobilenet", 84, 4)]
     for shape in shapes:
-        for density in (1.0, 0.5) if quick else (1.0, 0.5, 0.2, 0.1):
+        for density in (None, 0.5) if quick else (None, 1.0, 0.5, 0.2, 0.1):
             yield Step(*shape, density)
 
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from metasparse_ext._arguments import FLOATS
 from metasparse_ext.algorithms.norm_then_relu import NormThenReLU
 from metasparse_ext.ops._operands import autocast_is_on
+from metasparse_ext.ops.masked_conv import masked_conv2d
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
@@ -30,9 +31,9 @@ class AsOneTask(TorchFunctionMode):
     - Inside a vmap no tensor says that it requires grad, and a hook that asks first would be left
       out. Told that it may, it meets vmap's refusal, and the model runs task by task.
 
-    What would be slow: the rule of vmap for a batch norm lays the channels of all tasks side by
-    side, in a copy, and multiplies and adds the parameters one after the other. Norms by the
-    statistics of a batch are our op on all tasks.
+    What would be slow: the rules of vmap for a convolution and a batch norm lay the channels of
+    all tasks side by side, in a copy, and multiply and add the parameters of a norm one after the
+    other. Convolutions on a CPU, and norms by the statistics of a batch, are our ops on all tasks.
 
     Attributes:
         relu: Whether the next norm does a ReLU besides.
@@ -56,6 +57,8 @@ class AsOneTask(TorchFunctionMode):
             return _looked_up(*args, **kwargs)
         if func is F.embedding_bag:
             args, kwargs = _of_dense_bag(args, kwargs)
+        if func is F.conv2d:
+            return _conv2d(*args, **kwargs)
         if func is F.batch_norm:
             return _batch_norm(self.relu, *args, **kwargs)
         if func == _REQUIRES_GRAD:
@@ -114,16 +117,33 @@ def _batch_norm(
 ) -> Tensor:
     """``F.batch_norm``; by a batch of images' statistics, all tasks at once, with its ReLU."""
     tracked = running_mean is not None or running_var is not None or not training
-    if tracked or not (is_batchedtensor(input) and input.dim() == 4 and _is_ready(input)):
+    # A batch of one number a channel PyTorch refuses.
+    several = input.numel() > input.shape[1] if input.dim() == 4 else False
+    if tracked or not (is_batchedtensor(input) and several and _is_ready(input)):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     activation: Literal["relu", "none"] = "relu" if relu.claim() else "none"
     return norm_act_pool(input, weight, bias, eps=eps, activation=activation)
 
 
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``F.conv2d``, all tasks at once."""
+    mapped = is_batchedtensor(input) or is_batchedtensor(weight)
+    if not (mapped and input.is_cpu and input.dim() == 4 and _is_ready(input)):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return masked_conv2d(input, weight, None, bias, stride, padding, dilation, groups)
+
+
 def _is_ready(images: Tensor) -> bool:
-    """Whether our op takes them as they are; a batch of one number a channel PyTorch refuses."""
-    several = images.numel() > images.shape[1]
-    return several and images.dtype in FLOATS and not autocast_is_on(images)
+    """Whether our ops take them as they are."""
+    return images.dtype in FLOATS and not autocast_is_on(images)
 
 
 def _unmapped(tensor: Tensor) -> Tensor:
