@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(_library.problem is not None, reason="no compile
 # By learner: at most so many with the convolutions of Triton, and by the default rule, which for 64
 # channels is a call of cuDNN for each task.
 BOUNDS = {
-    "MetaDOCK": (1295, 2467),
-    "IMAML": (955, 2268),
+    "MetaDOCK": (1300, 2472),
+    "IMAML": (960, 2273),
     "MAML": (528, 1229),
     "ConvexIMAML": (110, 151),
 }

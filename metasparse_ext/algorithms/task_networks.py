@@ -184,13 +184,25 @@ def task_masks(model: nn.Module, parameters: Mapping[str, Tensor], tasks: int) -
             for name, mask in masks.items()
         }
     each = [found({name: p[task] for name, p in parameters.items()}) for task in range(tasks)]
-    return {name: torch.stack([masks[name] for masks in each]) for name, _ in layers}
+    return {name: _side_by_side([masks[name] for masks in each]) for name, _ in layers}
+
+
+def _side_by_side(masks: list[Tensor]) -> Tensor:
+    """(T, ...) of a mask a task; a view of one that is the same for all of them."""
+    first = masks[0]
+    if all(mask is first for mask in masks):
+        return first.expand(len(masks), *first.shape)
+    return torch.stack(masks)
 
 
 def active_fraction(masks: Mapping[str, Tensor]) -> Tensor:
     """(T,) fraction of kernels in use, those with at least one active weight, over all layers."""
-    kernels = [(m if m.dim() == 3 else m.flatten(-2).amax(-1)).flatten(1) for m in masks.values()]
-    return torch.cat(kernels, 1).ne(0).float().mean(1)
+    tasks = len(next(iter(masks.values())))
+    shared = all(mask.stride(0) == 0 for mask in masks.values())
+    rows = [mask[:1] if shared else mask for mask in masks.values()]
+    kernels = [(m if m.dim() == 3 else m.flatten(-2).amax(-1)).flatten(1) for m in rows]
+    fraction = torch.cat(kernels, 1).ne(0).float().mean(1)
+    return fraction.repeat(tasks) if shared else fraction
 
 
 def _check_parameters(owner: str, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:

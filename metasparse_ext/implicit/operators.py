@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from metasparse_ext._arguments import (
@@ -52,10 +51,7 @@ class DampedOperator:
                 require_number("DampedOperator", name, value)
 
     def __call__(self, v: Tensor) -> Tensor:
-        shifted, product = self.shift * v, self.hvp(v)
-        if isinstance(self.scale, Tensor):
-            return torch.addcmul(shifted, self.scale, product)
-        return torch.add(shifted, product, alpha=self.scale)
+        return self.shift * v + self.scale * self.hvp(v)
 
 
 def damped(
