@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.own_models import FEATURES, LENGTH, RATE, STEPS, WAYS, assert_gradient, batch
 from support.own_models import meta_gradient as by_pytorch
 from torch import Tensor, nn
@@ -43,6 +44,25 @@ class Doubled(nn.ReLU):
         return 2 * super().forward(x)
 
 
+class Leaky(nn.ReLU):
+    """Is called in a way of its own."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, 0.1)
+
+
+class Lowered(nn.BatchNorm2d):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) - 0.3
+
+
+class Checked(nn.BatchNorm2d):
+    """Runs another norm before its own."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        F.batch_norm(x, None, None, training=True)
+
+
 def watched() -> nn.Module:
     layer = norm()
     layer.register_forward_hook(lambda module, args, output: output + 1)
@@ -65,6 +85,16 @@ LAYERS = {
     "another activation": (lambda: [norm(), nn.LeakyReLU()], ["none"]),
     "a ReLU of one's own": (lambda: [norm(), Doubled()], ["none"]),
     "a forward of one's own": (lambda: [Both()], ["none", "none"]),
+    "a call of one's own": (lambda: [norm(), Leaky()], ["none"]),
+    "a norm's call of its own": (
+        lambda: [Lowered(CHANNELS, track_running_stats=False), nn.ReLU()],
+        ["none"],
+    ),
+    "a norm within": (
+        lambda: [Checked(CHANNELS, track_running_stats=False), nn.ReLU()],
+        ["none", "none"],
+    ),
+    "nothing": (lambda: [nn.Sequential(), norm(), nn.ReLU(), nn.Sequential()], ["relu"]),
     "watched": (lambda: [watched(), nn.ReLU()], ["none"]),
 }
 

@@ -265,6 +265,30 @@ def test_attention_in_evaluation_mode_adapts():
     torch.testing.assert_close(learner.adapt(support)(query.images), expected)
 
 
+class Wrapped(nn.Module):
+    """Hides that what is inside understands the task axis."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x)
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Wrapped])
+def test_masks_are_copies(kind):
+    layer = MaskedConv2d(3, 3, 3, mask=torch.ones(3, 3))
+    model = kind(layer)
+    held = {name: p.detach().expand(TASKS, *p.shape) for name, p in model.named_parameters()}
+    adapted = AdaptedTasks(model, held)
+    (mask,) = adapted.masks().values()
+    assert mask.shape == (TASKS, 3, 3)
+    mask.zero_()
+    assert layer.masker.mask.all()
+    assert adapted.active().eq(1).all()
+
+
 def test_masks_of_tied_weights_are_those_that_are_used():
     one, two = (MaskedConv2d(3, 3, 3) for _ in range(2))
     one.masker, two.masker = TopKMask(0.5), TopKMask(0.5)

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.own_models import LENGTH, RATE, STEPS, WAYS, assert_gradient, batch
 from support.own_models import meta_gradient as by_pytorch
 from torch import Tensor, nn
@@ -108,7 +109,61 @@ def test_narrow_types_keep_their_own_convolution(dtype):
     assert_same_logits(model, drawn(model), calls=0, rtol=0.05, atol=0.05)
 
 
-def test_a_kernel_that_does_not_fit_is_refused():
-    learner = MAML(network(kernel_size=40), inner_lr=RATE, inner_steps=STEPS)
-    with pytest.raises(ValueError, match="expected weight to be of kernels that fit"):
+class Functional(nn.Module):
+    """A convolution by a function of its input and weight."""
+
+    def __init__(self, run) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(WAYS, 1, 3, 3)),
+            nn.Parameter(torch.randn(WAYS)),
+        )
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x[:, None], self.weight, self.bias).mean((-2, -1))
+
+
+OPTIONS = {
+    "a stride of one number": {"stride": (2,)},
+    "dilation of one number": {"dilation": [2]},
+    "padding by a tensor": {"padding": torch.tensor(1)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_way_to_write_an_option(name):
+    model = Functional(lambda x, w, b: F.conv2d(x, w, b, **OPTIONS[name])).double()
+    expect_gradient(model, calls=1)
+
+
+REFUSED = {
+    "a kernel too large": lambda x, w, b: F.conv2d(x, w.expand(-1, -1, 3, 3).repeat(1, 1, 9, 9), b),
+    "other channels": lambda x, w, b: F.conv2d(x, w.repeat(1, 2, 1, 1), b),
+    "a weight of five axes": lambda x, w, b: F.conv2d(x, w[None], b)[0],
+    "no pixels": lambda x, w, b: F.conv2d(x[:, :, :0], w, b, padding=2),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_pytorch_refuses_is_refused_in_its_way(name):
+    model = Functional(REFUSED[name]).double()
+    with pytest.raises(RuntimeError):
+        model(batch().support.images[0])
+    learner = MAML(model, inner_lr=RATE, inner_steps=STEPS)
+    with pytest.raises(RuntimeError):
         learner.meta_backward(batch())
+
+
+def test_a_view_across_channels_behind_groups():
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(2, WAYS)
+            self.grouped = nn.Conv2d(4, 4, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.grouped(self.conv(x[:, None]))
+            return self.head(maps.view(2 * len(maps), 2, -1).mean(-1)).view(len(maps), 2, -1)[:, 0]
+
+    expect_gradient(Viewed().double(), calls=2)

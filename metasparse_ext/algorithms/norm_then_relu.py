@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from itertools import zip_longest
 
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
@@ -38,7 +39,7 @@ class NormThenReLU:
     def _forward(self, sequence: nn.Sequential) -> Callable[[Tensor], Tensor]:
         def forward(input: Tensor) -> Tensor:
             layers, done = list(sequence), False
-            for layer, behind in zip(layers, [*layers[1:], None], strict=True):
+            for layer, behind in zip_longest(layers, layers[1:]):
                 if done:  # a ReLU
                     done = False
                     continue
@@ -62,7 +63,13 @@ def _is_pair(norm: nn.Module, relu: nn.Module | None) -> bool:
     return not any(map(any, (hooks, *own)))
 
 
+# What a call of a module goes through.
+_STEPS = ("__call__", "_call_impl", "forward", "_check_input_dim")
+
+
 def _runs_as(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether a module runs as those of its kind do."""
-    stock = isinstance(layer, kind) and type(layer).forward is kind.forward
-    return stock and "forward" not in vars(layer)
+    if not isinstance(layer, kind):
+        return False
+    stock = all(getattr(type(layer), step, None) is getattr(kind, step, None) for step in _STEPS)
+    return stock and not any(step in vars(layer) for step in _STEPS)

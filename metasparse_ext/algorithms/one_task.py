@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -134,11 +134,21 @@ def _conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``F.conv2d``, all tasks at once."""
+    """``F.conv2d``, all tasks at once; what our op does not take is PyTorch's, or its error."""
+    window = (_plain(stride), _plain(padding), _plain(dilation))
     mapped = is_batchedtensor(input) or is_batchedtensor(weight)
-    if not (mapped and input.is_cpu and input.dim() == 4 and _is_ready(input)):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return masked_conv2d(input, weight, None, bias, stride, padding, dilation, groups)
+    ranks = (input.dim(), weight.dim(), 1 if bias is None else bias.dim())
+    if mapped and input.is_cpu and ranks == (4, 4, 1) and input.numel() and _is_ready(input):
+        with suppress(TypeError, ValueError):
+            return masked_conv2d(input, weight, None, bias, *window, groups)
+    return F.conv2d(input, weight, bias, *window, groups)
+
+
+def _plain(option: Any) -> Any:
+    """What PyTorch reads of a stride, a padding or a dilation, where its rule of vmap does not."""
+    if isinstance(option, Tensor):
+        return int(option)
+    return option[0] if isinstance(option, tuple | list) and len(option) == 1 else option
 
 
 def _is_ready(images: Tensor) -> bool:

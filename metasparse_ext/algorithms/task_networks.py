@@ -64,11 +64,16 @@ class AdaptedTasks:
     @torch.no_grad()
     def masks(self) -> dict[str, Tensor]:
         """The masks by layer name: (T, O, I), or (T, O, I, kh, kw) with one entry a weight."""
-        return task_masks(self.model, self.parameters, self.tasks)
+        masks = task_masks(self.model, self.parameters, self.tasks)
+        # Copies: a mask that is not learned is the model's own.
+        return {
+            name: mask.clone(memory_format=torch.contiguous_format) for name, mask in masks.items()
+        }
 
+    @torch.no_grad()
     def active(self) -> Tensor:
         """(T,) fraction of all masked convolutions' kernels in use; 1 where there are none."""
-        masks = self.masks()
+        masks = task_masks(self.model, self.parameters, self.tasks)
         if masks:
             return active_fraction(masks)
         parameter = next(iter(self.parameters.values()))

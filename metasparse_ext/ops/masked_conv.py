@@ -187,7 +187,7 @@ def _side_by_side(
     if bias is not None:
         flat_bias = bias.flatten()
     y = F.conv2d(images, kernels, flat_bias, stride, padding, dilation, tasks * groups)
-    return y.unflatten(1, (tasks, outs)).transpose(0, 1)
+    return y.unflatten(1, (tasks, outs)).transpose(0, 1).contiguous()
 
 
 def reach(kernel_size: Sequence[int], dilation: tuple[int, int]) -> tuple[int, int]:
