@@ -162,3 +162,10 @@ def test_refusals(changes, message):
     arguments = {"x": x[0], "weight": weight[0], "mask": mask[0], "bias": bias[0], **changes}
     with pytest.raises(ValueError, match=message):
         ms.masked_conv2d(**arguments)
+
+
+@pytest.mark.parametrize("option", ["stride", "padding", "dilation"])
+def test_an_option_of_one_number_is_both(option):
+    net = nn.Conv2d(3, 4, 3, **{option: (2,)})
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(sparsify(net)(x), net(x))

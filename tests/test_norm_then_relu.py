@@ -1,6 +1,7 @@
 """A batch norm and a ReLU that nn.Sequential calls in turn are one op, and the same numbers."""
 
 import copy
+import pickle
 from unittest import mock
 
 import pytest
@@ -157,3 +158,36 @@ def test_a_model_whose_forward_fails_is_left_as_it_was():
     with pytest.raises(RuntimeError):
         MAML(model, inner_lr=RATE, inner_steps=STEPS).meta_backward(batch())
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Teaching(nn.Module):
+    """Copies a part of itself, which is frozen, while it runs."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.body = network(norm(), nn.ReLU()).requires_grad_(False)
+        self.head = nn.Linear(WAYS, WAYS)
+        self.how, self.held = how, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.held[:] = [self.how(self.body)]
+        return self.head(self.body(x) + self.held[0](x))
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
+def test_a_sequence_that_is_copied_meanwhile_is_a_sequence(how):
+    """It runs its own layers, can be pickled, and knows nothing of the original's."""
+    model = Teaching(how).double()
+    MAML(model, inner_lr=RATE, inner_steps=STEPS, first_order=True).meta_backward(batch())
+    (copied,) = model.held
+    x = torch.randn(7, LENGTH, FEATURES, dtype=torch.float64)
+    restored = pickle.loads(pickle.dumps(copied))
+    if how is copy.deepcopy:
+        with torch.no_grad():
+            [p.zero_() for p in model.body.parameters()]
+    expected = x
+    for layer in copied:
+        expected = layer(expected)
+    assert expected.any()
+    torch.testing.assert_close(copied(x), expected)
+    torch.testing.assert_close(restored(x), expected)

@@ -26,6 +26,7 @@ from support.own_models import (
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from metasparse_ext.algorithms import MAML, one_task, task_call
 
@@ -267,3 +268,33 @@ def test_losses_that_vmap_cannot_run_see_task_after_task(name):
     with pytest.warns(UserWarning, match="MAML: its loss does not run under .* runs task by task"):
         learner.meta_backward(tasks)
     assert_gradient(learner, expected)
+
+
+class Asking(nn.Module):
+    """A layer that asks of what its input was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            self.seen.append(x.grad_fn.name())
+        return x
+
+
+def test_a_tensor_says_of_which_operation_it_is():
+    asking = Asking()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(LENGTH * FEATURES, WAYS), asking).double()
+    expected = meta_gradient(copy.deepcopy(model), batch(), first_order=False)
+    learner = MAML(model, inner_lr=RATE, inner_steps=STEPS)
+    learner.meta_backward(batch())
+    assert asking.seen
+    assert_gradient(learner, expected)
+
+
+def test_operations_of_a_network_of_ones_own_are_counted():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(LENGTH * FEATURES, WAYS)).double()
+    with FlopCounterMode(display=False) as counter:
+        MAML(model, inner_lr=RATE, inner_steps=STEPS).meta_backward(batch())
+    assert counter.get_total_flops() > 0

@@ -141,6 +141,8 @@ REFUSED = {
     "a kernel too large": lambda x, w, b: F.conv2d(x, w.expand(-1, -1, 3, 3).repeat(1, 1, 9, 9), b),
     "other channels": lambda x, w, b: F.conv2d(x, w.repeat(1, 2, 1, 1), b),
     "a weight of five axes": lambda x, w, b: F.conv2d(x, w[None], b)[0],
+    "a bias of one number": lambda x, w, b: F.conv2d(x, w, b[:1]),
+    "a bias of two axes": lambda x, w, b: F.conv2d(x, w, b[None])[0],
     "no pixels": lambda x, w, b: F.conv2d(x[:, :, :0], w, b, padding=2),
 }
 

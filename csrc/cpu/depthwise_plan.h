@@ -44,7 +44,8 @@ struct DepthwisePlan {
         offsets.push_back(ky * frame.row_size() + kx % x.step * frame.pitch + kx / x.step);
       }
     }
-    taps = {y.outputs, x.outputs, y.step * frame.row_size(), y.kernel * x.kernel, offsets.data()};
+    taps = {y.outputs,           x.outputs,      y.step * frame.row_size(),
+            y.kernel * x.kernel, offsets.data(), y.step == 1 ? y.kernel : 0};
   }
   DepthwisePlan(const DepthwisePlan&) = delete;
   DepthwisePlan& operator=(const DepthwisePlan&) = delete;

@@ -5,9 +5,11 @@ There, and only there, is it known that nobody else sees what the norm returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import zip_longest
+from types import MethodType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
@@ -30,28 +32,43 @@ class NormThenReLU:
         sequences = [m for m in stock if isinstance(m, nn.Sequential)]
         try:
             for sequence in sequences:
-                sequence.__dict__["forward"] = self._forward(sequence)
+                sequence.__dict__["forward"] = _Paired(self, sequence)
             yield
         finally:
             for sequence in sequences:
                 sequence.__dict__.pop("forward", None)
 
-    def _forward(self, sequence: nn.Sequential) -> Callable[[Tensor], Tensor]:
-        def forward(input: Tensor) -> Tensor:
-            layers, done = list(sequence), False
-            for layer, behind in zip_longest(layers, layers[1:]):
-                if done:  # a ReLU
-                    done = False
-                    continue
-                self._wanted = pair = _is_pair(layer, behind)
-                try:
-                    input = layer(input)
-                finally:
-                    left, self._wanted = self._wanted, False
-                done = pair and not left
-            return input
+    def run(self, sequence: nn.Sequential, input: Tensor) -> Tensor:
+        """What the sequence computes."""
+        layers, done = list(sequence), False
+        for layer, behind in zip_longest(layers, layers[1:]):
+            if done:  # a ReLU
+                done = False
+                continue
+            self._wanted = pair = _is_pair(layer, behind)
+            try:
+                input = layer(input)
+            finally:
+                left, self._wanted = self._wanted, False
+            done = pair and not left
+        return input
 
-        return forward
+
+class _Paired:
+    """The forward of a sequence meanwhile; that of a copy which is made meanwhile is its own."""
+
+    def __init__(self, pairs: NormThenReLU, sequence: nn.Sequential) -> None:
+        self.pairs, self.sequence = pairs, sequence
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return self.pairs.run(self.sequence, input)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        copied = memo.get(id(self.sequence), self.sequence)
+        return MethodType(type(copied).forward, copied)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.sequence, "forward")
 
 
 def _is_pair(norm: nn.Module, relu: nn.Module | None) -> bool:

@@ -19,6 +19,7 @@ from metasparse_ext.ops.masked_conv import masked_conv2d
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_GRAD_FN = Tensor.grad_fn.__get__  # type: ignore[attr-defined]
 
 
 class AsOneTask(TorchFunctionMode):
@@ -28,8 +29,8 @@ class AsOneTask(TorchFunctionMode):
 
     - The rule of vmap for an embedding knows the padding of the first task alone.
     - Gradients of embeddings are dense: a flat buffer has no sparse ones.
-    - Inside a vmap no tensor says that it requires grad, and a hook that asks first would be left
-      out. Told that it may, it meets vmap's refusal, and the model runs task by task.
+    - Inside a vmap no tensor says that it requires grad, or of which op it is, and a hook that asks
+      first would be left out. Told so, it meets vmap's refusal, and the model runs task by task.
 
     What would be slow: the rules of vmap for a convolution and a batch norm lay the channels of
     all tasks side by side, in a copy, and multiply and add the parameters of a norm one after the
@@ -63,6 +64,8 @@ class AsOneTask(TorchFunctionMode):
             return _batch_norm(self.relu, *args, **kwargs)
         if func == _REQUIRES_GRAD:
             return _unmapped(args[0]).requires_grad
+        if func == _GRAD_FN:
+            return _unmapped(args[0]).grad_fn
         return func(*args, **kwargs)
 
 
@@ -135,17 +138,21 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor:
     """``F.conv2d``, all tasks at once; what our op does not take is PyTorch's, or its error."""
-    window = (_plain(stride), _plain(padding), _plain(dilation))
+    window: Any = (_plain(stride), _plain(padding), _plain(dilation))
     mapped = is_batchedtensor(input) or is_batchedtensor(weight)
-    ranks = (input.dim(), weight.dim(), 1 if bias is None else bias.dim())
-    if mapped and input.is_cpu and ranks == (4, 4, 1) and input.numel() and _is_ready(input):
-        with suppress(TypeError, ValueError):
-            return masked_conv2d(input, weight, None, bias, *window, groups)
+    if mapped and input.is_cpu and _is_ready(input):
+        ranks = (input.dim(), weight.dim(), 1 if bias is None else bias.dim())
+        if ranks == (4, 4, 1) and input.numel() > 0:
+            with suppress(TypeError, ValueError):
+                return masked_conv2d(input, weight, None, bias, *window, groups)
+        # The rule of vmap takes more, and speaks of other sizes.
+        none = None if bias is None else torch.zeros(bias.shape)
+        F.conv2d(torch.zeros(input.shape), torch.zeros(weight.shape), none, *window, groups)
     return F.conv2d(input, weight, bias, *window, groups)
 
 
 def _plain(option: Any) -> Any:
-    """What PyTorch reads of a stride, a padding or a dilation, where its rule of vmap does not."""
+    """A stride, a padding or a dilation, of which PyTorch reads tensors and sequences of one."""
     if isinstance(option, Tensor):
         return int(option)
     return option[0] if isinstance(option, tuple | list) and len(option) == 1 else option

@@ -117,6 +117,10 @@ def _mask(conv: nn.Conv2d, masker: Callable[[Tensor], nn.Module] | None) -> None
     masked = cast("MaskedConv2d", conv)
     masked.masker = maker or masked._fixed(mask)
     masked.masker.train(masked.training)
+    for option in ("stride", "padding", "dilation"):  # (2,) is PyTorch's for (2, 2)
+        value = getattr(masked, option)
+        if isinstance(value, tuple) and len(value) == 1:
+            setattr(masked, option, value * 2)
 
 
 def _unpruned(conv: nn.Conv2d) -> Tensor:

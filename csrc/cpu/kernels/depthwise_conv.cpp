@@ -60,25 +60,39 @@ void fill(const Frame& f, const T* plane, T* to) {
 
 // ---- products ----------------------------------------------------------------------------------
 
-template <class T, int Count>
-void correlate_unrolled(const Taps& taps, const T* frame, const T* weight, T* outputs) {
+// Rows of outputs, one row of the frame apart: a vector of the frame is read once for all the taps
+// of a column of the kernel that see it.
+template <class T, int Height, int Rows>
+METASPARSE_INLINE void correlate_columns(const Taps& taps, const T* frame, const T* weight,
+                                         T* outputs) {
   constexpr int L = kLanes<T>;
-  Vec<T> w[Count];
-  METASPARSE_UNROLL
-  for (int k = 0; k < Count; ++k) w[k] = broadcast<T>(weight[k]);
-  for (int64_t r = 0; r < taps.rows; ++r, frame += taps.row_step, outputs += taps.columns) {
-    for (int64_t c = 0; c < taps.columns; c += L) {
-      Vec<T> sum{};
+  const int64_t width = taps.count / Height;
+  for (int64_t c = 0; c < taps.columns; c += L) {
+    Vec<T> sum[Rows] = {};
+    for (int64_t kx = 0; kx < width; ++kx) {
+      Vec<T> w[Height];
       METASPARSE_UNROLL
-      for (int k = 0; k < Count; ++k) sum += w[k] * load_unaligned(frame + taps.offsets[k] + c);
-      store_some(lanes_between(0, taps.columns - c, L), outputs + c, sum);
+      for (int ky = 0; ky < Height; ++ky) w[ky] = broadcast<T>(weight[ky * width + kx]);
+      const T* const seen = frame + taps.offsets[kx] + c;
+      METASPARSE_UNROLL
+      for (int y = 0; y < Rows + Height - 1; ++y) {
+        const Vec<T> v = load_unaligned(seen + y * taps.row_step);
+        METASPARSE_UNROLL
+        for (int ky = 0; ky < Height; ++ky) {
+          if (y >= ky && y - ky < Rows) sum[y - ky] += w[ky] * v;
+        }
+      }
     }
+    const Lanes lanes = lanes_between(0, taps.columns - c, L);
+    METASPARSE_UNROLL
+    for (int r = 0; r < Rows; ++r) store_some(lanes, outputs + r * taps.columns + c, sum[r]);
   }
 }
 
-// Several rows share the broadcast of a weight.
+// Rows of outputs any distance apart: they share the broadcast of a weight.
 template <class T, int Rows>
-void correlate_rows(const Taps& taps, const T* frame, const T* weight, T* outputs) {
+METASPARSE_INLINE void correlate_rows(const Taps& taps, const T* frame, const T* weight,
+                                      T* outputs) {
   constexpr int L = kLanes<T>;
   for (int64_t c = 0; c < taps.columns; c += L) {
     Vec<T> sum[Rows] = {};
@@ -94,23 +108,42 @@ void correlate_rows(const Taps& taps, const T* frame, const T* weight, T* output
   }
 }
 
-template <class T>
-void correlate_looped(const Taps& taps, const T* frame, const T* weight, T* outputs) {
+// Height: of the kernel, where rows of outputs are one row of the frame apart, else 0.
+template <class T, int Height, int Rows>
+METASPARSE_INLINE void correlate_some(const Taps& taps, const T* frame, const T* weight,
+                                      T* outputs) {
+  if constexpr (Height > 0) {
+    correlate_columns<T, Height, Rows>(taps, frame, weight, outputs);
+  } else {
+    correlate_rows<T, Rows>(taps, frame, weight, outputs);
+  }
+}
+
+template <class T, int Height>
+void correlate_all(const Taps& taps, const T* frame, const T* weight, T* outputs) {
   constexpr int kTogether = 6;
   int64_t r = 0;
-  for (; r + kTogether <= taps.rows; r += kTogether) {
-    correlate_rows<T, kTogether>(taps, frame + r * taps.row_step, weight,
-                                 outputs + r * taps.columns);
-  }
-  for (; r < taps.rows; ++r) {
-    correlate_rows<T, 1>(taps, frame + r * taps.row_step, weight, outputs + r * taps.columns);
-  }
+  const auto next = [&](auto body, int rows) METASPARSE_BODY {
+    body(taps, frame + r * taps.row_step, weight, outputs + r * taps.columns);
+    r += rows;
+  };
+  while (r + kTogether <= taps.rows) next(correlate_some<T, Height, kTogether>, kTogether);
+  while (r + 2 <= taps.rows) next(correlate_some<T, Height, 2>, 2);
+  while (r < taps.rows) next(correlate_some<T, Height, 1>, 1);
 }
 
 template <class T>
 void correlate(const Taps& taps, const T* frame, const T* weight, T* outputs) {
-  if (taps.count == 9) return correlate_unrolled<T, 9>(taps, frame, weight, outputs);
-  correlate_looped(taps, frame, weight, outputs);
+  switch (taps.shared_height) {
+    case 3:
+      return correlate_all<T, 3>(taps, frame, weight, outputs);
+    case 5:
+      return correlate_all<T, 5>(taps, frame, weight, outputs);
+    case 7:
+      return correlate_all<T, 7>(taps, frame, weight, outputs);
+    default:
+      return correlate_all<T, 0>(taps, frame, weight, outputs);
+  }
 }
 
 // Lanes behind the last output read nothing: what lies there may be infinite, and zero times that

@@ -27,6 +27,7 @@ struct Taps {
   int64_t row_step;        // numbers of the frame from one row of outputs to the next
   int64_t count;           // taps of a kernel
   const int64_t* offsets;  // (count,) of each from an output's place
+  int64_t shared_height;   // of the kernel, if rows of outputs are one row apart, else 0
 };
 
 template <class T>
