@@ -138,6 +138,7 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor:
     """``F.conv2d``, all tasks at once; what our op does not take is PyTorch's, or its error."""
+    stock: Callable[..., Tensor] = F.conv2d
     window: Any = (_plain(stride), _plain(padding), _plain(dilation))
     mapped = is_batchedtensor(input) or is_batchedtensor(weight)
     if mapped and input.is_cpu and _is_ready(input):
@@ -147,8 +148,8 @@ def _conv2d(
                 return masked_conv2d(input, weight, None, bias, *window, groups)
         # The rule of vmap takes more, and speaks of other sizes.
         none = None if bias is None else torch.zeros(bias.shape)
-        F.conv2d(torch.zeros(input.shape), torch.zeros(weight.shape), none, *window, groups)
-    return F.conv2d(input, weight, bias, *window, groups)
+        stock(torch.zeros(input.shape), torch.zeros(weight.shape), none, *window, groups)
+    return stock(input, weight, bias, *window, groups)
 
 
 def _plain(option: Any) -> Any:
