@@ -139,17 +139,17 @@ def _conv2d(
 ) -> Tensor:
     """``F.conv2d``, all tasks at once; what our op does not take is PyTorch's, or its error."""
     stock: Callable[..., Tensor] = F.conv2d
-    window: Any = (_plain(stride), _plain(padding), _plain(dilation))
+    rest = (_plain(stride), _plain(padding), _plain(dilation), groups)
     mapped = is_batchedtensor(input) or is_batchedtensor(weight)
     if mapped and input.is_cpu and _is_ready(input):
         ranks = (input.dim(), weight.dim(), 1 if bias is None else bias.dim())
         if ranks == (4, 4, 1) and input.numel() > 0:
             with suppress(TypeError, ValueError):
-                return masked_conv2d(input, weight, None, bias, *window, groups)
+                return masked_conv2d(input, weight, None, bias, *rest)
         # The rule of vmap takes more, and speaks of other sizes.
         none = None if bias is None else torch.zeros(bias.shape)
-        stock(torch.zeros(input.shape), torch.zeros(weight.shape), none, *window, groups)
-    return stock(input, weight, bias, *window, groups)
+        stock(torch.zeros(input.shape), torch.zeros(weight.shape), none, *rest)
+    return stock(input, weight, bias, *rest)
 
 
 def _plain(option: Any) -> Any:
