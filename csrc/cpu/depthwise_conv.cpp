@@ -34,43 +34,62 @@ const DepthwiseKernels<T>& kernels() {
   }
 }
 
-// Planes that are worth a thread.
-int64_t grain_of(const DepthwisePlan& plan) {
+// Planes that are worth a thread, of so many outputs and taps each.
+int64_t grain_of(int64_t outputs, int64_t taps) {
   constexpr int64_t kWork = 1 << 17;
-  return 1 + kWork / (1 + plan.taps.rows * plan.taps.columns * plan.taps.count);
+  return 1 + kWork / (1 + outputs * taps);
 }
 
 // A frame of zeros, this thread's.
 template <class T>
-T* zeros_of(const DepthwisePlan& plan) {
+T* zeros_of(const Frame& frame) {
   static thread_local ScratchBuffer buffer;
-  T* const data = buffer.get<T>(plan.frame.size());
-  std::fill(data, data + plan.frame.size(), T(0));
+  T* const data = buffer.get<T>(frame.size());
+  std::fill(data, data + frame.size(), T(0));
   return data;
 }
 
-// planes (T, N, C, h, w), each with its kernel (T, C, taps) -> (T, N, C, rows, columns)
-template <class T>
-void correlate(const DepthwisePlan& plan, const Tensor& planes, const TaskOperand& weight,
-               Tensor& out) {
+// From planes (T, N, C, h, w), each with its kernel (T, C, 1, kh, kw), to planes of out: calls
+// products(frame, kernel, plane of out) for each.
+template <class T, class Products>
+void each_plane(const Frame& frame, const Tensor& planes, const Tensor& weight, Tensor& out,
+                const Products& products) {
   const int64_t samples = planes.size(1), channels = planes.size(2);
-  const auto& kernel = kernels<T>();
-  const int64_t from = plan.frame.height * plan.frame.width;
-  const int64_t to = plan.taps.rows * plan.taps.columns;
+  const int64_t from = frame.height * frame.width, to = out.size(3) * out.size(4);
+  const int64_t taps = weight.size(3) * weight.size(4);
+  const TaskOperand kernels_of_tasks(weight);
   const auto* source = planes.const_data_ptr<T>();
-  const auto* weights = weight.data<T>();
+  const auto* weights = kernels_of_tasks.data<T>();
   auto* outputs = out.mutable_data_ptr<T>();
   parallel_range(
-      0, planes.size(0) * samples * channels, grain_of(plan), [&](int64_t begin, int64_t end) {
-        T* const frame = zeros_of<T>(plan);
+      0, planes.size(0) * samples * channels, grain_of(to, taps), [&](int64_t begin, int64_t end) {
+        T* const data = zeros_of<T>(frame);
         for (int64_t p = begin; p < end; ++p) {
           const int64_t task = p / (samples * channels), channel = p % channels;
-          kernel.fill(plan.frame, source + p * from, frame);
-          kernel.correlate(plan.taps, frame,
-                           weights + task * weight.task_stride() + channel * plan.taps.count,
-                           outputs + p * to);
+          kernels<T>().fill(frame, source + p * from, data);
+          products(data, weights + task * kernels_of_tasks.task_stride() + channel * taps,
+                   outputs + p * to);
         }
       });
+}
+
+template <class T>
+void correlate(const DepthwisePlan& plan, const Tensor& planes, const Tensor& weight, Tensor& out) {
+  each_plane<T>(plan.frame, planes, weight, out, [&](const T* frame, const T* kernel, T* outputs) {
+    kernels<T>().correlate(plan.taps, frame, kernel, outputs);
+  });
+}
+
+// The input gradient of a strided convolution.
+template <class T>
+void correlate_classes(const StridedGradientPlan& plan, const Tensor& grad, const Tensor& weight,
+                       Tensor& out) {
+  const auto order = at::tensor(plan.order, at::kLong);
+  const Tensor by_class =
+      weight.flatten(3).index_select(-1, order).view(weight.sizes()).contiguous();
+  each_plane<T>(plan.frame, grad, by_class, out, [&](const T* frame, const T* kernel, T* outputs) {
+    kernels<T>().correlate_classes(plan.classes, frame, kernel, outputs);
+  });
 }
 
 template <class T>
@@ -82,9 +101,9 @@ void accumulate(const DepthwisePlan& plan, const Tensor& grad, const Tensor& x, 
   const auto* images = x.const_data_ptr<T>();
   const auto* gradients = grad.const_data_ptr<T>();
   auto* to = out.mutable_data_ptr<T>();
-  const int64_t grain = 1 + grain_of(plan) / std::max<int64_t>(1, samples);
+  const int64_t grain = grain_of(samples * outputs, count);
   parallel_range(0, x.size(0) * channels, grain, [&](int64_t begin, int64_t end) {
-    T* const frame = zeros_of<T>(plan);
+    T* const frame = zeros_of<T>(plan.frame);
     std::vector<T> sums(count * kernel.lanes);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t task = unit / channels, channel = unit % channels;
@@ -114,7 +133,7 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, IntArrayRef stride,
     const DepthwisePlan plan(of_images(x.size(3), weight.size(3), stride[0], padding[0], rows),
                              of_images(x.size(4), weight.size(4), stride[1], padding[1], columns),
                              kernels<scalar_t>().lanes);
-    correlate<scalar_t>(plan, images, TaskOperand(weight), y);
+    correlate<scalar_t>(plan, images, weight, y);
   });
   return y;
 }
@@ -125,13 +144,20 @@ Tensor depthwise_conv_input_grad(const Tensor& grad, const Tensor& weight, IntAr
   Tensor x_grad = empty_large(
       {grad.size(0), grad.size(1), grad.size(2), input_size[0], input_size[1]}, grad.options());
   if (x_grad.numel() == 0) return x_grad;
-  const Tensor gradients = grad.contiguous(), turned = weight.flip({-2, -1});
+  const Tensor gradients = grad.contiguous();
   AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "depthwise_conv_input_grad", [&] {
-    const DepthwisePlan plan(
-        of_gradients(grad.size(3), weight.size(3), stride[0], padding[0], input_size[0]),
-        of_gradients(grad.size(4), weight.size(4), stride[1], padding[1], input_size[1]),
-        kernels<scalar_t>().lanes);
-    correlate<scalar_t>(plan, gradients, TaskOperand(turned), x_grad);
+    const int64_t lanes = kernels<scalar_t>().lanes;
+    if (stride[0] == 1 && stride[1] == 1) {
+      const DepthwisePlan plan(
+          of_gradients(grad.size(3), weight.size(3), padding[0], input_size[0]),
+          of_gradients(grad.size(4), weight.size(4), padding[1], input_size[1]), lanes);
+      correlate<scalar_t>(plan, gradients, weight.flip({-2, -1}), x_grad);
+      return;
+    }
+    const StridedGradientPlan plan(
+        {grad.size(3), weight.size(3), stride[0], padding[0], input_size[0]},
+        {grad.size(4), weight.size(4), stride[1], padding[1], input_size[1]}, lanes);
+    correlate_classes<scalar_t>(plan, gradients, weight, x_grad);
   });
   return x_grad;
 }

@@ -18,8 +18,9 @@ from metasparse_ext.ops._operands import autocast_is_on
 from metasparse_ext.ops.masked_conv import masked_conv2d
 from metasparse_ext.ops.norm_act_pool import norm_act_pool
 
-_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-_GRAD_FN = Tensor.grad_fn.__get__  # type: ignore[attr-defined]
+# torch's stubs have attributes for these.
+_REQUIRES_GRAD = vars(torch._C.TensorBase)["requires_grad"].__get__
+_GRAD_FN = vars(torch._C.TensorBase)["grad_fn"].__get__
 
 
 class AsOneTask(TorchFunctionMode):

@@ -53,12 +53,11 @@ bool run_case(const Extent& y, const Extent& x, bool at_end, unsigned seed) {
   Random random(seed);
   const int64_t count = y.kernel * x.kernel, places = y.outputs() * x.outputs();
   const Array<T> image(y.size * x.size, at_end), grad(places, at_end), weight(count, at_end),
-      turned(count, at_end), outputs(places, at_end), image_grad(y.size * x.size, at_end),
+      arranged(count, at_end), outputs(places, at_end), image_grad(y.size * x.size, at_end),
       sums(count * kernel.lanes, at_end), weight_grad(count, at_end);
   for (const Array<T>* operand : {&image, &grad, &weight}) {
     operand->fill([&] { return random.normal(); });
   }
-  for (int64_t k = 0; k < count; ++k) turned[k] = weight[count - 1 - k];
   for (const Array<T>* result : {&outputs, &image_grad}) result->poison();
   sums.fill([] { return 0.0; });
 
@@ -75,13 +74,25 @@ bool run_case(const Extent& y, const Extent& x, bool at_end, unsigned seed) {
     for (int64_t l = 0; l < kernel.lanes; ++l) weight_grad[k] += sums[k * kernel.lanes + l];
   }
 
-  const DepthwisePlan backward(of_gradients(y.outputs(), y.kernel, y.stride, y.padding, y.size),
-                               of_gradients(x.outputs(), x.kernel, x.stride, x.padding, x.size),
-                               kernel.lanes);
-  const Array<T> spread(backward.frame.size(), at_end);
-  spread.fill([] { return 0.0; });
-  kernel.fill(backward.frame, grad.data(), spread.data());
-  kernel.correlate(backward.taps, spread.data(), turned.data(), image_grad.data());
+  if (y.stride == 1 && x.stride == 1) {
+    const DepthwisePlan backward(of_gradients(y.outputs(), y.kernel, y.padding, y.size),
+                                 of_gradients(x.outputs(), x.kernel, x.padding, x.size),
+                                 kernel.lanes);
+    const Array<T> zeros(backward.frame.size(), at_end);
+    zeros.fill([] { return 0.0; });
+    kernel.fill(backward.frame, grad.data(), zeros.data());
+    for (int64_t k = 0; k < count; ++k) arranged[k] = weight[count - 1 - k];
+    kernel.correlate(backward.taps, zeros.data(), arranged.data(), image_grad.data());
+  } else {
+    const StridedGradientPlan backward({y.outputs(), y.kernel, y.stride, y.padding, y.size},
+                                       {x.outputs(), x.kernel, x.stride, x.padding, x.size},
+                                       kernel.lanes);
+    const Array<T> zeros(backward.frame.size(), at_end);
+    zeros.fill([] { return 0.0; });
+    kernel.fill(backward.frame, grad.data(), zeros.data());
+    for (int64_t k = 0; k < count; ++k) arranged[k] = weight[backward.order[k]];
+    kernel.correlate_classes(backward.classes, zeros.data(), arranged.data(), image_grad.data());
+  }
 
   std::vector<double> y_values(places), x_values(y.size * x.size), w_values(count);
   each_product(y, x, [&](int64_t place, int64_t pixel, int64_t k) {

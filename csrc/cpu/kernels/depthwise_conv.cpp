@@ -35,7 +35,7 @@ void fill_row_of_two_phases(const Frame& f, const T* pixels, T* row) {
 template <class T>
 void fill_row_anyhow(const Frame& f, const T* pixels, T* row) {
   for (int64_t x = 0; x < f.width; ++x) {
-    const int64_t column = f.left + x * f.spread_x;
+    const int64_t column = f.left + x;
     if (column < 0 || column >= f.columns) continue;
     row[column % f.phases * f.pitch + column / f.phases] = pixels[x];
   }
@@ -43,9 +43,9 @@ void fill_row_anyhow(const Frame& f, const T* pixels, T* row) {
 
 template <class T>
 void fill(const Frame& f, const T* plane, T* to) {
-  const bool whole = f.spread_x == 1 && f.left >= 0 && f.left + f.width <= f.columns;
+  const bool whole = f.left >= 0 && f.left + f.width <= f.columns;
   for (int64_t y = 0; y < f.height; ++y, plane += f.width) {
-    const int64_t r = f.top + y * f.spread_y;
+    const int64_t r = f.top + y;
     if (r < 0 || r >= f.rows) continue;
     T* const row = to + r * f.row_size();
     if (whole && f.phases == 1) {
@@ -146,6 +146,50 @@ void correlate(const Taps& taps, const T* frame, const T* weight, T* outputs) {
   }
 }
 
+// The sum over the taps of one class.
+template <class T>
+METASPARSE_INLINE Vec<T> sum_of_class(const Classes& classes, int64_t index, const T* frame,
+                                      const T* weight) {
+  Vec<T> sum{};
+  for (int64_t k = classes.first[index]; k < classes.first[index + 1]; ++k) {
+    sum += broadcast<T>(weight[k]) * load_unaligned(frame + classes.offsets[k]);
+  }
+  return sum;
+}
+
+// A row of a gradient whose columns are of classes x, x + 1, ... in turn.
+template <class T>
+void correlate_row(const Classes& classes, int64_t y, const T* frame, const T* weight, T* row) {
+  constexpr int L = kLanes<T>;
+  const int64_t stride = classes.stride_x, first = y * stride;
+  for (int64_t n = 0; n * stride < classes.columns; n += L) {
+    T* const to = row + n * stride;
+    const int64_t left = classes.columns - n * stride;
+    if (stride == 2) {
+      const Vec<T> each[2] = {sum_of_class(classes, first, frame + n, weight),
+                              sum_of_class(classes, first + 1, frame + n, weight)};
+      Vec<T> out[2];
+      interleave<T, 2>(each, out);
+      store_some(lanes_between(0, left, L), to, out[0]);
+      store_some(lanes_between(0, left - L, L), to + L, out[1]);
+      continue;
+    }
+    for (int64_t x = 0; x < stride; ++x) {
+      T numbers[L];
+      store_unaligned(numbers, sum_of_class(classes, first + x, frame + n, weight));
+      for (int64_t l = 0; l < L && l * stride + x < left; ++l) to[l * stride + x] = numbers[l];
+    }
+  }
+}
+
+template <class T>
+void correlate_classes(const Classes& classes, const T* frame, const T* weight, T* outputs) {
+  for (int64_t r = 0; r < classes.rows; ++r) {
+    correlate_row(classes, r % classes.stride_y, frame + r / classes.stride_y * classes.row_step,
+                  weight, outputs + r * classes.columns);
+  }
+}
+
 // Lanes behind the last output read nothing: what lies there may be infinite, and zero times that
 // is no zero.
 template <class T, int Count>
@@ -189,7 +233,8 @@ void accumulate(const Taps& taps, const T* frame, const T* grad, T* sums) {
 }  // namespace
 
 const DepthwiseTable depthwise_conv = {
-    {fill<float>, correlate<float>, accumulate<float>, kLanes<float>},
-    {fill<double>, correlate<double>, accumulate<double>, kLanes<double>}};
+    {fill<float>, correlate<float>, correlate_classes<float>, accumulate<float>, kLanes<float>},
+    {fill<double>, correlate<double>, correlate_classes<double>, accumulate<double>,
+     kLanes<double>}};
 
 }  // namespace metasparse::cpu::METASPARSE_ISA

@@ -11,9 +11,8 @@
 namespace metasparse::cpu {
 
 struct Frame {
-  int64_t height, width;       // of the plane
-  int64_t top, left;           // where its first pixel lies; below zero it is cut off
-  int64_t spread_y, spread_x;  // from one of its pixels to the next
+  int64_t height, width;  // of the plane
+  int64_t top, left;      // where its first pixel lies; below zero it is cut off
   int64_t rows, columns;
   int64_t phases, pitch;  // numbers from one phase of a row to the next; zeros and slack behind it
 
@@ -30,12 +29,25 @@ struct Taps {
   int64_t shared_height;   // of the kernel, if rows of outputs are one row apart, else 0
 };
 
+// What is read of a frame for the input gradient of a strided convolution. Its rows and columns
+// fall into as many classes as the strides; those of one see the same taps, one pixel of the frame
+// apart.
+struct Classes {
+  int64_t rows, columns;       // of the gradient
+  int64_t stride_y, stride_x;  // row r is number r / stride_y of its class, r % stride_y
+  int64_t row_step;            // numbers of a row of the frame
+  const int64_t* first;        // where the taps of each class begin: (y, x), x the fast axis
+  const int64_t* offsets;      // of each tap from the place of a number in its class
+};
+
 template <class T>
 struct DepthwiseKernels {
   // Copies a plane into a frame of zeros, which stay around it for the next one.
   void (*fill)(const Frame& frame, const T* plane, T* to);
   // outputs (rows, columns) = the sum over taps of weight times what each sees
   void (*correlate)(const Taps& taps, const T* frame, const T* weight, T* outputs);
+  // The same for the classes of a gradient; weights are in the order of their taps.
+  void (*correlate_classes)(const Classes& classes, const T* frame, const T* weight, T* outputs);
   // sums (count, lanes) += grad (rows, columns) times what each tap sees
   void (*accumulate)(const Taps& taps, const T* frame, const T* grad, T* sums);
   int64_t lanes;
