@@ -95,22 +95,23 @@ void correlate_classes(const StridedGradientPlan& plan, const Tensor& grad, cons
 // Channels of one image after the other, as they lie in memory, a few with their sums in the cache.
 template <class T>
 void accumulate(const DepthwisePlan& plan, const Tensor& grad, const Tensor& x, Tensor& out) {
-  constexpr int64_t kBlock = 16;
   const int64_t samples = x.size(1), channels = x.size(2), count = plan.taps.count;
-  const int64_t blocks = (channels + kBlock - 1) / kBlock;
+  const int64_t block =
+      std::clamp<int64_t>(x.size(0) * channels / (4 * thread_count()), 1, /*sums in cache*/ 16);
+  const int64_t blocks = (channels + block - 1) / block;
   const auto& kernel = kernels<T>();
   const int64_t plane = plan.frame.height * plan.frame.width;
   const int64_t outputs = plan.taps.rows * plan.taps.columns, size = count * kernel.lanes;
   const auto* images = x.const_data_ptr<T>();
   const auto* gradients = grad.const_data_ptr<T>();
   auto* to = out.mutable_data_ptr<T>();
-  const int64_t grain = grain_of(samples * kBlock * outputs, count);
+  const int64_t grain = grain_of(samples * block * outputs, count);
   parallel_range(0, x.size(0) * blocks, grain, [&](int64_t begin, int64_t end) {
     T* const frame = zeros_of<T>(plan.frame);
-    std::vector<T> sums(kBlock * size);
+    std::vector<T> sums(block * size);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t task = unit / blocks, first = unit % blocks * kBlock;
-      const int64_t together = std::min(kBlock, channels - first);
+      const int64_t task = unit / blocks, first = unit % blocks * block;
+      const int64_t together = std::min(block, channels - first);
       std::fill(sums.begin(), sums.end(), T(0));
       for (int64_t n = 0; n < samples; ++n) {
         for (int64_t c = 0; c < together; ++c) {
