@@ -6,6 +6,8 @@ kept in ``benchmarks/results/``; writes ``docs/convex-heads.png``.
 
 from __future__ import annotations
 
+import argparse
+
 from benchmarks.harness import RESULTS
 from metasparse_ext import plots
 from metasparse_ext.training import Run, metrics
@@ -19,6 +21,7 @@ PICTURE = RESULTS.parents[1] / "docs" / "convex-heads.png"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     records = {
         label: metrics.read(Run(RESULTS / folder).metrics_path) for label, folder in RUNS.items()
     }

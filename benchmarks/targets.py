@@ -123,6 +123,19 @@ def reached(target: Target, rows: list[dict[str, Any]], density: float | None) -
     return statistics.median(speedups) if speedups else None
 
 
+def lines() -> Iterator[tuple[str, ...]]:
+    """Each target, what was wanted by density, and what was reached on one thread and on two."""
+    for target in TARGETS:
+        found = []
+        for threads in (1, 2):
+            document = load(f"{target.group}-{threads}-threads")
+            rows = document["rows"] if document else []
+            values = [reached(target, rows, density) for density in target.least]
+            found.append(", ".join("-" if value is None else f"{value:.1f}" for value in values))
+        if any(each.strip("-, ") for each in found):
+            yield target.label, ", ".join(f"{least:g}" for least in target.least.values()), *found
+
+
 def compare(threads: int) -> tuple[Table, bool]:
     """Every target, what was reached, and whether none was missed."""
     table = Table(title=f"{threads} threads: reached (target)")

@@ -6,6 +6,7 @@ seconds, from the metrics that are kept of the learners' study.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     for task in TASKS:
         runs = records(RESULTS, task)
         if runs:

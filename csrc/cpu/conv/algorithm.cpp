@@ -199,7 +199,7 @@ std::string verdict(Miss miss, const Rule& rule, ConvAlgorithm algorithm, ConvOp
   const char* channels = op == ConvOp::input_grad ? " output channels" : " input channels";
   switch (miss) {
     case Miss::none:
-      return "the first rule that applies: at least 0.95 times the library's speed where measured" +
+      return "the first rule that applies, as measured on the processors it was made on" +
              tile_words(algorithm, op, s, precise);
     case Miss::support:
       return unsupported({rule.kind, 2}, op, s);
