@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -120,8 +121,16 @@ def _each_once(rows: list[Candidate], note: str | None) -> tuple[Candidate, ...]
         verdicts.setdefault(algorithm, {})[verdict] = None
     earlier = "; ".join(verdicts.pop(served.algorithm, ()))
     why = [served.verdict, f"not by an earlier one: {earlier}" if earlier else None, note]
-    joined = [Candidate(algorithm, "; ".join(words)) for algorithm, words in verdicts.items()]
+    joined = [Candidate(algorithm, _joined(words)) for algorithm, words in verdicts.items()]
     return (*joined, Candidate(served.algorithm, "; ".join(filter(None, why))))
+
+
+def _joined(words: Iterable[str]) -> str:
+    """Why an algorithm serves no call: of each of its rules, where it has several."""
+    first, *others = words
+    if not others:
+        return first
+    return f"of its {1 + len(others)} rules none applies: {'; '.join([first, *others])}"
 
 
 def _all(algorithm: str, verdict: str) -> Explanations:
