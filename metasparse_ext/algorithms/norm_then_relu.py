@@ -28,8 +28,8 @@ class NormThenReLU:
     @contextmanager
     def pairing(self, model: nn.Module) -> Generator[None]:
         """Has the sequences of a model run their norms together with the ReLU behind them."""
-        stock = (m for m in model.modules() if _runs_as(m, nn.Sequential))
-        sequences = [m for m in stock if isinstance(m, nn.Sequential)]
+        sequences = [m for m in model.modules() if isinstance(m, nn.Sequential)]
+        sequences = [m for m in sequences if _runs_as(m, nn.Sequential)]
         try:
             for sequence in sequences:
                 sequence.__dict__["forward"] = _Paired(self, sequence)
