@@ -2,7 +2,7 @@
 // Depthwise convolutions, one plane of one image at a time.
 //
 // A plane is copied into a frame, among zeros, from which every tap of every output reads without a
-// test. Columns of a frame are dealt out to `phases` rows: column j is number j / phases of phase
+// test. Columns of a frame are stored in `phases` rows: column j is number j / phases of phase
 // j % phases, so that outputs whose windows lie `phases` columns apart read neighbours.
 #include <cstdint>
 
