@@ -1,6 +1,7 @@
 // Depthwise convolutions on the CPU: each plane of an image, and of a gradient, goes through a
-// frame in the first-level cache (kernels/depthwise_conv.h). The input gradient is a convolution
-// too, of the gradient spread among zeros with the kernel turned over.
+// frame in the first-level cache (kernels/depthwise_conv.h). The input gradient is a convolution,
+// too, with the kernel rotated by 180 degrees; with strides, one for each class of rows and
+// columns.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 

@@ -31,7 +31,8 @@ class AsOneTask(TorchFunctionMode):
     - The rule of vmap for an embedding knows the padding of the first task alone.
     - Gradients of embeddings are dense: a flat buffer has no sparse ones.
     - Inside a vmap tensors have neither requires_grad nor grad_fn, and a hook that asks for them
-      would be left out. With those of the graph outside it meets vmap's refusal, and the model runs task by task.
+      would be left out. With those of the graph outside it meets vmap's refusal, and the model
+      runs task by task.
 
     What would be slow: the rules of vmap for a convolution and a batch norm lay the channels of
     all tasks side by side, in a copy, and multiply and add the parameters of a norm one after the
